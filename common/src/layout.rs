@@ -1,0 +1,211 @@
+//! Placement is computed, not stored: chunk id -> placement group -> ordered list of servers.
+//!
+//! The table comes from a weighted rendezvous order (Thaler & Ravishankar 1998, with the logarithmic weights of
+//! Schindelhauer & Schomaker 2005), one per placement group, walked so that replicas land in different zones, else
+//! racks, else hosts. So a server's share follows its weight, and a change of one server moves only its own share.
+//!
+//! Invariants:
+//! 1. `groups.len() == pg_count`, and a list names no server twice.
+//! 2. The first `replicas` servers of a list are in as many different failure domains as there are; the rest
+//!    (`FALL_THROUGH`) is where writers go when some of the first are not writable.
+//! 3. The same servers, weights, domains and `pg_count` give the same table on every machine.
+//!
+//! Left out: bounded sets of replica groups (copysets); moves in steps (now, was) come with rebalance.
+
+use crate::id::{ChunkId, ClusterId, Epoch, LayoutVersion, NodeId, PgId, ServerId};
+use crate::units::FALL_THROUGH;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Where a server stands. Two replicas of a chunk go into different zones if they can, else racks, else hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Domain {
+    /// A room, site or power domain.
+    pub zone: String,
+    /// A rack in it.
+    pub rack: String,
+    /// A machine in it. Empty: the server counts as a machine of its own.
+    pub host: String,
+}
+
+/// A chunkserver as the cluster map shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerInfo {
+    /// Its data-plane address, `host:port`.
+    pub addr: String,
+    /// Where it stands.
+    pub domain: Domain,
+    /// Its share relative to others, at least 1. 0: gets no new data (out).
+    pub weight: u32,
+    /// Heartbeats come.
+    pub up: bool,
+    /// It has room and no other reason to refuse writes. A target of new chunks only if `up` too.
+    pub writable: bool,
+}
+
+/// What everybody knows of the cluster. Versioned: fetched again when an answer names another version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// Which cluster.
+    pub cluster: ClusterId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Rises with every change of anything in here, also of `up` and `writable`. Compare for difference, not order:
+    /// a new leader starts again above its own past only.
+    pub version: u64,
+    /// Default replica count.
+    pub replicas: u8,
+    /// Durable copies below which a write is not acknowledged.
+    pub min_replicas: u8,
+    /// Metaservers and their control-plane addresses.
+    pub metaservers: BTreeMap<NodeId, String>,
+    /// Chunkservers.
+    pub servers: BTreeMap<ServerId, ServerInfo>,
+    /// Who holds what.
+    pub layout: Layout,
+}
+
+/// The layout table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Rises with every change of the table.
+    pub version: LayoutVersion,
+    /// For each placement group its servers in order: replicas first, then where to fall through to.
+    pub groups: Vec<Vec<ServerId>>,
+}
+
+/// What the table is computed from, per server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which.
+    pub server: ServerId,
+    /// Where.
+    pub domain: Domain,
+    /// Share; 0 is left out.
+    pub weight: u32,
+}
+
+impl Layout {
+    /// Computes the table. Pure. `replicas` is the largest replica count the lists must serve with distinct domains.
+    pub fn compute(version: LayoutVersion, pg_count: u32, replicas: u8, candidates: &[Candidate]) -> Layout {
+        let groups = (0..pg_count).map(|pg| group_order(PgId(pg), replicas, candidates)).collect();
+        Layout { version, groups }
+    }
+
+    /// Number of placement groups.
+    pub fn pg_count(&self) -> u32 {
+        u32::try_from(self.groups.len()).expect("at most 65,536 groups")
+    }
+
+    /// The placement group of a chunk and its servers in order.
+    pub fn place(&self, chunk: &ChunkId) -> (PgId, &[ServerId]) {
+        let pg = chunk.pg(self.pg_count());
+        (pg, &self.groups[usize::try_from(pg.0).expect("64-bit")])
+    }
+}
+
+impl ClusterMap {
+    /// The servers a writer of `replicas` copies uses, in order: the first of the chunk's list that are up and
+    /// writable. Fewer if there are no more.
+    pub fn write_targets(&self, chunk: &ChunkId, replicas: u8) -> Vec<ServerId> {
+        let (_, order) = self.layout.place(chunk);
+        let usable = |id: &&ServerId| self.servers.get(id).is_some_and(|s| s.up && s.writable);
+        order.iter().filter(usable).take(usize::from(replicas)).copied().collect()
+    }
+
+    /// The servers a reader asks, in order: those of the list that are up, then those that are not.
+    pub fn read_candidates(&self, chunk: &ChunkId) -> Vec<ServerId> {
+        let (_, order) = self.layout.place(chunk);
+        let up = |id: &&ServerId| self.servers.get(id).is_some_and(|s| s.up);
+        let mut all: Vec<ServerId> = order.iter().filter(up).copied().collect();
+        all.extend(order.iter().filter(|id| !up(id)).filter(|id| self.servers.contains_key(id)));
+        all
+    }
+}
+
+/// The rendezvous order of all candidates for one group, spread over domains, cut to what is ever used.
+fn group_order(pg: PgId, replicas: u8, candidates: &[Candidate]) -> Vec<ServerId> {
+    let mut scored: Vec<(f64, &Candidate)> =
+        candidates.iter().filter(|c| c.weight > 0).map(|c| (score(pg, c), c)).collect();
+    scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.server.cmp(&b.1.server)));
+    let mut rest: Vec<&Candidate> = scored.into_iter().map(|(_, c)| c).collect();
+    let mut chosen: Vec<&Candidate> = Vec::new();
+    let wanted = (usize::from(replicas) + FALL_THROUGH).min(rest.len());
+    while chosen.len() < wanted {
+        let next = most_distant(&chosen, &rest);
+        chosen.push(rest.remove(next));
+    }
+    chosen.iter().map(|c| c.server).collect()
+}
+
+/// The first of `rest` that shares least with what is chosen: no zone, else no rack, else no host, else anything.
+fn most_distant(chosen: &[&Candidate], rest: &[&Candidate]) -> usize {
+    let zones: BTreeSet<&str> = chosen.iter().map(|c| c.domain.zone.as_str()).collect();
+    let racks: BTreeSet<(&str, &str)> =
+        chosen.iter().map(|c| (c.domain.zone.as_str(), c.domain.rack.as_str())).collect();
+    let hosts: BTreeSet<(&str, &str, String)> = chosen.iter().map(|c| host_of(c)).collect();
+    let free_zone = rest.iter().position(|c| !zones.contains(c.domain.zone.as_str()));
+    let free_rack = || rest.iter().position(|c| !racks.contains(&(c.domain.zone.as_str(), c.domain.rack.as_str())));
+    let free_host = || rest.iter().position(|c| !hosts.contains(&host_of(c)));
+    free_zone.or_else(free_rack).or_else(free_host).unwrap_or(0)
+}
+
+fn host_of(c: &Candidate) -> (&str, &str, String) {
+    let host = if c.domain.host.is_empty() { c.server.to_string() } else { c.domain.host.clone() };
+    (c.domain.zone.as_str(), c.domain.rack.as_str(), host)
+}
+
+/// Smaller is better: an exponential variate with rate `weight`, drawn from (group, server).
+fn score(pg: PgId, candidate: &Candidate) -> f64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"dfs layout 1").update(&pg.0.to_le_bytes()).update(&candidate.server.0.to_le_bytes());
+    let mut high = [0u8; 4];
+    high.copy_from_slice(&hasher.finalize().as_bytes()[..4]);
+    let uniform = (f64::from(u32::from_le_bytes(high)) + 0.5) / 4_294_967_296.0;
+    -uniform.ln() / f64::from(candidate.weight)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn servers(n: u32, zones: u32) -> Vec<Candidate> {
+        let domain = |i: u32| Domain { zone: format!("z{}", i % zones), rack: "r".into(), host: format!("h{i}") };
+        (1..=n).map(|i| Candidate { server: ServerId(i), domain: domain(i), weight: 10 }).collect()
+    }
+
+    #[test]
+    fn replicas_are_in_different_zones_when_there_are_enough() {
+        let all = servers(9, 3);
+        let layout = Layout::compute(LayoutVersion(1), 256, 3, &all);
+        for group in &layout.groups {
+            let zones: BTreeSet<u32> = group[..3].iter().map(|s| s.0 % 3).collect();
+            assert_eq!(zones.len(), 3);
+        }
+    }
+
+    #[test]
+    fn a_server_that_leaves_moves_only_its_own_share() {
+        let all = servers(8, 8);
+        let before = Layout::compute(LayoutVersion(1), 1024, 3, &all);
+        let after = Layout::compute(LayoutVersion(2), 1024, 3, &all[1..]);
+        for (old, new) in before.groups.iter().zip(&after.groups) {
+            let kept: Vec<ServerId> = old[..3].iter().filter(|s| s.0 != 1).copied().collect();
+            assert!(kept.iter().all(|s| new[..3].contains(s)), "{old:?} -> {new:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn lists_are_complete_and_name_nobody_twice(n in 1u32..20, zones in 1u32..6, replicas in 1u8..9) {
+            let layout = Layout::compute(LayoutVersion(1), 64, replicas, &servers(n, zones));
+            let wanted = (usize::from(replicas) + FALL_THROUGH).min(usize::try_from(n).unwrap());
+            for group in &layout.groups {
+                let distinct: BTreeSet<&ServerId> = group.iter().collect();
+                prop_assert_eq!(distinct.len(), group.len());
+                prop_assert_eq!(group.len(), wanted);
+            }
+        }
+    }
+}

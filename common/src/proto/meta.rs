@@ -1,0 +1,796 @@
+//! The metadata service: what clients, chunkservers, other metaservers and administrators ask of it.
+//!
+//! Changes of the namespace are [`Request`]s: they carry a session, a slot and a sequence number, go through the Raft
+//! log and take effect exactly once. [`Query`]s are linearizable reads.
+
+use crate::auth::{Attempt, Mac, Receipt, Secret};
+use crate::fault::Fault;
+use crate::id::{
+    ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, NodeId, ServerId, SessionId,
+};
+use crate::layout::{ClusterMap, Domain};
+use crate::name::Name;
+use crate::time::Time;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// On whose behalf.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cred {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Supplementary groups, at most 65,536 (the kernel's own limit).
+    pub groups: Vec<u32>,
+}
+
+/// What kind of inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum FileKind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Dir,
+    /// Symbolic link.
+    Symlink,
+    /// Named pipe.
+    Fifo,
+    /// Unix socket.
+    Socket,
+    /// Character device.
+    CharDevice,
+    /// Block device.
+    BlockDevice,
+}
+
+/// What `stat` shows of an inode, and what a client needs to know to use it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: InodeId,
+    /// Its kind.
+    pub kind: FileKind,
+    /// Permission bits with setuid, setgid and sticky: `0o7777`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Hard links; for a directory 2 + its subdirectories.
+    pub nlink: u32,
+    /// Length in bytes; of a symlink its target's; of a directory its entries times 32.
+    pub size: u64,
+    /// Bytes that extents cover (holes do not count).
+    pub allocated: u64,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of contents.
+    pub mtime: Time,
+    /// Last change of the inode.
+    pub ctime: Time,
+    /// Device number, of devices (Linux encoding).
+    pub rdev: u32,
+    /// Chunk size, in bytes: a power of two. Of a directory: what new entries inherit.
+    pub chunk_size: u32,
+    /// Replicas of each chunk. Of a directory: what new entries inherit.
+    pub replicas: u8,
+    /// Rises with each change of size or extents.
+    pub version: DataVersion,
+}
+
+/// What [`Op::Create`] makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewNode {
+    /// A regular file, empty.
+    File,
+    /// A directory, empty.
+    Dir,
+    /// A symbolic link to this target (1 to 4095 bytes).
+    Symlink(Vec<u8>),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device with this number.
+    CharDevice(u32),
+    /// A block device with this number.
+    BlockDevice(u32),
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SetTime {
+    /// The metaserver's time of the command.
+    Now,
+    /// This time.
+    At(Time),
+}
+
+/// What [`Op::SetAttr`] changes: what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAttr {
+    /// New permission bits, `0o7777`.
+    pub mode: Option<u32>,
+    /// New owner.
+    pub uid: Option<u32>,
+    /// New group.
+    pub gid: Option<u32>,
+    /// New length: what lies behind is gone, what is new reads as zeros.
+    pub size: Option<u64>,
+    /// New access time.
+    pub atime: Option<SetTime>,
+    /// New modification time.
+    pub mtime: Option<SetTime>,
+    /// The file is open for writing here, so `size` needs no write permission now (`ftruncate`).
+    pub opened: bool,
+    /// Directories and files: chunk size of what is written from now on.
+    pub chunk_size: Option<u32>,
+    /// Directories: what new entries inherit. (Files: a later step re-makes or trims their chunks.)
+    pub replicas: Option<u8>,
+}
+
+/// How [`Op::Rename`] treats the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RenameMode {
+    /// Replace it if POSIX allows.
+    Replace,
+    /// Fail with `Exists` if there is one (`RENAME_NOREPLACE`).
+    NoReplace,
+    /// Swap the two; both must exist (`RENAME_EXCHANGE`).
+    Exchange,
+}
+
+/// How [`Op::SetXattr`] treats an existing value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum XattrMode {
+    /// Set it either way.
+    Any,
+    /// Fail with `Exists` if it is there (`XATTR_CREATE`).
+    Create,
+    /// Fail with `NoData` if it is not (`XATTR_REPLACE`).
+    Replace,
+}
+
+/// A change of the namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// Makes the session of this request. Repeating it is fine. `slots` at most [`SLOTS_MAX`].
+    OpenSession {
+        /// Host name and purpose, for people.
+        label: String,
+        /// How many requests may be under way at once.
+        slots: u16,
+    },
+    /// Ends the session: its orphans and locks go. Replies that were kept for it are gone.
+    CloseSession,
+    /// Makes a new entry and inode. With `exclusive` false an existing *regular file* is opened instead
+    /// (`O_CREAT` without `O_EXCL`): access is checked for reading and writing as `mode` of [`Query::Open`] would.
+    Create {
+        /// Directory.
+        parent: InodeId,
+        /// Name in it.
+        name: Name,
+        /// What to make.
+        node: NewNode,
+        /// Permission bits, umask already applied.
+        mode: u32,
+        /// Fail with `Exists` if the name is taken.
+        exclusive: bool,
+        /// Access wanted on an existing file when not `exclusive`: bits of [`ACCESS_READ`], [`ACCESS_WRITE`].
+        access: u8,
+    },
+    /// A further name for an inode that is no directory.
+    Link {
+        /// The inode.
+        ino: InodeId,
+        /// Directory of the new name.
+        parent: InodeId,
+        /// The new name.
+        name: Name,
+    },
+    /// Removes a name of something that is no directory.
+    Unlink {
+        /// Directory.
+        parent: InodeId,
+        /// Name in it.
+        name: Name,
+        /// The caller's session has it open: keep the inode as an orphan of this session if this was the last name.
+        keep: bool,
+    },
+    /// Removes an empty directory.
+    Rmdir {
+        /// Directory that holds it.
+        parent: InodeId,
+        /// Name in it.
+        name: Name,
+    },
+    /// Moves an entry.
+    Rename {
+        /// From this directory,
+        from: InodeId,
+        /// this name,
+        from_name: Name,
+        /// to this directory,
+        to: InodeId,
+        /// under this name.
+        to_name: Name,
+        /// What to do about an existing target.
+        mode: RenameMode,
+        /// The caller's session has the *replaced* target open: keep it as an orphan of this session.
+        keep: bool,
+    },
+    /// Changes attributes.
+    SetAttr {
+        /// The inode.
+        ino: InodeId,
+        /// What to change.
+        set: SetAttr,
+    },
+    /// Sets an extended attribute.
+    SetXattr {
+        /// The inode.
+        ino: InodeId,
+        /// Name with its namespace (`user.x`), 1 to 255 bytes.
+        name: Vec<u8>,
+        /// Value, at most 64 KiB.
+        value: Vec<u8>,
+        /// What to do about an existing one.
+        mode: XattrMode,
+    },
+    /// Removes an extended attribute.
+    RemoveXattr {
+        /// The inode.
+        ino: InodeId,
+        /// Name with its namespace.
+        name: Vec<u8>,
+    },
+    /// This session has no descriptor on this inode any more: if it is its orphan, it goes.
+    Release {
+        /// The inode.
+        ino: InodeId,
+    },
+    /// Changes what a file holds.
+    Commit(Commit),
+}
+
+/// Read access, as in `R_OK`.
+pub const ACCESS_READ: u8 = 4;
+/// Write access, as in `W_OK`.
+pub const ACCESS_WRITE: u8 = 2;
+/// Execute or search access, as in `X_OK`.
+pub const ACCESS_EXEC: u8 = 1;
+/// The most slots a session may have.
+pub const SLOTS_MAX: u16 = 256;
+
+/// Replaces ranges of a file, atomically: extents, chunk references, size and times in one step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// The file.
+    pub ino: InodeId,
+    /// If given, refuse with `Stale` unless this is still the file's data version.
+    pub base: Option<DataVersion>,
+    /// What to replace, at most 1024 edits, applied in order. With `append`, offsets count from the end of the file
+    /// as `apply` finds it.
+    pub edits: Vec<Edit>,
+    /// `O_APPEND`: the state machine assigns the offset.
+    pub append: bool,
+    /// The file's size becomes at least this (with `append`: counted from the old end). Edits beyond the final size
+    /// are refused, except holes (`KEEP_SIZE` is a hole without `grow`).
+    pub grow: u64,
+    /// Every chunk that `edits` name, once each, with proof that it is stored.
+    pub chunks: Vec<StoredChunk>,
+    /// Under what the chunks were put or touched.
+    pub attempt: Attempt,
+    /// The layout the puts used.
+    pub layout: LayoutVersion,
+    /// Modification time; `None`: the metaserver's time of the command.
+    pub mtime: Option<Time>,
+}
+
+/// One replaced range of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edit {
+    /// First byte.
+    pub at: u64,
+    /// How many bytes, at least 1.
+    pub len: u64,
+    /// What they are from now on.
+    pub data: Source,
+}
+
+/// Where bytes of a file come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// Zeros.
+    Hole,
+    /// `len` bytes of this chunk from `offset` on. Inside the chunk.
+    Chunk {
+        /// The chunk.
+        id: ChunkId,
+        /// First byte in the chunk.
+        offset: u32,
+    },
+    /// These bytes, kept in the metadata: at most 4096, exactly the range's length when committed. A later
+    /// overwrite may leave a part of the range: `offset` says where in `bytes` it starts, so the id still verifies.
+    Inline {
+        /// BLAKE3 of `bytes`, made by the writer, checked by `apply` and by the reader.
+        id: ChunkId,
+        /// First byte used.
+        offset: u32,
+        /// All the bytes that were written.
+        bytes: Bytes,
+    },
+}
+
+/// A chunk with proof of where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredChunk {
+    /// The chunk.
+    pub id: ChunkId,
+    /// Its length in bytes.
+    pub len: u32,
+    /// One for each server that holds it durably.
+    pub receipts: Vec<Receipt>,
+}
+
+/// A change, with all that makes it take effect once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The client's session.
+    pub session: SessionId,
+    /// One request at a time on each slot.
+    pub slot: u16,
+    /// Rises by one with each new request on the slot; a retry repeats it. The first is 1.
+    pub seq: u64,
+    /// On whose behalf.
+    pub cred: Cred,
+    /// What to do.
+    pub op: Op,
+}
+
+/// What a change answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done, nothing to tell.
+    Done,
+    /// `OpenSession`: rights and rules of the session.
+    Session {
+        /// The cluster epoch now.
+        epoch: Epoch,
+        /// The right to put and touch chunks.
+        write_token: Mac,
+        /// The session ends when no request or keep-alive came for this long, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// `Create`.
+    Created {
+        /// The inode.
+        attr: Attr,
+        /// False: it was there and was opened.
+        new: bool,
+        /// The directory afterwards.
+        parent: Attr,
+    },
+    /// `Link`, `SetAttr`, xattr changes: the inode afterwards.
+    Attr(Attr),
+    /// `Unlink`, `Rmdir`: the inode it named, and its remaining links (0: gone, or an orphan of this session).
+    Removed {
+        /// The inode.
+        ino: InodeId,
+        /// Remaining links.
+        nlink: u32,
+    },
+    /// `Rename`: the inode it replaced and its remaining links, if any.
+    Renamed {
+        /// What was replaced.
+        replaced: Option<(InodeId, u32)>,
+    },
+    /// `Commit`: the inode afterwards, and where the edits went (0 unless `append`).
+    Committed {
+        /// The inode.
+        attr: Attr,
+        /// What was added to every edit's offset.
+        offset: u64,
+    },
+}
+
+/// A change's outcome and where in the order of all changes it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// What happened.
+    pub outcome: Outcome,
+    /// The Raft index at which it took effect. Also a valid witness from now on.
+    pub index: LogIndex,
+}
+
+/// A linearizable read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    /// One name in a directory. `Entry`.
+    Lookup {
+        /// The directory.
+        parent: InodeId,
+        /// The name.
+        name: Name,
+    },
+    /// A whole path at once, following symlinks on the way (and at its end if `follow`). `Walked`.
+    Walk {
+        /// Where relative paths start.
+        from: InodeId,
+        /// The path's bytes, with `/`; empty components and `.` are skipped, `..` goes up.
+        path: Vec<u8>,
+        /// Follow a symlink at the end too.
+        follow: bool,
+    },
+    /// `Attr`.
+    GetAttr {
+        /// The inode.
+        ino: InodeId,
+    },
+    /// `Target`.
+    ReadLink {
+        /// The symlink.
+        ino: InodeId,
+    },
+    /// Entries of a directory behind a cookie, in a stable order. `Listing`.
+    ReadDir {
+        /// The directory.
+        ino: InodeId,
+        /// Behind this cookie; 0 from the start.
+        after: u64,
+        /// At most this many, at most 4096.
+        limit: u32,
+        /// With attributes.
+        attrs: bool,
+    },
+    /// Attributes and the first extents of a file, checked for access. `Opened`.
+    Open {
+        /// The inode.
+        ino: InodeId,
+        /// Bits of `ACCESS_READ`, `ACCESS_WRITE`, `ACCESS_EXEC`.
+        access: u8,
+    },
+    /// Extents that overlap `[from, to)`, in order. `Extents`.
+    Extents {
+        /// The file.
+        ino: InodeId,
+        /// First byte.
+        from: u64,
+        /// Past the last byte.
+        to: u64,
+    },
+    /// `Value`.
+    GetXattr {
+        /// The inode.
+        ino: InodeId,
+        /// Name with its namespace.
+        name: Vec<u8>,
+    },
+    /// `Names`.
+    ListXattr {
+        /// The inode.
+        ino: InodeId,
+    },
+    /// `StatFs`.
+    StatFs,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirEntry {
+    /// Its name.
+    pub name: Name,
+    /// Its inode.
+    pub ino: InodeId,
+    /// Its kind.
+    pub kind: FileKind,
+    /// Where a listing that goes on behind it starts. Never 0; stable as long as the entry is there.
+    pub cookie: u64,
+    /// If asked for.
+    pub attr: Option<Attr>,
+}
+
+/// A range of a file, where its bytes are, and the right to read them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// First byte in the file.
+    pub at: u64,
+    /// How many bytes.
+    pub len: u64,
+    /// Where they are; never `Hole`.
+    pub data: Source,
+    /// Length of the chunk (0 for inline bytes): the reader needs it to verify.
+    pub chunk_len: u32,
+    /// For `Source::Chunk`: the right of this session to read it.
+    pub token: Mac,
+    /// For `Source::Chunk`: if the chunk is degraded, who holds it; else empty.
+    pub holders: Vec<ServerId>,
+}
+
+/// A run of extents, and how far it reaches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtentRun {
+    /// In order of offset, not overlapping.
+    pub extents: Vec<Extent>,
+    /// Everything in `[from, covered)` is told: what no extent covers there is a hole. At most what was asked for,
+    /// less when the answer would have more than [`EXTENTS_PER_ANSWER`] extents. `u64::MAX`: to the end.
+    pub covered: u64,
+}
+
+/// The most extents in one answer.
+pub const EXTENTS_PER_ANSWER: usize = 512;
+/// The most entries in one listing answer.
+pub const LISTING_MAX: u32 = 4096;
+
+/// The answer to a [`Query`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// `Lookup`, `GetAttr`.
+    Attr(Attr),
+    /// `Walk`: the inode at the end.
+    Walked {
+        /// Attributes of the last component.
+        attr: Attr,
+        /// The directory it was found in (the root for the root), with its last component's name if it has one.
+        parent: InodeId,
+    },
+    /// `ReadLink`.
+    Target(Vec<u8>),
+    /// `ReadDir`.
+    Listing {
+        /// In cookie order.
+        entries: Vec<DirEntry>,
+        /// True if nothing follows.
+        end: bool,
+        /// The parent of the directory, for `..`.
+        parent: InodeId,
+    },
+    /// `Open`: attributes and extents from offset 0 on.
+    Opened {
+        /// The inode.
+        attr: Attr,
+        /// From 0.
+        run: ExtentRun,
+    },
+    /// `Extents`.
+    Extents {
+        /// The inode at the same moment.
+        attr: Attr,
+        /// What was asked for.
+        run: ExtentRun,
+    },
+    /// `GetXattr`.
+    Value(Vec<u8>),
+    /// `ListXattr`: names, sorted.
+    Names(Vec<Vec<u8>>),
+    /// `StatFs`.
+    StatFs(FsStat),
+}
+
+/// Use of the whole file system, logical: what users stored, not times replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsStat {
+    /// Bytes of all files (their allocated ranges; a chunk shared by two files counts twice).
+    pub logical_bytes: u64,
+    /// Bytes of all referenced chunks, once each.
+    pub chunk_bytes: u64,
+    /// Referenced chunks.
+    pub chunks: u64,
+    /// Inodes of all kinds.
+    pub inodes: u64,
+    /// Raw capacity of all chunkservers, in bytes.
+    pub raw_capacity: u64,
+    /// Raw free space of all writable chunkservers, in bytes.
+    pub raw_free: u64,
+    /// Default replica count of the cluster.
+    pub replicas: u8,
+}
+
+/// A read, with whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// The client's session: read tokens are made for it.
+    pub session: SessionId,
+    /// On whose behalf.
+    pub cred: Cred,
+    /// What to read.
+    pub query: Query,
+}
+
+/// An answer and the index it is true at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// What was asked for.
+    pub answer: Answer,
+    /// The applied index the answer was read at, not below the read barrier of the request. A valid witness.
+    pub index: LogIndex,
+}
+
+/// The answer to a keep-alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alive {
+    /// A valid witness.
+    pub index: LogIndex,
+    /// The version of the cluster map now; fetch it if it is not the one you have.
+    pub map_version: u64,
+    /// The cluster epoch.
+    pub epoch: Epoch,
+}
+
+/// A chunkserver introduces itself, at start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Register {
+    /// Its id if it has one; else the metaservers give it the next.
+    pub server: Option<ServerId>,
+    /// Random, made at its first start, kept with its data: the same id may not come back with other data.
+    pub instance: u128,
+    /// Where its data plane is reached, `host:port`.
+    pub addr: String,
+    /// Where it stands.
+    pub domain: Domain,
+    /// Its share of the data relative to others, in GiB of capacity unless set by an administrator; at least 1.
+    pub weight: u32,
+    /// Capacity in bytes.
+    pub capacity: u64,
+    /// Free bytes, beyond its reserve.
+    pub free: u64,
+}
+
+/// What it learns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registered {
+    /// Its id from now on.
+    pub server: ServerId,
+    /// The cluster's secret: receipts and tokens.
+    pub secret: Secret,
+    /// The cluster map.
+    pub map: ClusterMap,
+}
+
+/// A chunkserver lives. Sent each second; O(1) in chunks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Who.
+    pub server: ServerId,
+    /// As registered.
+    pub instance: u128,
+    /// Capacity in bytes.
+    pub capacity: u64,
+    /// Free bytes, beyond its reserve.
+    pub free: u64,
+    /// Chunks it holds.
+    pub chunks: u64,
+    /// Bytes of chunks it holds.
+    pub chunk_bytes: u64,
+    /// Records found damaged since start.
+    pub corrupt: u64,
+    /// Data directories that are fenced.
+    pub fenced_dirs: u32,
+    /// The map version it has.
+    pub map_version: u64,
+}
+
+/// The answer to a heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatReply {
+    /// A newer map than the one it has, if there is one.
+    pub map: Option<ClusterMap>,
+}
+
+/// What administrators ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Admin {
+    /// Makes a new cluster of these metaservers out of empty ones. Asked of any one of them, once.
+    Format {
+        /// The new cluster, at random.
+        cluster: ClusterId,
+        /// Node ids and control-plane addresses, 1, 3 or 5.
+        metaservers: Vec<(NodeId, String)>,
+        /// Placement groups: a power of two, 16 to 65,536. Fixed for ever.
+        pg_count: u32,
+        /// Default replica count, 1 to 9.
+        replicas: u8,
+        /// Durable copies below which a write is not acknowledged, 1 to `replicas`.
+        min_replicas: u8,
+    },
+    /// What the cluster looks like, from the leader.
+    Status,
+    /// What this one metaserver knows of itself; answered without a majority.
+    NodeStatus,
+}
+
+/// What they get.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdminReply {
+    /// `Format`.
+    Formatted,
+    /// `Status`.
+    Status(Box<Status>),
+    /// `NodeStatus`.
+    Node(NodeStatus),
+}
+
+/// The cluster, as its leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Which cluster.
+    pub cluster: ClusterId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The leader's own view of itself.
+    pub leader: NodeStatus,
+    /// Every metaserver: id, address, and how far its log is known to match the leader's (`None`: unreachable).
+    pub metaservers: Vec<(NodeId, String, Option<LogIndex>)>,
+    /// Every chunkserver.
+    pub servers: Vec<ServerStatus>,
+    /// Use.
+    pub fs: FsStat,
+    /// Chunks with fewer copies than their target.
+    pub degraded: u64,
+    /// Sessions of clients.
+    pub sessions: u64,
+}
+
+/// One metaserver, by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Which.
+    pub node: NodeId,
+    /// `leader`, `follower`, `candidate`, `learner`, `unformatted`, or why it does not serve.
+    pub state: String,
+    /// Current term.
+    pub term: u64,
+    /// The leader it knows.
+    pub leader: Option<NodeId>,
+    /// Last applied index.
+    pub applied: LogIndex,
+    /// Last log index.
+    pub last_log: LogIndex,
+}
+
+/// One chunkserver, as the leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Which.
+    pub server: ServerId,
+    /// Data-plane address.
+    pub addr: String,
+    /// Whether heartbeats come.
+    pub up: bool,
+    /// Milliseconds since the last heartbeat; `None`: none since this leader was elected.
+    pub silent_ms: Option<u64>,
+    /// Its last heartbeat.
+    pub capacity: u64,
+    /// Free bytes.
+    pub free: u64,
+    /// Chunks.
+    pub chunks: u64,
+    /// Bytes of chunks.
+    pub chunk_bytes: u64,
+    /// Damaged records found since its start.
+    pub corrupt: u64,
+    /// Fenced data directories.
+    pub fenced_dirs: u32,
+}
+
+/// The control plane of a metaserver. Which role may call what is one match in the metaserver's `service.rs`.
+#[tarpc::service]
+pub trait Meta {
+    /// A change of the namespace. Clients.
+    async fn submit(request: Request) -> Result<Applied, Fault>;
+    /// A linearizable read. Clients.
+    async fn query(ask: Ask) -> Result<Answered, Fault>;
+    /// Keeps a session alive. Clients.
+    async fn keep_alive(session: SessionId) -> Result<Alive, Fault>;
+    /// The cluster map. Clients, chunkservers, administrators.
+    async fn cluster_map() -> Result<ClusterMap, Fault>;
+    /// Chunkservers.
+    async fn register(register: Register) -> Result<Registered, Fault>;
+    /// Chunkservers.
+    async fn heartbeat(heartbeat: Heartbeat) -> Result<HeartbeatReply, Fault>;
+    /// Administrators.
+    async fn admin(request: Admin) -> Result<AdminReply, Fault>;
+    /// Other metaservers: one Raft message, encoded by the metaserver's `raft/network.rs`.
+    async fn raft(message: Bytes) -> Result<Bytes, Fault>;
+}
