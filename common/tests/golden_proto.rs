@@ -1,0 +1,288 @@
+//! The bytes of the protocol, pinned. A line that changes here breaks every running cluster: raise
+//! `proto::VERSION` and keep the old decoder, or undo the change. New lines (new variants) are fine.
+//!
+//! `DFS_WRITE_GOLDEN=1 cargo test -p common --test golden_proto` writes the file anew, to be reviewed as a diff.
+
+use bytes::Bytes;
+use common::auth::{Attempt, Mac, Receipt, Secret};
+use common::fault::{Fault, Kind};
+use common::id::*;
+use common::layout::{ClusterMap, Domain, Layout, ServerInfo};
+use common::name::Name;
+use common::proto::chunk::*;
+use common::proto::meta::*;
+use common::time::Time;
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Write};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/proto_v1.txt");
+
+#[derive(Default)]
+struct Golden(String);
+
+impl Golden {
+    fn line<T: Serialize + DeserializeOwned + PartialEq + Debug>(&mut self, name: &str, value: &T) {
+        let bytes = postcard::to_stdvec(value).expect("plain data encodes");
+        let back: T = postcard::from_bytes(&bytes).expect("what was encoded decodes");
+        assert_eq!(&back, value, "{name} survives a round trip");
+        let hex = bytes.iter().fold(String::new(), |mut out, b| {
+            write!(out, "{b:02x}").expect("a string takes everything");
+            out
+        });
+        writeln!(self.0, "{name} = {hex}").expect("a string takes everything");
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a good name")
+}
+
+fn attr() -> Attr {
+    let time = |secs| Time { secs, nanos: 5 };
+    Attr {
+        ino: InodeId(300),
+        kind: FileKind::File,
+        mode: 0o644,
+        uid: 1,
+        gid: 2,
+        nlink: 1,
+        size: 70_000,
+        allocated: 65_536,
+        atime: time(-1),
+        mtime: time(2),
+        ctime: time(3),
+        rdev: 0,
+        chunk_size: 4 << 20,
+        replicas: 3,
+        version: DataVersion(9),
+    }
+}
+
+fn attempt() -> Attempt {
+    Attempt { session: SessionId(0xabcd), witness: LogIndex(77), epoch: Epoch(1) }
+}
+
+fn ops() -> Vec<(&'static str, Op)> {
+    let (ino, parent) = (InodeId(300), InodeId::ROOT);
+    let set = SetAttr { mode: Some(0o600), size: Some(1), mtime: Some(SetTime::Now), ..SetAttr::default() };
+    let edits = vec![
+        Edit { at: 0, len: 8, data: Source::Hole },
+        Edit { at: 8, len: 4, data: Source::Chunk { id: ChunkId([1; 32]), offset: 2 } },
+        Edit {
+            at: 12,
+            len: 2,
+            data: Source::Inline { id: ChunkId::of(b"ab"), offset: 0, bytes: Bytes::from_static(b"ab") },
+        },
+    ];
+    let receipts = vec![Receipt { server: ServerId(4), mac: Mac([5; 16]) }];
+    let commit = Commit {
+        ino,
+        base: Some(DataVersion(3)),
+        edits,
+        append: true,
+        grow: 14,
+        chunks: vec![StoredChunk { id: ChunkId([1; 32]), len: 6, receipts }],
+        attempt: attempt(),
+        layout: LayoutVersion(2),
+        mtime: None,
+    };
+    vec![
+        ("OpenSession", Op::OpenSession { label: "host".into(), slots: 16 }),
+        ("CloseSession", Op::CloseSession),
+        (
+            "Create",
+            Op::Create { parent, name: name("a"), node: NewNode::File, mode: 0o644, exclusive: true, access: 2 },
+        ),
+        ("Link", Op::Link { ino, parent, name: name("b") }),
+        ("Unlink", Op::Unlink { parent, name: name("b"), keep: true }),
+        ("Rmdir", Op::Rmdir { parent, name: name("d") }),
+        (
+            "Rename",
+            Op::Rename {
+                from: parent,
+                from_name: name("a"),
+                to: ino,
+                to_name: name("c"),
+                mode: RenameMode::Exchange,
+                keep: false,
+            },
+        ),
+        ("SetAttr", Op::SetAttr { ino, set }),
+        ("SetXattr", Op::SetXattr { ino, name: b"user.x".into(), value: b"v".into(), mode: XattrMode::Create }),
+        ("RemoveXattr", Op::RemoveXattr { ino, name: b"user.x".into() }),
+        ("Release", Op::Release { ino }),
+        ("Commit", Op::Commit(commit)),
+    ]
+}
+
+fn control_plane(out: &mut Golden) {
+    for (name, op) in ops() {
+        let cred = Cred { uid: 1000, gid: 100, groups: vec![4, 27] };
+        out.line(&format!("Request/{name}"), &Request { session: SessionId(0xabcd), slot: 3, seq: 9, cred, op });
+    }
+    let nodes = [
+        NewNode::File,
+        NewNode::Dir,
+        NewNode::Symlink(b"t".into()),
+        NewNode::Fifo,
+        NewNode::Socket,
+        NewNode::CharDevice(259),
+        NewNode::BlockDevice(1),
+    ];
+    out.line("NewNode", &nodes.to_vec());
+    let outcomes = vec![
+        Outcome::Done,
+        Outcome::Session { epoch: Epoch(1), write_token: Mac([2; 16]), timeout_ms: 60_000 },
+        Outcome::Created { attr: attr(), new: true, parent: attr() },
+        Outcome::Attr(attr()),
+        Outcome::Removed { ino: InodeId(4), nlink: 0 },
+        Outcome::Renamed { replaced: Some((InodeId(4), 1)) },
+        Outcome::Committed { attr: attr(), offset: 4096 },
+    ];
+    for outcome in outcomes {
+        out.line("Applied", &Applied { outcome, index: LogIndex(500) });
+    }
+    let ino = InodeId(7);
+    let queries = vec![
+        Query::Lookup { parent: ino, name: name("x") },
+        Query::Walk { from: ino, path: b"/a/b".into(), follow: true },
+        Query::GetAttr { ino },
+        Query::ReadLink { ino },
+        Query::ReadDir { ino, after: 3, limit: 100, attrs: true },
+        Query::Open { ino, access: ACCESS_READ | ACCESS_WRITE },
+        Query::Extents { ino, from: 0, to: u64::MAX },
+        Query::GetXattr { ino, name: b"user.x".into() },
+        Query::ListXattr { ino },
+        Query::StatFs,
+    ];
+    for query in queries {
+        out.line("Ask", &Ask { session: SessionId(1), cred: Cred::default(), query });
+    }
+    answers(out);
+    servers(out);
+}
+
+fn answers(out: &mut Golden) {
+    let extent = Extent {
+        at: 0,
+        len: 10,
+        data: Source::Chunk { id: ChunkId([3; 32]), offset: 0 },
+        chunk_len: 10,
+        token: Mac([4; 16]),
+        holders: vec![ServerId(2)],
+    };
+    let run = ExtentRun { extents: vec![extent], covered: 4096 };
+    let entry =
+        DirEntry { name: name("x"), ino: InodeId(5), kind: FileKind::Dir, cookie: 2, attr: Some(attr()) };
+    let answers = vec![
+        Answer::Attr(attr()),
+        Answer::Walked { attr: attr(), parent: InodeId::ROOT },
+        Answer::Target(b"t".into()),
+        Answer::Listing { entries: vec![entry], end: true, parent: InodeId::ROOT },
+        Answer::Opened { attr: attr(), run: run.clone() },
+        Answer::Extents { attr: attr(), run },
+        Answer::Value(b"v".into()),
+        Answer::Names(vec![b"user.x".into()]),
+        Answer::StatFs(FsStat { logical_bytes: 1, inodes: 2, replicas: 3, ..FsStat::default() }),
+    ];
+    for answer in answers {
+        out.line("Answered", &Answered { answer, index: LogIndex(6) });
+    }
+    out.line("Fault", &Fault::new(Kind::NotFound, "no such file"));
+    out.line("Fault/leader", &Fault::not_leader(Some("127.0.0.1:1".into())));
+    out.line("Kind/last", &Kind::Internal);
+}
+
+fn servers(out: &mut Golden) {
+    let domain = Domain { zone: "z".into(), rack: "r".into(), host: "h".into() };
+    let info = ServerInfo { addr: "h:1".into(), domain: domain.clone(), weight: 7, up: true, writable: false };
+    let map = ClusterMap {
+        cluster: ClusterId(1),
+        epoch: Epoch(1),
+        version: 3,
+        replicas: 3,
+        min_replicas: 2,
+        metaservers: BTreeMap::from([(NodeId(1), "m:1".to_string())]),
+        servers: BTreeMap::from([(ServerId(1), info)]),
+        layout: Layout { version: LayoutVersion(2), groups: vec![vec![ServerId(1)]; 2] },
+    };
+    out.line("ClusterMap", &map);
+    let register = Register {
+        server: None,
+        instance: 9,
+        addr: "h:1".into(),
+        domain,
+        weight: 7,
+        capacity: 1 << 40,
+        free: 1 << 39,
+    };
+    out.line("Register", &register);
+    out.line("Registered", &Registered { server: ServerId(1), secret: Secret([8; 32]), map });
+    let heartbeat = Heartbeat {
+        server: ServerId(1),
+        instance: 9,
+        capacity: 1,
+        free: 2,
+        chunks: 3,
+        chunk_bytes: 4,
+        corrupt: 5,
+        fenced_dirs: 6,
+        map_version: 7,
+    };
+    out.line("Heartbeat", &heartbeat);
+    let format = Admin::Format {
+        cluster: ClusterId(1),
+        metaservers: vec![(NodeId(1), "m:1".into())],
+        pg_count: 1024,
+        replicas: 3,
+        min_replicas: 2,
+    };
+    for admin in [format, Admin::Status, Admin::NodeStatus] {
+        out.line("Admin", &admin);
+    }
+}
+
+fn data_plane(out: &mut Golden) {
+    let auth = WriteAuth { attempt: attempt(), token: Mac([6; 16]) };
+    let chunk = ChunkRef { id: ChunkId([7; 32]), len: 4096 };
+    let requests = vec![
+        ChunkRequest::Put { auth, chunk, chain: vec![(ServerId(2), "h:2".into())] },
+        ChunkRequest::PutSmall { auth, chunks: vec![chunk] },
+        ChunkRequest::Touch { auth, chunks: vec![chunk] },
+        ChunkRequest::Get { session: SessionId(1), token: Mac([6; 16]), chunk: chunk.id, offset: 1, len: 2 },
+        ChunkRequest::List { pg: PgId(3), after: Some(chunk.id), limit: 10 },
+        ChunkRequest::Ping,
+    ];
+    for request in requests {
+        out.line("ChunkRequest", &request);
+    }
+    let receipt = Receipt { server: ServerId(2), mac: Mac([1; 16]) };
+    let answers = vec![
+        ChunkAnswer::Put(vec![(ServerId(2), Ok(receipt)), (ServerId(3), Err(Fault::new(Kind::NoSpace, "full")))]),
+        ChunkAnswer::PutSmall(vec![Ok(receipt)]),
+        ChunkAnswer::Touched(vec![None, Some(receipt)]),
+        ChunkAnswer::Got { chunk_len: 20_000, start: 16_384, len: 3_616, proof: vec![[9; 32]] },
+        ChunkAnswer::Listed { chunks: vec![chunk], more: true },
+        ChunkAnswer::Pong { server: ServerId(2) },
+        ChunkAnswer::Failed(Fault::new(Kind::Corrupt, "bad")),
+    ];
+    for answer in answers {
+        out.line("ChunkAnswer", &answer);
+    }
+}
+
+#[test]
+fn the_protocol_bytes_are_what_they_were() {
+    let mut golden = Golden::default();
+    control_plane(&mut golden);
+    data_plane(&mut golden);
+    if std::env::var_os("DFS_WRITE_GOLDEN").is_some() {
+        std::fs::write(FILE, &golden.0).expect("the golden file can be written");
+    }
+    let want = std::fs::read_to_string(FILE).expect("the golden file is there");
+    for (now, then) in golden.0.lines().zip(want.lines()) {
+        assert_eq!(now, then);
+    }
+    assert_eq!(golden.0, want);
+}
