@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs the Debian or Ubuntu packages that are missing to build, mount and test. Does nothing if none is.
+#
+#   deploy/install-deps.sh           to build and to mount
+#   deploy/install-deps.sh --tests   also what the tests use to make faults
+set -euo pipefail
+
+# RocksDB: a C++ compiler, and libclang for its bindings. The mount: fusermount3.
+packages=(build-essential pkg-config clang libclang-dev fuse3 ca-certificates)
+if [[ "${1:-}" == --tests ]]; then
+    # Full disks and power cuts on loop mounts, failing system calls, partitions, extended attributes.
+    packages+=(util-linux e2fsprogs xfsprogs strace iproute2 nftables attr diffutils procps)
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    state=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
+    [[ "$state" == "install ok installed" ]] || missing+=("$package")
+done
+if ((${#missing[@]} > 0)); then
+    as_root=()
+    if ((EUID != 0)); then
+        command -v sudo >/dev/null || { echo "install-deps: needs root or sudo to install: ${missing[*]}" >&2; exit 1; }
+        as_root=(sudo)
+    fi
+    echo "installing: ${missing[*]}"
+    # The variable must stand behind sudo, which clears the environment.
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+fi
+
+# shellcheck disable=SC1091
+[[ -f "$HOME/.cargo/env" ]] && . "$HOME/.cargo/env"
+command -v cargo >/dev/null || { echo "install-deps: no Rust toolchain; get one from https://rustup.rs" >&2; exit 1; }
