@@ -3,7 +3,7 @@
 use crate::disk::{Disk, RealDisk};
 use crate::net::{Net, TcpNet};
 use crate::time::{Clock, SystemClock, Time};
-use rand::{RngCore, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::sync::{Arc, Mutex};
 
 /// The outside world. Cheap to clone.
@@ -26,7 +26,7 @@ impl World {
             net: Arc::new(TcpNet),
             disk: Arc::new(RealDisk),
             clock: Arc::new(SystemClock),
-            random: Arc::new(Mutex::new(StdRng::from_os_rng())),
+            random: Arc::new(Mutex::new(StdRng::from_rng(&mut rand::rng()))),
             simulated: false,
         }
     }
