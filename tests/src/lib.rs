@@ -1,0 +1,25 @@
+//! Clusters of real processes for the tests in `tests/`, one guarantee a file.
+//!
+//! | file | answers |
+//! | --- | --- |
+//! | [`cluster`] | starts a `dfs dev` cluster, kills and starts its servers, mounts it; leaves nothing behind |
+//! | [`command`] | runs a program with a limit |
+//! | [`content`] | bytes that follow from (seed, file, version, offset), so that any read can be checked |
+//! | [`load`], [`ledger`] | writers that note what was acknowledged; what must be there afterwards |
+//! | [`tree`] | a real directory tree to store, and whether two trees are equal |
+//! | [`damage`] | flips stored bytes |
+//! | [`skip`] | tests that this machine cannot run, by name |
+//! | [`wait`] | waits with a limit and a name |
+//!
+//! The programs are taken from the target directory of the running test: `cargo build --workspace --bins` first, as
+//! `tests/run.sh` does.
+
+pub mod cluster;
+pub mod command;
+pub mod content;
+pub mod damage;
+pub mod ledger;
+pub mod load;
+pub mod skip;
+pub mod tree;
+pub mod wait;
