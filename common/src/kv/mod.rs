@@ -15,6 +15,8 @@ use std::fmt;
 use std::ops::Bound;
 use std::path::Path;
 
+#[cfg(test)]
+mod contract;
 pub mod memory;
 #[cfg(feature = "rocks")]
 pub mod rocks;
