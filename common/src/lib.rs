@@ -33,7 +33,7 @@ pub mod proto;
 pub mod rpc;
 pub mod segment;
 pub mod task;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod time;
 pub mod units;
