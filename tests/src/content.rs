@@ -1,6 +1,12 @@
 //! Bytes that follow from (seed, file, version, offset): any read of any range can be checked without keeping a copy,
 //! and no two files or versions look alike, not even shifted.
 
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+/// Files are written and read in pieces of this many bytes.
+const PIECE: usize = 4 << 20;
+
 /// What one version of one file holds, endlessly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content {
@@ -66,6 +72,48 @@ impl Content {
         let first = u64::try_from(wrong[0]).expect("an index fits 64 bits");
         Err(Mismatch { at: offset + first, wrong: wrong.len(), zeros: wrong.iter().all(|&at| read[at] == 0) })
     }
+
+    /// Writes a file of `len` bytes, and syncs it.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write_file(self, path: &Path, len: u64) -> io::Result<()> {
+        let mut file = std::fs::File::create(path)?;
+        let mut buffer = vec![0; PIECE];
+        let mut at = 0;
+        while at < len {
+            let piece = usize::try_from(len - at).map_or(PIECE, |rest| rest.min(PIECE));
+            self.fill(at, &mut buffer[..piece]);
+            file.write_all(&buffer[..piece])?;
+            at += u64::try_from(piece).expect("a length fits 64 bits");
+        }
+        file.sync_all()
+    }
+
+    /// Reads a file to its end and compares every byte and the length.
+    ///
+    /// # Errors
+    /// What is wrong with it, or why it cannot be read.
+    pub fn check_file(self, path: &Path, len: u64) -> Result<(), String> {
+        let fault = |error: io::Error| format!("{}: {error}", path.display());
+        let mut file = std::fs::File::open(path).map_err(fault)?;
+        let mut buffer = vec![0; PIECE];
+        let mut at = 0;
+        loop {
+            let read = file.read(&mut buffer).map_err(fault)?;
+            if read == 0 {
+                break;
+            }
+            self.check(at, &buffer[..read]).map_err(|mismatch| format!("{}: {mismatch:?}", path.display()))?;
+            at += u64::try_from(read).expect("a length fits 64 bits");
+        }
+        if at == len { Ok(()) } else { Err(format!("{}: {at} bytes long, not {len}", path.display())) }
+    }
+}
+
+/// True if the long sizes were asked for (`tests/run.sh --full`).
+pub fn full() -> bool {
+    std::env::var_os("DFS_TEST_FULL").is_some()
 }
 
 #[cfg(test)]

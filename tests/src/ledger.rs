@@ -85,9 +85,10 @@ impl Ledger {
         Ledger { seed, dir: dir.into(), files: BTreeMap::new(), done: Vec::new(), failed: Vec::new() }
     }
 
-    /// The longest time an operation took that was under way at or after `since`.
-    pub fn slowest_since(&self, since: Instant) -> Duration {
-        self.done.iter().filter(|done| done.start + done.took >= since).map(|done| done.took).max().unwrap_or_default()
+    /// The longest time an operation took that was under way at some moment between `from` and `to`.
+    pub fn slowest_between(&self, from: Instant, to: Instant) -> Duration {
+        let meets = |done: &&Done| done.start <= to && done.start + done.took >= from;
+        self.done.iter().filter(meets).map(|done| done.took).max().unwrap_or_default()
     }
 
     /// Compares the directory under `root` with what was promised. Returns how many files were checked.

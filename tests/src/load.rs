@@ -2,7 +2,7 @@
 
 use crate::content::Content;
 use crate::ledger::{BLOCK, Done, Expect, Ledger, State};
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
