@@ -224,10 +224,11 @@ async fn once_does_not_try_again_and_does_not_wait_for_what_just_failed() {
 async fn strangers_are_refused_at_once() {
     let server = Server::start(Plan::Answer).await;
     let hello = Hello { role: Role::Client, cluster: ClusterId(8), epoch: Epoch(0), id: 0 };
-    let caller = Caller::new(&World::real(), &Tasks::new(), &Me::new(hello), &[server.addr.clone()]);
+    let caller = Caller::new(&World::real(), &Tasks::new(), &Me::new(hello), std::slice::from_ref(&server.addr));
     let fault = caller.keep_alive(SessionId(1), LIMIT).await.unwrap_err();
     assert!(fault.kind == Kind::Refused && fault.message.contains("cluster"), "{fault}");
-    let admin = Caller::new(&World::real(), &Tasks::new(), &Me::unknown(Role::Admin), &[server.addr.clone()]);
+    let admin =
+        Caller::new(&World::real(), &Tasks::new(), &Me::unknown(Role::Admin), std::slice::from_ref(&server.addr));
     let fault = admin.keep_alive(SessionId(1), LIMIT).await.unwrap_err();
     assert!(fault.kind == Kind::Refused && fault.message.contains("not for administrators"), "{fault}");
 }
