@@ -87,7 +87,9 @@ fn with_one_chunkserver_of_three_writes_fail_in_time_and_reads_go_on() {
     let fresh = cluster.mount("fresh");
     content.check_file(&fresh.join("before"), 1 << 20).unwrap();
     cluster.start_server("chunk-3");
-    wait_until("writes to go on", RESUME_LIMIT, || write_synced(&mnt.join("again"), &content.bytes(0, 300_000)).is_ok());
+    wait_until("writes to go on", RESUME_LIMIT, || {
+        write_synced(&mnt.join("again"), &content.bytes(0, 300_000)).is_ok()
+    });
     content.check_file(&fresh.join("again"), 300_000).unwrap();
 }
 

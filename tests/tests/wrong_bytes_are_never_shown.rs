@@ -74,7 +74,10 @@ fn another_replica_serves_the_read_and_when_all_are_damaged_it_fails() {
     let error = read_fresh(&mut cluster, "all-damaged", DAMAGED_AT - 10, 5000).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(nix::libc::EIO), "{error}");
     let log = cluster.log("all-damaged");
-    assert!(log.to_lowercase().contains("corrupt") && log.contains("chunk"), "the mount's log says what is lost:\n{log}");
+    assert!(
+        log.to_lowercase().contains("corrupt") && log.contains("chunk"),
+        "the mount's log says what is lost:\n{log}"
+    );
 }
 
 #[test]
