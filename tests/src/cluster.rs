@@ -200,7 +200,7 @@ impl Cluster {
         wait_for("a leader", PROCESS_LIMIT, || {
             let ended = self.dfs(&["admin", "status", "--json"]);
             let status: Value = serde_json::from_slice(&ended.out).ok()?;
-            Some(format!("meta-{}", status["leader"]["node"].as_u64()?))
+            Some(format!("meta-{}", status["leader"].as_u64()?))
         })
         .0
     }

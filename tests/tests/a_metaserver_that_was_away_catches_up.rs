@@ -31,16 +31,17 @@ fn make_files(dir: &Path, count: usize) {
 
 /// What the leader knows of that metaserver's log: the last index that is known to match, and the leader's own.
 fn indexes(status: &Value, name: &str) -> Option<(u64, u64)> {
-    let node: u64 = name.strip_prefix("meta-")?.parse().ok()?;
-    let row = status["metaservers"].as_array()?.iter().find(|row| row["node"].as_u64() == Some(node))?;
-    Some((row["matched"].as_u64()?, status["leader"]["applied"].as_u64()?))
+    let rows = status["metaservers"].as_array()?;
+    let its = rows.iter().find(|row| row["name"].as_str() == Some(name))?;
+    let leaders = rows.iter().find(|row| row["leader"].as_bool() == Some(true))?;
+    Some((its["log"].as_u64()?, leaders["log"].as_u64()?))
 }
 
 fn wait_caught_up(cluster: &Cluster, name: &str) {
     let took = wait_until(&format!("{name} to catch up"), CATCH_UP_LIMIT, || {
         let ended = cluster.dfs(&["admin", "status", "--json"]);
         let Ok(status) = serde_json::from_slice::<Value>(&ended.out) else { return false };
-        indexes(&status, name).is_some_and(|(matched, applied)| matched >= applied)
+        indexes(&status, name).is_some_and(|(matched, last)| matched >= last)
     });
     eprintln!("{name} caught up within {took:?}");
 }

@@ -182,7 +182,7 @@ fn data_of_another_cluster_or_node_is_refused() {
     let ended = run(Command::new(program("chunkserver")).arg("--config").arg(&swapped), REFUSE_LIMIT);
     let said = format!("{}{}", String::from_utf8_lossy(&ended.out), ended.err);
     assert!(!ended.ok() && said.contains("cluster"), "{ended}");
-    let servers = other.status()["servers"].as_array().unwrap().len();
+    let servers = other.status()["chunkservers"].as_array().unwrap().len();
     assert_eq!(servers, 1, "the stranger is not registered");
 }
 

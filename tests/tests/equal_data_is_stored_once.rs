@@ -15,9 +15,9 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Referenced chunk bytes, as the metadata counts them, and bytes that all chunkservers hold.
 fn stored(cluster: &Cluster) -> (u64, u64) {
     let status = cluster.status();
-    let servers = status["servers"].as_array().expect("status lists the servers");
+    let servers = status["chunkservers"].as_array().expect("status lists the servers");
     let held = servers.iter().map(|server| server["chunk_bytes"].as_u64().unwrap()).sum();
-    (status["fs"]["chunk_bytes"].as_u64().unwrap(), held)
+    (status["chunk_bytes"].as_u64().unwrap(), held)
 }
 
 /// Bytes that files below the chunkservers' data directories occupy.

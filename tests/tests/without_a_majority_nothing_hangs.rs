@@ -55,7 +55,8 @@ fn with_one_metaserver_of_three_operations_fail_in_time_and_go_on_when_a_second_
     for args in [&["ls", "/"][..], &["mkdir", "/new"], &["cat", "/before"], &["admin", "status"]] {
         let ended = run(&mut cluster.command(args), OP_TIMEOUT + SLACK);
         let ended = ended.must_fail_cleanly();
-        assert_eq!(ended.err.trim().lines().count(), 1, "one line: {ended}");
+        let status = args[0] == "admin"; // which shows each metaserver first
+        assert!(status || ended.err.trim().lines().count() == 1, "one line: {ended}");
     }
     let file = mnt.join("during");
     must_fail_in_time("create", || write_synced(&file, b"lost?"));
