@@ -1,0 +1,4 @@
+//! metaserver
+
+pub mod namespace;
+pub mod store;

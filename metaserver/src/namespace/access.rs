@@ -1,0 +1,147 @@
+//! Who may do what: POSIX permission bits, as Linux applies them. Root (uid 0) passes, but for executing a file that
+//! nobody may execute.
+//!
+//! Left out: access control lists (POSIX or NFSv4), capabilities other than "is root".
+
+use super::command::{Fail, refuse};
+use crate::store::values::Inode;
+use common::fault::Kind;
+use common::proto::meta::{ACCESS_EXEC, ACCESS_WRITE, Cred, FileKind};
+
+/// Set-user-id bit.
+pub(super) const SETUID: u32 = 0o4000;
+/// Set-group-id bit; of a directory: what is made in it gets its group.
+pub(super) const SETGID: u32 = 0o2000;
+/// Sticky bit; of a directory: only owners remove entries.
+pub(super) const STICKY: u32 = 0o1000;
+/// Execute bit of the group.
+pub(super) const GROUP_EXEC: u32 = 0o010;
+/// Any execute bit.
+const ANY_EXEC: u32 = 0o111;
+
+pub(super) fn is_root(cred: &Cred) -> bool {
+    cred.uid == 0
+}
+
+pub(super) fn in_group(cred: &Cred, gid: u32) -> bool {
+    cred.gid == gid || cred.groups.contains(&gid)
+}
+
+pub(super) fn is_owner(inode: &Inode, cred: &Cred) -> bool {
+    is_root(cred) || cred.uid == inode.uid
+}
+
+/// True if the permission bits grant all of `want` (bits of `ACCESS_*`).
+pub(super) fn grants(inode: &Inode, cred: &Cred, want: u8) -> bool {
+    if is_root(cred) {
+        let nobody_executes = inode.kind != FileKind::Dir && inode.mode & ANY_EXEC == 0;
+        return want & ACCESS_EXEC == 0 || !nobody_executes;
+    }
+    let shift = if cred.uid == inode.uid {
+        6
+    } else if in_group(cred, inode.gid) {
+        3
+    } else {
+        0
+    };
+    let granted = (inode.mode >> shift) & 0o7;
+    u32::from(want) & !granted == 0
+}
+
+/// # Errors
+/// `Denied` if the permission bits refuse.
+pub(super) fn need(inode: &Inode, cred: &Cred, want: u8) -> Result<(), Fail> {
+    if grants(inode, cred, want) { Ok(()) } else { Err(refuse(Kind::Denied, "permission denied")) }
+}
+
+/// # Errors
+/// `NotPermitted` unless the caller owns the inode or is root.
+pub(super) fn need_owner(inode: &Inode, cred: &Cred) -> Result<(), Fail> {
+    if is_owner(inode, cred) { Ok(()) } else { Err(refuse(Kind::NotPermitted, "only the owner may do this")) }
+}
+
+/// What it takes to add an entry to a directory.
+pub(super) fn need_add(dir: &Inode, cred: &Cred) -> Result<(), Fail> {
+    need(dir, cred, ACCESS_WRITE | ACCESS_EXEC)
+}
+
+/// What it takes to remove `entry` from a directory: write access, and under the sticky bit ownership of one of both.
+pub(super) fn need_remove(dir: &Inode, entry: &Inode, cred: &Cred) -> Result<(), Fail> {
+    need(dir, cred, ACCESS_WRITE | ACCESS_EXEC)?;
+    if dir.mode & STICKY != 0 && !is_owner(dir, cred) && !is_owner(entry, cred) {
+        return Err(refuse(Kind::NotPermitted, "the directory is sticky and neither it nor the entry is yours"));
+    }
+    Ok(())
+}
+
+/// The mode after someone wrote to, truncated or (with `chown`) gave away a file: no set-id bit may outlive that.
+/// A set-group-id bit without group execute (once a lock mode) stays for members of the group.
+pub(super) fn without_set_id(inode: &Inode, cred: &Cred, chown: bool) -> u32 {
+    if inode.kind == FileKind::Dir || (is_root(cred) && !chown) {
+        return inode.mode;
+    }
+    let mut mode = inode.mode & !SETUID;
+    let member = is_root(cred) || in_group(cred, inode.gid);
+    if mode & SETGID != 0 && (mode & GROUP_EXEC != 0 || !member) {
+        mode &= !SETGID;
+    }
+    mode
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::values::Body;
+    use common::proto::meta::ACCESS_READ;
+    use common::time::Time;
+
+    fn file(mode: u32, uid: u32, gid: u32) -> Inode {
+        let t = Time::default();
+        Inode {
+            kind: FileKind::File,
+            mode,
+            uid,
+            gid,
+            nlink: 1,
+            atime: t,
+            mtime: t,
+            ctime: t,
+            chunk_size: 1 << 20,
+            replicas: 3,
+            xattr_names: 0,
+            body: Body::Plain,
+        }
+    }
+
+    fn cred(uid: u32, gid: u32, groups: &[u32]) -> Cred {
+        Cred { uid, gid, groups: groups.to_vec() }
+    }
+
+    #[test]
+    fn the_first_class_that_fits_decides() {
+        let inode = file(0o067, 5, 6);
+        assert!(!grants(&inode, &cred(5, 6, &[]), ACCESS_READ), "the owner has less than others");
+        assert!(grants(&inode, &cred(7, 6, &[]), ACCESS_READ | ACCESS_WRITE));
+        assert!(!grants(&inode, &cred(7, 8, &[6]), ACCESS_EXEC), "a supplementary group counts as the group");
+        assert!(grants(&inode, &cred(7, 8, &[9]), ACCESS_EXEC));
+        assert!(grants(&inode, &cred(7, 8, &[]), 0));
+    }
+
+    #[test]
+    fn root_executes_only_what_somebody_may() {
+        assert!(grants(&file(0, 5, 5), &cred(0, 0, &[]), ACCESS_READ | ACCESS_WRITE));
+        assert!(!grants(&file(0o666, 5, 5), &cred(0, 0, &[]), ACCESS_EXEC));
+        assert!(grants(&file(0o001, 5, 5), &cred(0, 0, &[]), ACCESS_EXEC));
+        let dir = Inode { kind: FileKind::Dir, ..file(0, 5, 5) };
+        assert!(grants(&dir, &cred(0, 0, &[]), ACCESS_EXEC));
+    }
+
+    #[test]
+    fn writing_clears_the_set_id_bits() {
+        assert_eq!(without_set_id(&file(0o6755, 5, 6), &cred(5, 6, &[]), false), 0o755);
+        assert_eq!(without_set_id(&file(0o6755, 5, 6), &cred(0, 0, &[]), false), 0o6755, "not for root");
+        assert_eq!(without_set_id(&file(0o6755, 5, 6), &cred(0, 0, &[]), true), 0o755, "but for its chown");
+        assert_eq!(without_set_id(&file(0o2744, 5, 6), &cred(5, 6, &[]), false), 0o2744);
+        assert_eq!(without_set_id(&file(0o2744, 5, 6), &cred(5, 7, &[]), false), 0o744);
+    }
+}

@@ -1,0 +1,188 @@
+//! The cluster itself: format, chunkservers, layout, the map.
+
+use super::command::{Command, Done, Fail, refuse};
+use super::rows::{Call, config, counters, row};
+use crate::store::keys::{self, CLUSTER, INSTANCE, SERVER};
+use crate::store::values::{Body, Config, Inode, InstanceRow, LayoutRow, ServerRow, Value, damaged};
+use common::auth::Secret;
+use common::fault::Kind;
+use common::id::{Epoch, InodeId, LayoutVersion, ServerId};
+use common::kv::{KvError, KvRead};
+use common::layout::{ClusterMap, Layout, ServerInfo};
+use common::proto::meta::{FileKind, Register};
+use common::units::{CHUNK_SIZE_DEFAULT, REPLICAS_MAX};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+/// Placement groups a cluster may have.
+const PG_COUNTS: std::ops::RangeInclusive<u32> = 16..=65_536;
+/// The longest address and domain name of a server, in bytes.
+const TEXT_LEN_MAX: usize = 255;
+
+/// Makes the cluster: configuration, counters, root directory.
+pub(super) fn format(call: &mut Call<'_, '_>, command: &Command) -> Result<Done, Fail> {
+    let Command::Format { cluster, secret, pg_count, replicas, min_replicas, metaservers, at } = command else {
+        unreachable!("called for this command only")
+    };
+    if let Some(there) = config(call.txn)? {
+        return Err(refuse(Kind::Refused, format!("formatted already, as cluster {}", there.cluster)));
+    }
+    if !pg_count.is_power_of_two() || !PG_COUNTS.contains(pg_count) {
+        return Err(refuse(Kind::Invalid, format!("{pg_count} placement groups: a power of two, 16 to 65536")));
+    }
+    if *replicas == 0 || *replicas > REPLICAS_MAX || *min_replicas == 0 || min_replicas > replicas {
+        return Err(refuse(Kind::Invalid, format!("{replicas} replicas, at least {min_replicas} written")));
+    }
+    let config = Config {
+        cluster: *cluster,
+        epoch: Epoch(1),
+        secret: *secret,
+        pg_count: *pg_count,
+        replicas: *replicas,
+        min_replicas: *min_replicas,
+        metaservers: metaservers.clone(),
+    };
+    let root = Inode {
+        kind: FileKind::Dir,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        nlink: 2,
+        atime: *at,
+        mtime: *at,
+        ctime: *at,
+        chunk_size: CHUNK_SIZE_DEFAULT,
+        replicas: *replicas,
+        xattr_names: 0,
+        body: Body::Dir { parent: InodeId::ROOT, entries: 0, next_cookie: 1 },
+    };
+    let layout = Layout::compute(LayoutVersion(0), *pg_count, *replicas, &[]);
+    call.txn.put(CLUSTER, keys::CONFIG, config.encode());
+    call.txn.put(CLUSTER, keys::LAYOUT, LayoutRow(layout).encode());
+    call.put_inode(InodeId::ROOT, &root);
+    call.counters.inodes = 1;
+    call.counters.next_ino = InodeId::ROOT.0 + 1;
+    call.counters.next_server = 1;
+    call.counters.map_version = 1;
+    Ok(Done::Formatted)
+}
+
+/// A chunkserver introduces itself: a new one gets the next id, one that is known keeps its own. Asking again is fine.
+pub(super) fn register(call: &mut Call<'_, '_>, register: &Register) -> Result<Done, Fail> {
+    call.config()?;
+    let domain = &register.domain;
+    if [&register.addr, &domain.zone, &domain.rack, &domain.host].iter().any(|text| text.len() > TEXT_LEN_MAX) {
+        return Err(refuse(Kind::Invalid, format!("address or domain longer than {TEXT_LEN_MAX} bytes")));
+    }
+    let known: Option<InstanceRow> = row(call.txn, INSTANCE, &keys::instance(register.instance))?;
+    let server = match (register.server, known) {
+        (None, Some(known)) => known.0,
+        (Some(claimed), Some(known)) if claimed == known.0 => known.0,
+        (None, None) => return Ok(new_server(call, register)),
+        (Some(claimed), _) => {
+            let message = format!("server {claimed} is not the one that registered here: its data is another server's");
+            return Err(refuse(Kind::Refused, message));
+        }
+    };
+    let key = keys::server(server);
+    let before: ServerRow = row(call.txn, SERVER, &key)?.ok_or_else(|| damaged("server", "missing"))?;
+    let weight = if before.weight_fixed { before.weight } else { register.weight.max(1) };
+    let after = ServerRow { addr: register.addr.clone(), domain: domain.clone(), weight, ..before.clone() };
+    if after != before {
+        call.txn.put(SERVER, key, after.encode());
+        call.counters.map_version += 1;
+    }
+    Ok(Done::Registered { server, new: false })
+}
+
+fn new_server(call: &mut Call<'_, '_>, register: &Register) -> Done {
+    let server = ServerId(call.counters.next_server);
+    call.counters.next_server += 1;
+    call.counters.map_version += 1;
+    let row = ServerRow {
+        instance: register.instance,
+        addr: register.addr.clone(),
+        domain: register.domain.clone(),
+        weight: register.weight.max(1),
+        weight_fixed: false,
+    };
+    call.txn.put(SERVER, keys::server(server), row.encode());
+    call.txn.put(INSTANCE, keys::instance(register.instance), InstanceRow(server).encode());
+    Done::Registered { server, new: true }
+}
+
+/// Replaces the layout table.
+pub(super) fn set_layout(call: &mut Call<'_, '_>, layout: &Layout) -> Result<Done, Fail> {
+    let config = call.config()?;
+    if layout.version.0 != call.counters.layout.0 + 1 {
+        let message = format!("layout {} after {}", layout.version, call.counters.layout);
+        return Err(refuse(Kind::Stale, message));
+    }
+    if common::units::len_u64(layout.groups.len()) != u64::from(config.pg_count) {
+        return Err(refuse(Kind::Invalid, format!("a table of {} groups", layout.groups.len())));
+    }
+    call.txn.put(CLUSTER, keys::LAYOUT, LayoutRow(layout.clone()).encode());
+    call.counters.layout = layout.version;
+    call.counters.map_version += 1;
+    Ok(Done::LayoutSet)
+}
+
+/// Sets a server's weight.
+pub(super) fn set_weight(call: &mut Call<'_, '_>, server: ServerId, weight: u32) -> Result<Done, Fail> {
+    let key = keys::server(server);
+    let found: Option<ServerRow> = row(call.txn, SERVER, &key)?;
+    let mut found = found.ok_or_else(|| refuse(Kind::NotFound, format!("no server {server}")))?;
+    (found.weight, found.weight_fixed) = (weight, true);
+    call.txn.put(SERVER, key, found.encode());
+    call.counters.map_version += 1;
+    Ok(Done::WeightSet)
+}
+
+/// A chunkserver that has registered.
+pub type ServerEntry = (ServerId, ServerRow);
+
+/// All chunkservers, by id.
+pub fn servers(read: &dyn KvRead) -> Result<Vec<ServerEntry>, KvError> {
+    let rows = read.scan(SERVER, (Bound::Unbounded, Bound::Unbounded), false);
+    rows.map(|found| {
+        let (key, value) = found?;
+        let id = key.as_ref().try_into().map_err(|_| damaged("server", "the key has another length"))?;
+        Ok((ServerId(u32::from_be_bytes(id)), ServerRow::decode(&value)?))
+    })
+    .collect()
+}
+
+/// The cluster's secret; `None` before it is formatted.
+pub fn secret(read: &dyn KvRead) -> Result<Option<Secret>, KvError> {
+    Ok(config(read)?.map(|config| config.secret))
+}
+
+/// The version of the layout table.
+pub fn layout_version(read: &dyn KvRead) -> Result<LayoutVersion, KvError> {
+    Ok(counters(read)?.layout)
+}
+
+/// The cluster map as the state machine knows it; `None` before it is formatted. Who is up and writable only the leader
+/// knows: here nobody is, and `version` counts changes of the state machine only.
+pub fn cluster_map(read: &dyn KvRead) -> Result<Option<ClusterMap>, KvError> {
+    let Some(config) = config(read)? else { return Ok(None) };
+    let layout: LayoutRow = row(read, CLUSTER, keys::LAYOUT)?.ok_or_else(|| damaged("layout", "missing"))?;
+    let info = |server: ServerRow| ServerInfo {
+        addr: server.addr,
+        domain: server.domain,
+        weight: server.weight,
+        up: false,
+        writable: false,
+    };
+    let servers: BTreeMap<ServerId, ServerInfo> = servers(read)?.into_iter().map(|(id, row)| (id, info(row))).collect();
+    Ok(Some(ClusterMap {
+        cluster: config.cluster,
+        epoch: config.epoch,
+        version: counters(read)?.map_version,
+        replicas: config.replicas,
+        min_replicas: config.min_replicas,
+        metaservers: config.metaservers.into_iter().collect(),
+        servers,
+        layout: layout.0,
+    }))
+}

@@ -1,0 +1,154 @@
+//! What stands in the Raft log, and what applying it answers.
+//!
+//! Encoded as a version byte and `postcard`; within a version no variant or field is moved or removed, new ones go last.
+
+use common::auth::Secret;
+use common::fault::{Fault, Kind};
+use common::id::{ClusterId, NodeId, ServerId, SessionId};
+use common::kv::KvError;
+use common::layout::Layout;
+use common::proto::meta::{Applied, Register, Request};
+use common::time::Time;
+use serde::{Deserialize, Serialize};
+
+/// The version byte commands are written with.
+pub const COMMAND_VERSION: u8 = 1;
+
+/// A change of the state machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// A client's request. Its receipts were checked by the leader.
+    Client {
+        /// The request.
+        request: Request,
+        /// The leader's time when it was proposed.
+        at: Time,
+    },
+    /// A session was silent for too long. Fine if it is gone already. [`Done::Ended`].
+    ExpireSession {
+        /// Which.
+        session: SessionId,
+        /// When.
+        at: Time,
+    },
+    /// Makes the cluster: configuration and root directory. Once. [`Done::Formatted`].
+    Format {
+        /// Which cluster.
+        cluster: ClusterId,
+        /// Made at random by whoever formats.
+        secret: Secret,
+        /// Placement groups, a power of two, 16 to 65,536.
+        pg_count: u32,
+        /// Default replica count, 1 to 9.
+        replicas: u8,
+        /// Durable copies below which a write is not acknowledged, 1 to `replicas`.
+        min_replicas: u8,
+        /// Metaservers and their addresses.
+        metaservers: Vec<(NodeId, String)>,
+        /// When.
+        at: Time,
+    },
+    /// A chunkserver introduces itself. [`Done::Registered`].
+    Register(Register),
+    /// A new layout table; its version is one above the present one, else `Stale`. [`Done::LayoutSet`].
+    SetLayout(Layout),
+    /// An administrator sets a chunkserver's weight; 0 takes it out of the layout that is made next. [`Done::WeightSet`].
+    SetServerWeight {
+        /// Which.
+        server: ServerId,
+        /// Its new weight.
+        weight: u32,
+    },
+    /// Takes up to `limit` extents of files that are gone apart. [`Done::Purged`].
+    Purge {
+        /// Extents, at least 1.
+        limit: u32,
+    },
+}
+
+/// What applying a command answers.
+pub type Reply = Result<Done, Fault>;
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Done {
+    /// `Client`.
+    Applied(Applied),
+    /// `ExpireSession`.
+    Ended,
+    /// `Format`.
+    Formatted,
+    /// `Register`.
+    Registered {
+        /// The server's id from now on.
+        server: ServerId,
+        /// True if it was not known before: it has no place in the layout yet.
+        new: bool,
+    },
+    /// `SetLayout`.
+    LayoutSet,
+    /// `SetServerWeight`.
+    WeightSet,
+    /// `Purge`.
+    Purged {
+        /// There is more to take apart.
+        more: bool,
+    },
+}
+
+impl Command {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![COMMAND_VERSION]).expect("plain data has an encoding, and memory grows")
+    }
+
+    /// Reads it back.
+    pub fn decode(bytes: &[u8]) -> Result<Command, KvError> {
+        let error = |message: String| KvError { doing: "decode command", message };
+        match bytes.split_first() {
+            Some((&COMMAND_VERSION, body)) => postcard::from_bytes(body).map_err(|e| error(e.to_string())),
+            Some((version, _)) => Err(error(format!("unknown version {version}"))),
+            None => Err(error("empty".into())),
+        }
+    }
+}
+
+/// Why a step of the state machine stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Fail {
+    /// The request cannot be done: an answer like any other.
+    #[error("{0}")]
+    Fault(#[from] Fault),
+    /// The store failed: this replica must stop.
+    #[error("{0}")]
+    Kv(#[from] KvError),
+}
+
+impl From<Fail> for Fault {
+    fn from(fail: Fail) -> Fault {
+        match fail {
+            Fail::Fault(fault) => fault,
+            Fail::Kv(error) => Fault::new(Kind::Internal, format!("the metadata store failed: {error}")),
+        }
+    }
+}
+
+/// Shorthand for a refusal.
+pub(super) fn refuse(kind: Kind, message: impl Into<String>) -> Fail {
+    Fail::Fault(Fault::new(kind, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_reads_back_and_a_stranger_does_not() {
+        let command = Command::Purge { limit: 5 };
+        assert_eq!(command.encode(), [1, 6, 5]);
+        assert_eq!(Command::decode(&command.encode()).unwrap(), command);
+        for bad in [&b""[..], b"\x02\x06\x05", b"\x01\x63"] {
+            assert!(Command::decode(bad).is_err());
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The namespace: what the cluster *is*, as a deterministic state machine over a key-value store.
+//!
+//! [`apply`] takes one committed command after the other; [`query`] reads. Neither has a clock, randomness or I/O beyond
+//! the store: time and caller come with the command, so every metaserver computes the same bytes.
+//!
+//! Invariants ([`check()`] tests all of them that are about rows):
+//! 1. A command takes effect once: a slot keeps its last (sequence, reply); an older sequence is refused. Replies that
+//!    say "nothing happened, do something and ask again" are not kept (see [`is_kept`]).
+//! 2. A command that fails changes nothing but its slot.
+//! 3. Each entry has a `dentry` and a `list` row that say the same, and an inode. `nlink` counts entries; of a
+//!    directory 2 + its subdirectories. A directory has one entry, and its `parent` names where.
+//! 4. `nlink` 0 means: exactly one `orphan` row names the inode.
+//! 5. A `chunk` row is there exactly while extents refer to the chunk, and counts them per replica target.
+//! 6. A new reference is accepted only with a witness not below the horizon of the chunk's bucket (DESIGN 7): so no
+//!    commit revives a chunk whose deletion was granted.
+//! 7. `allocated`, `extents`, `xattr_names`, a directory's `entries` and all counters equal what the rows add up to.
+//!
+//! One file an operation, the life of a write ends in `commit.rs`:
+//!
+//! | file | does |
+//! | --- | --- |
+//! | `command` | what stands in the log, what comes back |
+//! | `session` | open, close, expire, reply slots |
+//! | `access` | permission bits |
+//! | `create`, `remove`, `rename`, `attr`, `xattr` | changes of the tree and of inodes |
+//! | `commit`, `extents` | changes of what a file holds; the extent map and the reference counts |
+//! | `query`, `walk` | reads |
+//! | `cluster` | format, chunkservers, layout, map |
+//! | `rows`, `check` | single rows; the invariants above, checked over a whole store |
+//!
+//! Left out (with later issues): locks, trash, snapshots, quotas, access control lists; orphans of more than the session
+//! that unlinked; condemning (the horizons are kept and checked, nothing raises them yet); moves (likewise).
+
+mod access;
+mod attr;
+mod check;
+mod cluster;
+mod command;
+mod commit;
+mod create;
+mod extents;
+mod query;
+mod remove;
+mod rename;
+mod rows;
+mod session;
+mod walk;
+mod xattr;
+
+#[cfg(test)]
+mod tests;
+
+pub use check::check;
+pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
+pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
+pub use commit::validate as validate_commit;
+pub use query::{QueryCtx, query};
+pub use remove::has_purge;
+pub use rows::{config, counters};
+pub use session::{SESSION_TIMEOUT_MS, is_kept, sessions};
+
+use crate::store::Txn;
+use common::id::{LogIndex, SessionId};
+use common::kv::KvError;
+use common::proto::meta::{Cred, Op, Outcome};
+use common::time::Time;
+use rows::Call;
+
+/// Applies the committed command at `index`: changes `txn`, answers the caller.
+///
+/// A refusal is a reply like any other, and leaves only the slot changed.
+///
+/// # Errors
+/// The store failed: `txn` is void and this replica must stop.
+pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Reply, KvError> {
+    match command {
+        Command::Client { request, at } => {
+            let reply = session::run(txn, index, *at, request)?;
+            Ok(reply.map(Done::Applied))
+        }
+        Command::ExpireSession { session, at } => {
+            system(txn, index, *at, |call| session::end(call, *session).map(|()| Done::Ended))
+        }
+        Command::Format { at, .. } => system(txn, index, *at, |call| cluster::format(call, command)),
+        Command::Register(register) => system(txn, index, Time::default(), |call| cluster::register(call, register)),
+        Command::SetLayout(layout) => system(txn, index, Time::default(), |call| cluster::set_layout(call, layout)),
+        Command::SetServerWeight { server, weight } => {
+            system(txn, index, Time::default(), |call| cluster::set_weight(call, *server, *weight))
+        }
+        Command::Purge { limit } => system(txn, index, Time::default(), |call| remove::purge(call, *limit)),
+    }
+}
+
+/// Runs a command that is no client's: all or nothing.
+fn system(
+    txn: &mut Txn<'_>,
+    index: LogIndex,
+    at: Time,
+    body: impl FnOnce(&mut Call<'_, '_>) -> Result<Done, Fail>,
+) -> Result<Reply, KvError> {
+    let root = Cred::default();
+    let savepoint = txn.savepoint();
+    let mut call = Call::new(txn, index, at, SessionId(0), &root)?;
+    match body(&mut call) {
+        Ok(done) => {
+            call.finish();
+            Ok(Ok(done))
+        }
+        Err(Fail::Fault(fault)) => {
+            txn.rollback(savepoint);
+            Ok(Err(fault))
+        }
+        Err(Fail::Kv(error)) => Err(error),
+    }
+}
+
+/// Carries out one operation of an open session.
+fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
+    match op {
+        Op::OpenSession { .. } => unreachable!("handled before slots are looked at"),
+        Op::CloseSession => session::end(call, call.session).map(|()| Outcome::Done),
+        Op::Create { parent, name, node, mode, exclusive, access } => create::create(
+            call,
+            *parent,
+            name,
+            &create::New { node, mode: *mode, exclusive: *exclusive, access: *access },
+        ),
+        Op::Link { ino, parent, name } => create::link(call, *ino, *parent, name),
+        Op::Unlink { parent, name, keep } => remove::unlink(call, *parent, name, *keep),
+        Op::Rmdir { parent, name } => remove::rmdir(call, *parent, name),
+        Op::Rename { from, from_name, to, to_name, mode, keep } => {
+            rename::rename(call, (*from, from_name), (*to, to_name), *mode, *keep)
+        }
+        Op::SetAttr { ino, set } => attr::set(call, *ino, set),
+        Op::SetXattr { ino, name, value, mode } => xattr::set(call, *ino, name, value, *mode),
+        Op::RemoveXattr { ino, name } => xattr::remove(call, *ino, name),
+        Op::Release { ino } => remove::release(call, *ino),
+        Op::Commit(commit) => commit::commit(call, commit),
+    }
+}

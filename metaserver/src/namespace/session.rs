@@ -1,0 +1,219 @@
+//! Sessions and their reply slots: what makes a retried request take effect once.
+
+use super::command::{Fail, refuse};
+use super::rows::{Call, config, row};
+use super::{remove, run as run_op};
+use crate::store::Txn;
+use crate::store::keys::{self, ENDED, ORPHAN, SESSION, SLOT};
+use crate::store::values::{SessionRow, SlotRow, Value};
+use common::fault::{Fault, Kind};
+use common::id::{InodeId, LogIndex, SessionId};
+use common::kv::{KvError, KvRead, prefix_range};
+use common::proto::meta::{Applied, Op, Outcome, Request, SLOTS_MAX};
+use common::time::Time;
+use std::ops::Bound;
+
+/// A session ends when nothing was heard of it for this long, in milliseconds. The leader counts.
+pub const SESSION_TIMEOUT_MS: u64 = 60_000;
+/// How long an ended session is remembered at least, in seconds: longer than any request can be under way.
+const ENDED_KEPT_SECS: i64 = 3600;
+/// Ended sessions forgotten with each new one, at most.
+const FORGET_MAX: usize = 16;
+/// The longest label, in bytes; longer ones are cut.
+const LABEL_LEN_MAX: usize = 255;
+
+/// True if a reply of this kind is kept in the slot. The others say that nothing happened and that the caller should
+/// do something first; the same sequence number then runs again.
+pub fn is_kept(kind: Kind) -> bool {
+    match kind {
+        Kind::Stale
+        | Kind::Busy
+        | Kind::TouchAgain
+        | Kind::PutAgain
+        | Kind::NoSession
+        | Kind::NotLeader
+        | Kind::Unsure
+        | Kind::Unavailable => false,
+        Kind::NotFound
+        | Kind::Exists
+        | Kind::NotEmpty
+        | Kind::NotDir
+        | Kind::IsDir
+        | Kind::Invalid
+        | Kind::NoSpace
+        | Kind::Denied
+        | Kind::NotPermitted
+        | Kind::NameTooLong
+        | Kind::TooManyLinks
+        | Kind::TooBig
+        | Kind::NoData
+        | Kind::Range
+        | Kind::Loop
+        | Kind::Unsupported
+        | Kind::Gone
+        | Kind::Corrupt
+        | Kind::Refused
+        | Kind::Internal => true,
+    }
+}
+
+/// Runs a client's request, or answers what it was answered before.
+pub(super) fn run(
+    txn: &mut Txn<'_>,
+    index: LogIndex,
+    at: Time,
+    request: &Request,
+) -> Result<Result<Applied, Fault>, KvError> {
+    if let Op::OpenSession { label, slots } = &request.op {
+        return guarded(txn, index, at, request, |call| open(call, label, *slots, request));
+    }
+    let session: Option<SessionRow> = row(txn, SESSION, &keys::session(request.session))?;
+    let Some(session) = session.filter(|session| !session.ended) else {
+        return Ok(Err(Fault::new(Kind::NoSession, format!("session {} is unknown or ended", request.session))));
+    };
+    if request.slot >= session.slots {
+        return Ok(Err(Fault::new(Kind::Invalid, format!("slot {} of {}", request.slot, session.slots))));
+    }
+    let slot_key = keys::slot(request.session, request.slot);
+    let slot = row(txn, SLOT, &slot_key)?.unwrap_or(SlotRow { seq: 0, reply: None });
+    match slot.reply {
+        Some(reply) if request.seq == slot.seq => return Ok(reply),
+        _ if request.seq.checked_sub(1) == Some(slot.seq) => {}
+        _ => {
+            let message = format!("sequence {} on slot {}, which is at {}", request.seq, request.slot, slot.seq);
+            return Ok(Err(Fault::new(Kind::Invalid, message)));
+        }
+    }
+    let reply = guarded(txn, index, at, request, |call| run_op(call, &request.op))?;
+    let keep = match &reply {
+        Ok(_) => !matches!(request.op, Op::CloseSession), // its slots are gone
+        Err(fault) => is_kept(fault.kind),
+    };
+    if keep {
+        let slot = SlotRow { seq: request.seq, reply: Some(reply.clone()) };
+        txn.put(SLOT, slot_key, slot.encode());
+    }
+    Ok(reply)
+}
+
+/// Runs the body all or nothing.
+fn guarded(
+    txn: &mut Txn<'_>,
+    index: LogIndex,
+    at: Time,
+    request: &Request,
+    body: impl FnOnce(&mut Call<'_, '_>) -> Result<Outcome, Fail>,
+) -> Result<Result<Applied, Fault>, KvError> {
+    let savepoint = txn.savepoint();
+    let mut call = Call::new(txn, index, at, request.session, &request.cred)?;
+    match body(&mut call) {
+        Ok(outcome) => {
+            call.finish();
+            Ok(Ok(Applied { outcome, index }))
+        }
+        Err(Fail::Fault(fault)) => {
+            txn.rollback(savepoint);
+            Ok(Err(fault))
+        }
+        Err(Fail::Kv(error)) => Err(error),
+    }
+}
+
+/// Makes a session. Uses no slot of it, but the slot and sequence it came with count as used (0: none).
+fn open(call: &mut Call<'_, '_>, label: &str, slots: u16, request: &Request) -> Result<Outcome, Fail> {
+    let config = call.config()?;
+    if slots == 0 || slots > SLOTS_MAX {
+        return Err(refuse(Kind::Invalid, format!("{slots} slots: 1 to {SLOTS_MAX}")));
+    }
+    let key = keys::session(call.session);
+    let there: Option<SessionRow> = row(call.txn, SESSION, &key)?;
+    match there {
+        Some(there) if there.ended => return Err(refuse(Kind::NoSession, "this session has ended")),
+        Some(_) => {}
+        None => {
+            forget_ended(call)?;
+            let mut label = label.to_owned();
+            label.truncate(label.floor_char_boundary(LABEL_LEN_MAX));
+            let row = SessionRow { label, slots, opened: call.at, ended: false };
+            call.txn.put(SESSION, key, row.encode());
+            call.counters.sessions += 1;
+            if request.seq > 0 && request.slot < slots {
+                let used = SlotRow { seq: request.seq, reply: None };
+                call.txn.put(SLOT, keys::slot(call.session, request.slot), used.encode());
+            }
+        }
+    }
+    Ok(Outcome::Session {
+        epoch: config.epoch,
+        write_token: config.secret.write_token(call.session, config.epoch),
+        timeout_ms: SESSION_TIMEOUT_MS,
+    })
+}
+
+/// Ends a session: its orphans go, its slots are forgotten. Fine if it is not there.
+pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), Fail> {
+    let key = keys::session(session);
+    let Some(mut row) = row::<SessionRow>(call.txn, SESSION, &key)?.filter(|row| !row.ended) else {
+        return Ok(());
+    };
+    let prefix = prefix_range(&key);
+    let mut orphans = Vec::new();
+    for found in call.txn.scan(ORPHAN, prefix.clone(), false) {
+        let (key, _) = found?;
+        orphans.push(InodeId(keys::last_u64(&key).ok_or_else(|| short("orphan"))?));
+    }
+    for ino in orphans {
+        remove::drop_orphan(call, session, ino)?;
+    }
+    let slots =
+        call.txn.scan(SLOT, prefix, false).map(|found| found.map(|(key, _)| key)).collect::<Result<Vec<_>, _>>()?;
+    for slot in slots {
+        call.txn.delete(SLOT, slot);
+    }
+    row.ended = true;
+    call.txn.put(SESSION, key, row.encode());
+    call.txn.put(ENDED, keys::ended(call.at, session), Vec::new());
+    call.counters.sessions -= 1;
+    Ok(())
+}
+
+/// Forgets some sessions that ended long ago.
+fn forget_ended(call: &mut Call<'_, '_>) -> Result<(), Fail> {
+    let before = Time { secs: call.at.secs.saturating_sub(ENDED_KEPT_SECS), nanos: 0 };
+    let range = (Bound::Unbounded, Bound::Excluded(keys::ended(before, SessionId(0))));
+    let old = call.txn.scan(ENDED, range, false).take(FORGET_MAX).collect::<Result<Vec<_>, _>>()?;
+    for (key, _) in old {
+        let session = keys::last_session(&key).ok_or_else(|| short("ended"))?;
+        call.txn.delete(SESSION, keys::session(session));
+        call.txn.delete(ENDED, key);
+    }
+    Ok(())
+}
+
+fn short(what: &str) -> KvError {
+    crate::store::values::damaged(what, "the key is too short")
+}
+
+/// All sessions that are open: for the leader, to watch them.
+pub fn sessions(read: &dyn KvRead) -> Result<Vec<(SessionId, SessionRow)>, KvError> {
+    let mut open = Vec::new();
+    for found in read.scan(SESSION, (Bound::Unbounded, Bound::Unbounded), false) {
+        let (key, value) = found?;
+        let row = SessionRow::decode(&value)?;
+        if !row.ended {
+            open.push((keys::first_session(&key).ok_or_else(|| short("session"))?, row));
+        }
+    }
+    Ok(open)
+}
+
+/// # Errors
+/// `NoSession` unless the session is open.
+pub(super) fn need_open(read: &dyn KvRead, session: SessionId) -> Result<(), Fail> {
+    let found: Option<SessionRow> = row(read, SESSION, &keys::session(session))?;
+    match found {
+        Some(row) if !row.ended => Ok(()),
+        _ if config(read)?.is_none() => Err(refuse(Kind::Refused, "the cluster is not formatted")),
+        _ => Err(refuse(Kind::NoSession, format!("session {session} is unknown or ended"))),
+    }
+}

@@ -1,0 +1,1 @@
+//! Tests of the namespace as a whole.

@@ -1,0 +1,245 @@
+//! Every key of the state machine, and its bytes.
+//!
+//! Numbers are big-endian, so keys sort as numbers do; what is read together sits together.
+//!
+//! | family | key | value ([`super::values`]) |
+//! | --- | --- | --- |
+//! | inode | ino 8 | [`Inode`](super::values::Inode) |
+//! | dentry | parent ino 8, name | [`Dentry`](super::values::Dentry) |
+//! | list | parent ino 8, cookie 8 | [`Listed`](super::values::Listed) |
+//! | extent | data id 8, file offset 8 | [`ExtentRow`](super::values::ExtentRow) |
+//! | xattr | ino 8, name | the value, as it is |
+//! | chunk | chunk id 32 | [`ChunkRow`](super::values::ChunkRow) |
+//! | degraded | placement group 4, chunk id 32 | [`Degraded`](super::values::Degraded) |
+//! | session | session 16 | [`SessionRow`](super::values::SessionRow) |
+//! | slot | session 16, slot 2 | [`SlotRow`](super::values::SlotRow) |
+//! | ended | end time: seconds 8, nanoseconds 4; session 16 | empty |
+//! | orphan | session 16, ino 8 | empty |
+//! | purge | data id 8 | [`Purge`](super::values::Purge) |
+//! | horizon | bucket 2 | [`Horizon`](super::values::Horizon) |
+//! | moved | placement group 4 | [`Moved`](super::values::Moved) |
+//! | server | server 4 | [`ServerRow`](super::values::ServerRow) |
+//! | instance | instance 16 | [`InstanceRow`](super::values::InstanceRow): finds a server that registers again |
+//! | cluster | `config`, `counters`, `layout` | [`Config`](super::values::Config), ... |
+//! | raft | the metaserver's own: last applied, membership | `raft/` |
+//!
+//! Families are told apart by name on disk; a new one goes last in [`FAMILIES`].
+
+use common::id::{ChunkId, InodeId, PgId, ServerId, SessionId};
+use common::kv::Family;
+use common::name::Name;
+use common::time::Time;
+
+/// The names to open the store with, in the order of the constants below.
+pub const FAMILIES: [&str; 18] = [
+    "inode", "dentry", "list", "extent", "xattr", "chunk", "degraded", "session", "slot", "ended", "orphan", "purge",
+    "horizon", "moved", "server", "instance", "cluster", "raft",
+];
+
+/// Inodes.
+pub const INODE: Family = Family(0);
+/// Directory entries by name.
+pub const DENTRY: Family = Family(1);
+/// Directory entries by cookie.
+pub const LIST: Family = Family(2);
+/// What files hold.
+pub const EXTENT: Family = Family(3);
+/// Extended attributes.
+pub const XATTR: Family = Family(4);
+/// Referenced chunks.
+pub const CHUNK: Family = Family(5);
+/// Chunks with fewer copies than their target.
+pub const DEGRADED: Family = Family(6);
+/// Sessions.
+pub const SESSION: Family = Family(7);
+/// Reply slots of sessions.
+pub const SLOT: Family = Family(8);
+/// Sessions that ended, by time.
+pub const ENDED: Family = Family(9);
+/// Unlinked but open inodes.
+pub const ORPHAN: Family = Family(10);
+/// Extents of inodes that are gone, still to be taken apart.
+pub const PURGE: Family = Family(11);
+/// Deletion horizons.
+pub const HORIZON: Family = Family(12);
+/// The last finished move of each placement group.
+pub const MOVED: Family = Family(13);
+/// Chunkservers.
+pub const SERVER: Family = Family(14);
+/// Chunkservers by instance.
+pub const INSTANCE: Family = Family(15);
+/// Single values of the cluster.
+pub const CLUSTER: Family = Family(16);
+/// What the Raft layer keeps beside the namespace, written in the same batch. Not touched by `namespace`.
+pub const RAFT: Family = Family(17);
+
+/// In [`CLUSTER`]: what was fixed when the cluster was formatted.
+pub const CONFIG: &[u8] = b"config";
+/// In [`CLUSTER`]: numbers that change with every command.
+pub const COUNTERS: &[u8] = b"counters";
+/// In [`CLUSTER`]: the layout table.
+pub const LAYOUT: &[u8] = b"layout";
+
+/// Key of an inode; prefix of everything that starts with an inode number.
+pub fn inode(ino: InodeId) -> [u8; 8] {
+    ino.0.to_be_bytes()
+}
+
+/// Key of an entry by name.
+pub fn dentry(parent: InodeId, name: &Name) -> Vec<u8> {
+    [&parent.0.to_be_bytes(), name.as_bytes()].concat()
+}
+
+/// Key of an entry by cookie.
+pub fn list(parent: InodeId, cookie: u64) -> [u8; 16] {
+    two(parent.0, cookie)
+}
+
+/// Key of an extent.
+pub fn extent(data: u64, at: u64) -> [u8; 16] {
+    two(data, at)
+}
+
+/// Key of an extended attribute.
+pub fn xattr(ino: InodeId, name: &[u8]) -> Vec<u8> {
+    [&ino.0.to_be_bytes(), name].concat()
+}
+
+/// Key of a chunk's row.
+pub fn chunk(id: &ChunkId) -> [u8; 32] {
+    id.0
+}
+
+/// Key of a degraded chunk.
+pub fn degraded(pg: PgId, id: &ChunkId) -> Vec<u8> {
+    [&pg.0.to_be_bytes()[..], &id.0].concat()
+}
+
+/// Key of a session; prefix of its slots and orphans.
+pub fn session(session: SessionId) -> [u8; 16] {
+    session.0.to_be_bytes()
+}
+
+/// Key of a reply slot.
+pub fn slot(session: SessionId, slot: u16) -> Vec<u8> {
+    [&session.0.to_be_bytes()[..], &slot.to_be_bytes()].concat()
+}
+
+/// Key of an ended session. Times before 1970 sort first too.
+pub fn ended(at: Time, session: SessionId) -> Vec<u8> {
+    let secs = u64::try_from(at.secs).unwrap_or(0);
+    [&secs.to_be_bytes()[..], &at.nanos.to_be_bytes(), &session.0.to_be_bytes()].concat()
+}
+
+/// Key of an orphan.
+pub fn orphan(session: SessionId, ino: InodeId) -> Vec<u8> {
+    [&session.0.to_be_bytes()[..], &ino.0.to_be_bytes()].concat()
+}
+
+/// Key of extents to take apart.
+pub fn purge(data: u64) -> [u8; 8] {
+    data.to_be_bytes()
+}
+
+/// Key of a deletion horizon.
+pub fn horizon(bucket: u16) -> [u8; 2] {
+    bucket.to_be_bytes()
+}
+
+/// Key of a placement group's last finished move.
+pub fn moved(pg: PgId) -> [u8; 4] {
+    pg.0.to_be_bytes()
+}
+
+/// Key of a chunkserver.
+pub fn server(server: ServerId) -> [u8; 4] {
+    server.0.to_be_bytes()
+}
+
+/// Key of an instance.
+pub fn instance(instance: u128) -> [u8; 16] {
+    instance.to_be_bytes()
+}
+
+fn two(first: u64, second: u64) -> [u8; 16] {
+    ((u128::from(first) << 64) | u128::from(second)).to_be_bytes()
+}
+
+/// The last 8 bytes of a key as a number: the cookie of [`list`], the offset of [`extent`], the inode of [`orphan`].
+/// `None` if there are fewer.
+pub fn last_u64(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*key.last_chunk::<8>()?))
+}
+
+/// The first 8 bytes of a key as a number. `None` if there are fewer.
+pub fn first_u64(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*key.first_chunk::<8>()?))
+}
+
+/// The first 16 bytes of a key as a session. `None` if there are fewer.
+pub fn first_session(key: &[u8]) -> Option<SessionId> {
+    Some(SessionId(u128::from_be_bytes(*key.first_chunk::<16>()?)))
+}
+
+/// The last 16 bytes of a key as a session: of [`ended`]. `None` if there are fewer.
+pub fn last_session(key: &[u8]) -> Option<SessionId> {
+    Some(SessionId(u128::from_be_bytes(*key.last_chunk::<16>()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let name = Name::new("ab").unwrap();
+        let id = ChunkId([9; 32]);
+        let s = SessionId(3);
+        assert_eq!(inode(InodeId(0x0102)), [0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(dentry(InodeId(1), &name), b"\0\0\0\0\0\0\0\x01ab");
+        assert_eq!(list(InodeId(1), 2), [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]);
+        assert_eq!(extent(1, 256), [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(xattr(InodeId(1), b"user.x"), b"\0\0\0\0\0\0\0\x01user.x");
+        assert_eq!(chunk(&id), [9; 32]);
+        assert_eq!(degraded(PgId(5), &id), [&[0, 0, 0, 5][..], &[9; 32]].concat());
+        assert_eq!(session(s)[15], 3);
+        assert_eq!(slot(s, 0x0102)[14..], [0, 3, 1, 2]);
+        let at = Time { secs: 1, nanos: 2 };
+        assert_eq!(ended(at, s)[..12], [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2]);
+        assert_eq!(last_session(&ended(at, s)), Some(s));
+        assert_eq!(orphan(s, InodeId(4))[15..], [3, 0, 0, 0, 0, 0, 0, 0, 4]);
+        assert_eq!((first_session(&orphan(s, InodeId(4))), last_u64(&orphan(s, InodeId(4)))), (Some(s), Some(4)));
+        assert_eq!(purge(7), [0, 0, 0, 0, 0, 0, 0, 7]);
+        assert_eq!((horizon(258), moved(PgId(1)), server(ServerId(2))), ([1, 2], [0, 0, 0, 1], [0, 0, 0, 2]));
+        assert_eq!(instance(1)[15], 1);
+        assert_eq!((last_u64(b"short"), first_u64(b"short")), (None, None));
+    }
+
+    #[test]
+    fn the_constants_follow_the_names() {
+        let pairs = [
+            (INODE, "inode"),
+            (DENTRY, "dentry"),
+            (LIST, "list"),
+            (EXTENT, "extent"),
+            (XATTR, "xattr"),
+            (CHUNK, "chunk"),
+            (DEGRADED, "degraded"),
+            (SESSION, "session"),
+            (SLOT, "slot"),
+            (ENDED, "ended"),
+            (ORPHAN, "orphan"),
+            (PURGE, "purge"),
+            (HORIZON, "horizon"),
+            (MOVED, "moved"),
+            (SERVER, "server"),
+            (INSTANCE, "instance"),
+            (CLUSTER, "cluster"),
+            (RAFT, "raft"),
+        ];
+        assert_eq!(pairs.len(), FAMILIES.len());
+        for (family, name) in pairs {
+            assert_eq!(FAMILIES[usize::from(family.0)], name);
+        }
+    }
+}

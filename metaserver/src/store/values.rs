@@ -1,0 +1,405 @@
+//! Every value of the state machine, and its bytes: a version byte, then the fields with `postcard`.
+//!
+//! `postcard` writes fields in order and enum variants by position, so within a version nothing is moved or removed. A
+//! new version of a row gets a new version byte and keeps the old decoder. The golden-byte tests hold this.
+
+use bytes::Bytes;
+use common::auth::Secret;
+use common::fault::Fault;
+use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, NodeId, ServerId};
+use common::kv::KvError;
+use common::layout::{Domain, Layout};
+use common::name::Name;
+use common::proto::meta::{Applied, Attr, FileKind};
+use common::time::Time;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A row's value.
+pub trait Value: Serialize + DeserializeOwned {
+    /// What it is, for errors.
+    const WHAT: &'static str;
+    /// The version byte it is written with.
+    const VERSION: u8;
+
+    /// Its bytes.
+    fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![Self::VERSION]).expect("plain data has an encoding, and memory grows")
+    }
+
+    /// Reads it back. Bytes behind the end are an error too: they were written by something else.
+    fn decode(bytes: &[u8]) -> Result<Self, KvError> {
+        match bytes.split_first() {
+            Some((version, body)) if *version == Self::VERSION => match postcard::take_from_bytes(body) {
+                Ok((value, [])) => Ok(value),
+                Ok(_) => Err(damaged(Self::WHAT, "bytes left over")),
+                Err(error) => Err(damaged(Self::WHAT, &error.to_string())),
+            },
+            Some((version, _)) => Err(damaged(Self::WHAT, &format!("unknown version {version}"))),
+            None => Err(damaged(Self::WHAT, "empty")),
+        }
+    }
+}
+
+/// A row that cannot be what it should be: the store is damaged or from another program.
+pub fn damaged(what: &str, why: &str) -> KvError {
+    KvError { doing: "decode", message: format!("{what} row: {why}") }
+}
+
+/// An inode. What the fields of its `Attr` are is said in `proto::meta`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inode {
+    /// Its kind.
+    pub kind: FileKind,
+    /// `0o7777`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names; 0: an orphan.
+    pub nlink: u32,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of contents.
+    pub mtime: Time,
+    /// Last change of the inode.
+    pub ctime: Time,
+    /// Files and directories: see `Attr::chunk_size`.
+    pub chunk_size: u32,
+    /// Files and directories: see `Attr::replicas`. Of a file it never changes: its references are counted under it.
+    pub replicas: u8,
+    /// Bytes of all names of its extended attributes, each with a terminator.
+    pub xattr_names: u32,
+    /// What only its kind has.
+    pub body: Body,
+}
+
+/// What an inode has by its kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Body {
+    /// A regular file.
+    File {
+        /// Length in bytes.
+        size: u64,
+        /// Sum of the lengths of its extents.
+        allocated: u64,
+        /// Number of its extents.
+        extents: u64,
+        /// Rises with each change of size or extents.
+        version: DataVersion,
+        /// Under which id its extents are. Another one after a large file was truncated to nothing.
+        data: u64,
+    },
+    /// A directory.
+    Dir {
+        /// The directory that holds it; the root's is itself.
+        parent: InodeId,
+        /// Its entries.
+        entries: u64,
+        /// The cookie of the next entry; starts at 1.
+        next_cookie: u64,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Where it points.
+        target: Vec<u8>,
+    },
+    /// A device.
+    Device {
+        /// Its number, in Linux encoding.
+        rdev: u32,
+    },
+    /// A pipe or socket.
+    Plain,
+}
+
+/// What a directory counts for each entry in its `size`, in bytes.
+const ENTRY_SIZE: u64 = 32;
+
+impl Inode {
+    /// As a client sees it.
+    pub fn attr(&self, ino: InodeId) -> Attr {
+        let (size, allocated, version, rdev) = match &self.body {
+            Body::File { size, allocated, version, .. } => (*size, *allocated, *version, 0),
+            Body::Dir { entries, .. } => (entries * ENTRY_SIZE, 0, DataVersion(0), 0),
+            Body::Symlink { target } => (common::units::len_u64(target.len()), 0, DataVersion(0), 0),
+            Body::Device { rdev } => (0, 0, DataVersion(0), *rdev),
+            Body::Plain => (0, 0, DataVersion(0), 0),
+        };
+        Attr {
+            ino,
+            kind: self.kind,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            nlink: self.nlink,
+            size,
+            allocated,
+            atime: self.atime,
+            mtime: self.mtime,
+            ctime: self.ctime,
+            rdev,
+            chunk_size: self.chunk_size,
+            replicas: self.replicas,
+            version,
+        }
+    }
+}
+
+impl Value for Inode {
+    const WHAT: &'static str = "inode";
+    const VERSION: u8 = 1;
+}
+
+/// A directory entry, found by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dentry {
+    /// Where it leads.
+    pub ino: InodeId,
+    /// What that is.
+    pub kind: FileKind,
+    /// Its place in listings: key of its [`Listed`] row.
+    pub cookie: u64,
+}
+
+impl Value for Dentry {
+    const WHAT: &'static str = "dentry";
+    const VERSION: u8 = 1;
+}
+
+/// A directory entry, found by cookie.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Where it leads.
+    pub ino: InodeId,
+    /// What that is.
+    pub kind: FileKind,
+    /// Its name.
+    pub name: Name,
+}
+
+impl Value for Listed {
+    const WHAT: &'static str = "list";
+    const VERSION: u8 = 1;
+}
+
+/// A run of a file's bytes; the key has its offset in the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtentRow {
+    /// How many bytes, at least 1.
+    pub len: u64,
+    /// Where they are.
+    pub data: Data,
+}
+
+/// Where the bytes of an extent are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Data {
+    /// In a chunk, from `offset` on.
+    Chunk {
+        /// The chunk.
+        id: ChunkId,
+        /// First byte in it.
+        offset: u32,
+        /// The whole chunk's length: a reader needs it, and this saves reading the chunk's row.
+        chunk_len: u32,
+    },
+    /// Here, from `offset` on; all that was written is kept, so that the id verifies.
+    Inline {
+        /// BLAKE3 of `bytes`.
+        id: ChunkId,
+        /// First byte used.
+        offset: u32,
+        /// All bytes that were written.
+        bytes: Bytes,
+    },
+}
+
+impl Value for ExtentRow {
+    const WHAT: &'static str = "extent";
+    const VERSION: u8 = 1;
+}
+
+/// A referenced chunk. The row is there exactly while there are references.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkRow {
+    /// Its length in bytes.
+    pub len: u32,
+    /// For each replica target the extents that refer to it, never 0. Its own target is the largest.
+    pub refs: BTreeMap<u8, u64>,
+}
+
+impl Value for ChunkRow {
+    const WHAT: &'static str = "chunk";
+    const VERSION: u8 = 1;
+}
+
+/// Who holds a chunk that has fewer copies than its target.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    /// In order, none twice.
+    pub servers: Vec<ServerId>,
+}
+
+impl Value for Degraded {
+    const WHAT: &'static str = "degraded";
+    const VERSION: u8 = 1;
+}
+
+/// A client's session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// Host name and purpose, for people.
+    pub label: String,
+    /// How many slots it has.
+    pub slots: u16,
+    /// When it began.
+    pub opened: Time,
+    /// It is over. The row stays for a while, so that a delayed copy of its first request cannot bring it back.
+    pub ended: bool,
+}
+
+impl Value for SessionRow {
+    const WHAT: &'static str = "session";
+    const VERSION: u8 = 1;
+}
+
+/// The last request of a slot that took effect, and what it was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRow {
+    /// Its sequence number; 0: none yet.
+    pub seq: u64,
+    /// Its reply; `None` where the slot was only set up.
+    pub reply: Option<Result<Applied, Fault>>,
+}
+
+impl Value for SlotRow {
+    const WHAT: &'static str = "slot";
+    const VERSION: u8 = 1;
+}
+
+/// Extents of a file that is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purge {
+    /// The target their references are counted under.
+    pub replicas: u8,
+}
+
+impl Value for Purge {
+    const WHAT: &'static str = "purge";
+    const VERSION: u8 = 1;
+}
+
+/// The index of the last condemnation in a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Horizon(pub LogIndex);
+
+impl Value for Horizon {
+    const WHAT: &'static str = "horizon";
+    const VERSION: u8 = 1;
+}
+
+/// The layout version with which the last move of a placement group was finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved(pub LayoutVersion);
+
+impl Value for Moved {
+    const WHAT: &'static str = "moved";
+    const VERSION: u8 = 1;
+}
+
+/// A chunkserver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerRow {
+    /// Random, made with its data.
+    pub instance: u128,
+    /// Its data-plane address.
+    pub addr: String,
+    /// Where it stands.
+    pub domain: Domain,
+    /// Its share; 0: out.
+    pub weight: u32,
+    /// An administrator set the weight: registering again does not change it.
+    pub weight_fixed: bool,
+}
+
+impl Value for ServerRow {
+    const WHAT: &'static str = "server";
+    const VERSION: u8 = 1;
+}
+
+/// The server that an instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRow(pub ServerId);
+
+impl Value for InstanceRow {
+    const WHAT: &'static str = "instance";
+    const VERSION: u8 = 1;
+}
+
+/// What was fixed when the cluster was formatted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Which cluster.
+    pub cluster: ClusterId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Signs receipts and tokens.
+    pub secret: Secret,
+    /// Placement groups.
+    pub pg_count: u32,
+    /// Default replica count.
+    pub replicas: u8,
+    /// Durable copies below which a write is not acknowledged.
+    pub min_replicas: u8,
+    /// Metaservers and their addresses.
+    pub metaservers: Vec<(NodeId, String)>,
+}
+
+impl Value for Config {
+    const WHAT: &'static str = "config";
+    const VERSION: u8 = 1;
+}
+
+/// Numbers that change with every command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// The next inode number, or data id.
+    pub next_ino: u64,
+    /// The next chunkserver.
+    pub next_server: u32,
+    /// Inodes.
+    pub inodes: u64,
+    /// Sum of `allocated` of all files.
+    pub logical_bytes: u64,
+    /// Lengths of all chunk rows.
+    pub chunk_bytes: u64,
+    /// Chunk rows.
+    pub chunks: u64,
+    /// Degraded rows.
+    pub degraded: u64,
+    /// Sessions that are open.
+    pub sessions: u64,
+    /// Rises with every change of servers or layout: the part of `ClusterMap::version` that is in the state machine.
+    pub map_version: u64,
+    /// The layout table's version.
+    pub layout: LayoutVersion,
+    /// The highest version in the moved rows.
+    pub last_move: LayoutVersion,
+}
+
+impl Value for Counters {
+    const WHAT: &'static str = "counters";
+    const VERSION: u8 = 1;
+}
+
+/// The layout table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutRow(pub Layout);
+
+impl Value for LayoutRow {
+    const WHAT: &'static str = "layout";
+    const VERSION: u8 = 1;
+}
