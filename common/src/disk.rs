@@ -55,6 +55,7 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
 
 /// An open file. Reads and writes carry their position: there is no cursor. All handles of a file see the same bytes; a
 /// handle outlives the removal of the name.
+#[expect(clippy::len_without_is_empty, reason = "a handle is no collection")]
 pub trait File: Send + Sync + fmt::Debug + 'static {
     /// Fills the buffer from `at`. `UnexpectedEof` if the file ends before.
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;

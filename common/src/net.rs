@@ -38,14 +38,16 @@ impl Net for TcpNet {
         Box::pin(async move {
             let stream = tokio::net::TcpStream::connect(to).await?;
             stream.set_nodelay(true)?;
-            Ok(Box::new(stream) as Conn)
+            let conn: Conn = Box::new(stream);
+            Ok(conn)
         })
     }
 
     fn bind<'a>(&'a self, at: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
             let listener = tokio::net::TcpListener::bind(at).await?;
-            Ok(Box::new(TcpListener(listener)) as Box<dyn Listener>)
+            let listener: Box<dyn Listener> = Box::new(TcpListener(listener));
+            Ok(listener)
         })
     }
 }
@@ -55,7 +57,8 @@ impl Listener for TcpListener {
         Box::pin(async move {
             let (stream, from) = self.0.accept().await?;
             stream.set_nodelay(true)?;
-            Ok((Box::new(stream) as Conn, from.to_string()))
+            let conn: Conn = Box::new(stream);
+            Ok((conn, from.to_string()))
         })
     }
 

@@ -24,7 +24,7 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let _ = self.running.spawn(body(self.stop.child_token()).instrument(info_span!("task", name)));
+        drop(self.running.spawn(body(self.stop.child_token()).instrument(info_span!("task", name))));
     }
 
     /// Runs a task that is dropped at its next await when the group stops: for one request, one connection.
@@ -33,13 +33,13 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let stop = self.stop.clone();
-        let _ = self.running.spawn(async move {
+        drop(self.running.spawn(async move {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
                 () = body => {}
             }
-        });
+        }));
     }
 
     /// The token that is cancelled by [`Tasks::shutdown`].

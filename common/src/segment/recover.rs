@@ -152,8 +152,9 @@ fn list(place: &Place, recovery: &mut Recovery) -> Result<BTreeMap<u32, Stored>>
         files.insert(*segment, Stored { file, salt, len });
     }
     let (first, last) = (files.keys().next().copied(), files.keys().last().copied());
-    let all = first.zip(last).map_or(1..=0, |(first, last)| first..=last);
-    recovery.missing = all.filter(|segment| !files.contains_key(segment)).take(DAMAGE_LIST_MAX).collect();
+    let all = first.zip(last).map(|(first, last)| first..=last);
+    recovery.missing =
+        all.into_iter().flatten().filter(|segment| !files.contains_key(segment)).take(DAMAGE_LIST_MAX).collect();
     check_start(place, last, &files)?;
     Ok(files)
 }

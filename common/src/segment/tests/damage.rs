@@ -228,3 +228,43 @@ fn an_error_that_is_no_bad_block_stops_the_start() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn what_was_durable_is_never_cut_though_it_is_bad_up_to_the_end() {
+    for owner in [Owner::RaftLog, Owner::Chunks] {
+        let (disk, at) = four_records(owner, Align::Small);
+        disk.flip(&segment_path(1), at[2].offset + 70);
+        disk.flip(&segment_path(1), at[3].offset + 66);
+        let (log, seen, recovery) = open(&disk, options(owner, Align::Small));
+        assert_eq!((seen.records.len(), recovery.damaged_count), (2, 1));
+        assert_eq!((recovery.damaged[0].position, recovery.damaged[0].was_durable), (at[2], true));
+        assert_eq!((recovery.cut.expect("cut").position, log.end()), (at[3], at[3]));
+    }
+}
+
+#[test]
+fn a_torn_list_of_voids_makes_no_void_good() {
+    let unchecked = |payload| Record { checksum: false, ..record(payload) };
+    for seed in 0..60 {
+        let disk = SimDisk::new(seed);
+        let options = options(Owner::Chunks, Align::Direct);
+        let (log, _, _) = open(&disk, Options { segment_len_max: 1 << 20, ..options.clone() });
+        // Enough for a list longer than a sector: its header may stay without the rest.
+        for _ in 0..40 {
+            let at = log.append(&[unchecked(b"unfinished")]).expect("append")[0];
+            log.append(&[unchecked(b"finished")]).expect("append");
+            disk.flip(&segment_path(1), at.offset + 64);
+        }
+        log.sync().expect("sync");
+        // Recovery syncs file and directory, then appends the list: the power goes in that.
+        let disk = disk.clone().cut_after(disk.writes() + 2);
+        let cut = SegmentLog::open(Arc::new(disk.clone()), &dir(), options.clone(), &mut Seen::default());
+        assert!(cut.is_err() && !disk.has_power());
+        let disk = disk.after_crash();
+        for _ in 0..2 {
+            let (_, seen, recovery) = open(&disk, options.clone());
+            assert_eq!(seen.records.len(), 40, "seed {seed}");
+            assert!(recovery.damaged.iter().all(|damage| !damage.was_durable), "seed {seed}");
+        }
+    }
+}

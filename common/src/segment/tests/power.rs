@@ -150,3 +150,35 @@ fn truncate_and_go_on(disk: &SimDisk) -> usize {
     };
     run().unwrap_or_else(|state| state)
 }
+
+#[test]
+fn a_power_cut_during_recovery_changes_nothing() {
+    for (owner, align, checksum) in [
+        (Owner::RaftLog, Align::Small, true),
+        (Owner::Chunks, Align::Small, true),
+        (Owner::Chunks, Align::Direct, false),
+    ] {
+        let uncut = SimDisk::new(0);
+        workload(&uncut, owner, align, checksum);
+        for seed in 0..uncut.writes() * 3 {
+            let cut = seed % uncut.writes();
+            let what = format!("{owner:?} {align:?} seed {seed} cut {cut}");
+            let disk = SimDisk::new(seed).cut_after(cut);
+            let promised = workload(&disk, owner, align, checksum);
+            let mut back = disk.after_crash();
+            for writes in 0.. {
+                back = back.cut_after(writes);
+                let options = options(owner, align);
+                let opened = SegmentLog::open(Arc::new(back.clone()), &dir(), options, &mut Seen::default());
+                back = back.after_crash();
+                if opened.is_ok() {
+                    break;
+                }
+            }
+            let found = recovered(&back, owner, align, &what);
+            let all: BTreeSet<u32> = found.iter().copied().collect();
+            assert!(promised.acknowledged.iter().all(|number| all.contains(number)), "{what}: lost, {promised:?}");
+            assert!(all.is_subset(&promised.sent), "{what}: invented");
+        }
+    }
+}
