@@ -56,10 +56,14 @@ impl ChunkHasher {
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.group.update(now);
             self.taken += u32::try_from(now.len()).expect("at most a group");
-            if self.whole_len > HASH_GROUP_LEN && (self.taken % HASH_GROUP_LEN == 0 || self.taken == self.whole_len) {
+            if self.whole_len > HASH_GROUP_LEN
+                && (self.taken.is_multiple_of(HASH_GROUP_LEN) || self.taken == self.whole_len)
+            {
                 self.leaves.push(self.group.finalize_non_root());
-                self.group.reset();
-                self.group.set_input_offset(u64::from(self.taken));
+                self.group = blake3::Hasher::new(); // `reset` would keep the old input offset
+                if self.taken < self.whole_len {
+                    self.group.set_input_offset(u64::from(self.taken));
+                }
             }
             bytes = later;
         }
