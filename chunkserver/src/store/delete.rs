@@ -1,0 +1,95 @@
+//! Deleting a chunk: tombstone, row, bytes, in that order, each durable before the next.
+//!
+//! A crash before the tombstone is durable leaves the chunk intact; one after it leaves no row (recovery reads the
+//! tombstone) and the punching is done at the next start. There is nothing in between.
+
+use super::format::{self, DEAD, KIND_TOMBSTONE, Log};
+use super::lane::{Begun, Change, Purpose, Settled, Waiter, What};
+use super::{DISK_WAIT_MAX, Inner, Store, StoreError};
+use common::id::ChunkId;
+use common::kv::Batch;
+use common::segment::{Position, Record};
+use futures::future::{Either, select};
+use std::pin::pin;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::warn;
+
+impl Store {
+    /// Deletes this store's copy of a chunk. When it returns the copy is gone for good; its space comes back with the
+    /// next flush. *Nobody may rely on it any more*: that is for the caller to know (DESIGN, section 7).
+    ///
+    /// # Errors
+    /// `NotFound`. `Busy`: a put or touch of it is under way, so it stays. `Fenced`, `Slow`: it may be gone or not.
+    pub async fn delete(&self, id: ChunkId) -> Result<(), StoreError> {
+        let (inner, (reply, answer)) = (self.inner.clone(), oneshot::channel());
+        let work = async {
+            // The work may go on for others after our answer is there.
+            let answer = match select(pin!(self.inner.world.blocking(move || inner.delete(id, reply))), answer).await {
+                Either::Left((done, answer)) => done.map(|()| answer)?.await,
+                Either::Right((Ok(answer), _)) => Ok(answer),
+                Either::Right((Err(_), work)) => return work.await,
+            };
+            match answer {
+                Ok(Settled::Absent) => Ok(()),
+                Ok(Settled::Failed(error)) => Err(error),
+                Ok(Settled::Held) | Err(_) => Err(StoreError::Busy { chunk: id }),
+            }
+        };
+        timeout(DISK_WAIT_MAX, work).await.unwrap_or_else(|_| Err(self.slow("delete")))
+    }
+}
+
+impl Inner {
+    fn delete(&self, id: ChunkId, reply: oneshot::Sender<Settled>) -> Result<(), StoreError> {
+        self.check_fence()?;
+        let row = |()| self.index.row(id).map_err(|e| self.fence(&e));
+        let Some(seen) = row(())? else { return Err(StoreError::NotFound { chunk: id }) };
+        let lane = self.lane(Log::of(seen.len));
+        let (Begun::Mine, _) = lane.begin(id, Purpose::Delete, None) else {
+            return Err(StoreError::Busy { chunk: id });
+        };
+        // The row, now that nobody can change it.
+        let old = match row(()) {
+            Ok(Some(old)) => old,
+            Ok(None) => {
+                self.settle(lane, id, &Settled::Absent);
+                return Err(StoreError::NotFound { chunk: id });
+            }
+            Err(error) => {
+                self.settle(lane, id, &Settled::Failed(error.clone()));
+                return Err(error);
+            }
+        };
+        // In the log of the record, behind it: recovery meets them in this order.
+        let dead = format::position_value(old.position);
+        let record = Record { kind: KIND_TOMBSTONE, key: id.0, payload: &dead, trailer: &[], checksum: true };
+        match lane.segments.append(&[record]) {
+            Ok(positions) => {
+                lane.wait_for(id, Waiter::Touch(reply));
+                self.commit_all(lane, vec![Change { id, position: positions[0], what: What::Delete { old } }]);
+                Ok(())
+            }
+            Err(error) => {
+                let error = self.write_failed(error);
+                self.settle(lane, id, &Settled::Failed(error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives back the space of records whose rows are durably gone.
+    pub(super) fn punch(&self, dead: &[(Log, Position)]) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        for (log, position) in dead {
+            if let Err(error) = self.lane(*log).segments.punch(*position) {
+                warn!(position = %position, error = %error, "cannot give back the space of a deleted chunk");
+            }
+            batch.delete(DEAD, format::dead_key(*log, *position));
+        }
+        if dead.is_empty() {
+            return Ok(());
+        }
+        self.index.write(batch).map_err(|e| self.fence(&e))
+    }
+}

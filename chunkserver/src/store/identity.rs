@@ -1,0 +1,126 @@
+//! Whose data a directory holds: the file `identity`, written whole by rename when it changes. Version 1:
+//!
+//! | at | bytes | field |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic `DFSSTORE` |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 1 | 1 if the server has an id, else 0 |
+//! | 11 | 1 | zero |
+//! | 12 | 4 | server id |
+//! | 16 | 16 | cluster id; 0: not registered yet |
+//! | 32 | 16 | instance: random, the same in all directories of a server |
+//! | 48 | 16 | store: random, this directory's |
+//! | 64 | 4 | CRC32C of bytes 0..64 |
+//!
+//! Numbers are little-endian.
+
+use super::error::{OpenError, disk_error};
+use common::disk::Disk;
+use common::id::{ClusterId, ServerId};
+use std::path::Path;
+
+const FILE: &str = "identity";
+const FILE_TMP: &str = "identity.tmp";
+const MAGIC: [u8; 8] = *b"DFSSTORE";
+const VERSION: u16 = 1;
+const LEN: usize = 68;
+
+/// Whose data it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster; zero until the server has registered for the first time.
+    pub cluster: ClusterId,
+    /// The server; `None` until it has registered for the first time.
+    pub server: Option<ServerId>,
+    /// Made at the server's first start: goes with its data, so that an id cannot come back with other data.
+    pub instance: u128,
+    /// This directory.
+    pub store: u128,
+}
+
+/// Reads the identity of a data directory. `None`: it has none, so nothing was ever stored in it.
+pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, OpenError> {
+    let path = dir.join(FILE);
+    if !disk.exists(&path) {
+        return Ok(None);
+    }
+    let file = disk.open(&path).map_err(disk_error("open", &path))?;
+    let len = file.len().map_err(disk_error("read", &path))?;
+    let bad = |what: String| OpenError::Identity { path: path.clone(), what };
+    if len != common::units::len_u64(LEN) {
+        return Err(bad(format!("has {len} bytes, not {LEN}")));
+    }
+    let mut bytes = [0; LEN];
+    file.read_exact_at(&mut bytes, 0).map_err(disk_error("read", &path))?;
+    decode(&bytes).map(Some).map_err(bad)
+}
+
+/// Writes it, durably: after a crash the old one or the new one is there.
+pub(super) fn write(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Result<(), OpenError> {
+    let (path, tmp) = (dir.join(FILE), dir.join(FILE_TMP));
+    if disk.exists(&tmp) {
+        disk.remove(&tmp).map_err(disk_error("remove", &tmp))?;
+    }
+    let file = disk.create(&tmp).map_err(disk_error("create", &tmp))?;
+    file.write_all_at(&[&encode(identity)], 0).map_err(disk_error("write", &tmp))?;
+    file.sync().map_err(disk_error("sync", &tmp))?;
+    disk.rename(&tmp, &path).map_err(disk_error("rename", &tmp))?;
+    disk.sync_dir(dir).map_err(disk_error("sync", dir))
+}
+
+fn encode(identity: &Identity) -> [u8; LEN] {
+    let mut out = [0; LEN];
+    out[..8].copy_from_slice(&MAGIC);
+    out[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    out[10] = u8::from(identity.server.is_some());
+    out[12..16].copy_from_slice(&identity.server.map_or(0, |server| server.0).to_le_bytes());
+    out[16..32].copy_from_slice(&identity.cluster.0.to_le_bytes());
+    out[32..48].copy_from_slice(&identity.instance.to_le_bytes());
+    out[48..64].copy_from_slice(&identity.store.to_le_bytes());
+    let crc = crc32c::crc32c(&out[..64]);
+    out[64..].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+fn decode(bytes: &[u8; LEN]) -> Result<Identity, String> {
+    if !bytes.starts_with(&MAGIC) {
+        return Err("is not an identity file of a chunk store".into());
+    }
+    if crc32c::crc32c(&bytes[..64]) != u32::from_le_bytes(bytes[64..].try_into().expect("4 bytes")) {
+        return Err("is damaged: its checksum is wrong".into());
+    }
+    let version = u16::from_le_bytes([bytes[8], bytes[9]]);
+    if version != VERSION {
+        return Err(format!("was written by another version (format {version}, this is {VERSION})"));
+    }
+    let u128_at = |at: usize| u128::from_le_bytes(bytes[at..at + 16].try_into().expect("16 bytes"));
+    let server = u32::from_le_bytes(bytes[12..16].try_into().expect("4 bytes"));
+    Ok(Identity {
+        cluster: ClusterId(u128_at(16)),
+        server: (bytes[10] != 0).then_some(ServerId(server)),
+        instance: u128_at(32),
+        store: u128_at(48),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let identity = Identity { cluster: ClusterId(2), server: Some(ServerId(0x0102)), instance: 3, store: 4 };
+        let bytes = encode(&identity);
+        let mut expected = b"DFSSTORE\x01\0\x01\0\x02\x01\0\0".to_vec();
+        for number in [2u128, 3, 4] {
+            expected.extend(number.to_le_bytes());
+        }
+        assert_eq!(bytes[..64], expected);
+        assert_eq!(decode(&bytes), Ok(identity));
+        for at in 0..LEN {
+            let mut bad = bytes;
+            bad[at] ^= 1;
+            assert!(decode(&bad).is_err(), "byte {at}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The index of a store: chunk id -> record. Rows that cannot be read mean that the index is damaged: the store is fenced
+//! and the next start rebuilds it.
+
+use super::format::{self, CHUNK, DEAD, FAMILIES, LOG, Log, LogRow, Row, STORE_KEY};
+use super::{Inner, OpenError, StoreConfig, StoreError};
+use common::id::{ChunkId, PgId};
+use common::kv::memory::MemoryKv;
+use common::kv::rocks::{RocksKv, Tuning};
+use common::kv::{Batch, Kv, KvError};
+use common::proto::chunk::ChunkRef;
+use common::segment::Position;
+use common::world::World;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use tracing::warn;
+
+/// Dead records punched after one flush, at most.
+pub(super) const PUNCH_BATCH: usize = 4096;
+
+pub(super) struct Index {
+    kv: Arc<dyn Kv>,
+    /// The store asks for one writer at a time.
+    writing: Mutex<()>,
+}
+
+impl Index {
+    /// Opens the index of this store, empty if there is none, or one that cannot be used: another store's, or one that
+    /// does not open. The segments are the truth.
+    pub(super) fn open(world: &World, config: &StoreConfig, store: u128) -> Result<Index, OpenError> {
+        let dir = config.dir.join("index");
+        let failed = |source| OpenError::Index { dir: config.dir.clone(), source };
+        let usable = open_kv(world, config, &dir).and_then(|index| index.belongs_to(store).map(|ours| (index, ours)));
+        let why = match usable {
+            Ok((index, true)) => return Ok(index),
+            Ok((_, false)) => "it is another store's".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        warn!(dir = %dir.display(), error = %why, "the index cannot be used: it is made anew from the segments");
+        Index::discard(world, config)?;
+        let index = open_kv(world, config, &dir).map_err(failed)?;
+        index.belongs_to(store).map_err(failed)?;
+        Ok(index)
+    }
+
+    /// Removes the index.
+    pub(super) fn discard(world: &World, config: &StoreConfig) -> Result<(), OpenError> {
+        let dir = config.dir.join("index");
+        if world.disk.exists(&dir) {
+            world.disk.remove_dir_all(&dir).map_err(super::error::disk_error("remove", &dir))?;
+        }
+        world.disk.sync_dir(&config.dir).map_err(super::error::disk_error("sync", &config.dir))
+    }
+
+    /// True if it is this store's; an empty one becomes it.
+    fn belongs_to(&self, store: u128) -> Result<bool, KvError> {
+        let ours = format::store_value(store);
+        if let Some(value) = self.kv.get(LOG, STORE_KEY)? {
+            return Ok(value[..] == ours[..]);
+        }
+        let mut batch = Batch::default();
+        batch.put(LOG, STORE_KEY, ours);
+        self.write(batch)?;
+        Ok(true)
+    }
+
+    pub(super) fn row(&self, chunk: ChunkId) -> Result<Option<Row>, KvError> {
+        self.kv.get(CHUNK, &chunk.0)?.map(|value| Row::decode(&value).map_err(|_| bad_row())).transpose()
+    }
+
+    pub(super) fn log_row(&self, log: Log) -> Result<LogRow, KvError> {
+        match self.kv.get(LOG, &log.key())? {
+            Some(value) => LogRow::decode(&value).map_err(|_| bad_row()),
+            None => Ok(LogRow::default()),
+        }
+    }
+
+    /// Not durable before the next [`Index::flush`].
+    pub(super) fn write(&self, batch: Batch) -> Result<(), KvError> {
+        let _one = self.writing.lock().expect("no panic holds this lock");
+        self.kv.write(batch)
+    }
+
+    pub(super) fn flush(&self) -> Result<(), KvError> {
+        self.kv.flush()
+    }
+
+    /// Records whose row is gone and whose bytes are still to be punched.
+    pub(super) fn dead(&self) -> Result<Vec<(Log, Position)>, KvError> {
+        let all = self.kv.scan(DEAD, (Bound::Unbounded, Bound::Unbounded), false);
+        all.take(PUNCH_BATCH).map(|entry| format::dead_of(&entry?.0).ok_or_else(bad_row)).collect()
+    }
+}
+
+impl Inner {
+    pub(super) fn list(
+        &self,
+        pg: PgId,
+        pg_count: u32,
+        after: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<(Vec<ChunkRef>, bool), StoreError> {
+        self.check_fence()?;
+        let first = first_of(pg.0, pg_count).map_or(Bound::Unbounded, Bound::Included);
+        let from = match after {
+            Some(after) if first_of(pg.0, pg_count).is_none_or(|first| after.0[..] >= first[..]) => {
+                Bound::Excluded(after.0.to_vec())
+            }
+            _ => first,
+        };
+        let to = first_of(pg.0 + 1, pg_count).map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found = Vec::new();
+        for entry in self.index.kv.scan(CHUNK, (from, to), false) {
+            let (key, value) = entry.map_err(|e| self.fence(&e))?;
+            let id = format::chunk_of(&key).ok_or_else(|| self.fence(&bad_row()))?;
+            let row = Row::decode(&value).map_err(|_| self.fence(&bad_row()))?;
+            if row.damaged {
+                continue;
+            }
+            if found.len() == limit {
+                return Ok((found, true));
+            }
+            found.push(ChunkRef { id, len: row.len });
+        }
+        Ok((found, false))
+    }
+}
+
+/// The first id of a placement group, as the prefix it starts with. `None` at both ends of the id space.
+fn first_of(pg: u32, pg_count: u32) -> Option<Vec<u8>> {
+    if pg == 0 || pg >= pg_count {
+        return None;
+    }
+    let prefix = pg << (16 - pg_count.trailing_zeros());
+    Some(u16::try_from(prefix).expect("a group below pg_count, which is at most 65,536").to_be_bytes().to_vec())
+}
+
+fn open_kv(world: &World, config: &StoreConfig, dir: &Path) -> Result<Index, KvError> {
+    let kv: Arc<dyn Kv> = if world.is_simulated() {
+        Arc::new(MemoryKv::open(world.disk.clone(), dir, &FAMILIES)?)
+    } else {
+        let cache_bytes = common::units::len_usize(config.index_cache_bytes);
+        Arc::new(RocksKv::open(dir, &FAMILIES, &Tuning { cache_bytes, ..Tuning::default() })?)
+    };
+    Ok(Index { kv, writing: Mutex::new(()) })
+}
+
+fn bad_row() -> KvError {
+    KvError { doing: "read", message: "a row of the index is damaged or of another version".into() }
+}

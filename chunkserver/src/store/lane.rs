@@ -1,0 +1,219 @@
+//! Who works on which chunk: a lane is one of the store's two logs with its group commit.
+//!
+//! An entry in `pending` is the chunk's lock: held from the first look at its index row until the outcome is settled,
+//! by whoever [`Lane::begin`] let in. Others that come for the chunk leave a [`Waiter`] and learn the outcome. Nobody
+//! holds the mutex itself while a disk works, but for the row of one chunk.
+
+use super::chunk::VerifiedChunk;
+use super::format::{Log, LogRow, Row};
+use super::{Inner, StoreError};
+use common::id::ChunkId;
+use common::segment::{Position, SegmentLog};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// How an operation on a chunk ended.
+#[derive(Clone, Debug)]
+pub(super) enum Settled {
+    /// It is here, durable and sound.
+    Held,
+    /// It is not here, or no sound copy is.
+    Absent,
+    /// Nobody knows more than this.
+    Failed(StoreError),
+}
+
+/// A put on its way.
+pub(super) struct PutJob {
+    pub(super) chunk: VerifiedChunk,
+    /// Its share of [`super::PUTS_IN_FLIGHT_MAX`], until it is settled.
+    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) reply: oneshot::Sender<Settled>,
+}
+
+/// Somebody who came for a chunk that is being worked on.
+pub(super) enum Waiter {
+    /// Wants the outcome.
+    Touch(oneshot::Sender<Settled>),
+    /// Wants it held: takes over if the outcome is `Absent`.
+    Put(PutJob),
+}
+
+/// What [`Lane::begin`] says.
+pub(super) enum Begun {
+    /// The caller has the chunk's lock, and must settle it.
+    Mine,
+    /// Somebody else has it, and will tell.
+    Waiting,
+    /// Somebody else is deleting it: it is as good as gone.
+    Dying,
+}
+
+/// Why the chunk's lock is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Put,
+    Check,
+    Delete,
+}
+
+struct Pending {
+    purpose: Purpose,
+    /// Its record, if it appends one, is not before this.
+    floor: Position,
+    waiters: Vec<Waiter>,
+}
+
+/// An appended record that waits for its sync and its index row.
+pub(super) struct Change {
+    pub(super) id: ChunkId,
+    pub(super) position: Position,
+    pub(super) what: What,
+}
+
+/// What the record means to the index.
+pub(super) enum What {
+    /// The row moves to it; the old one was damaged.
+    Put { len: u32, old: Option<Row>, job: Answer },
+    /// The row goes.
+    Delete { old: Row },
+}
+
+/// Whom to tell, and what to give back then.
+pub(super) struct Answer {
+    pub(super) reply: oneshot::Sender<Settled>,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+pub(super) struct Lane {
+    pub(super) log: Log,
+    pub(super) segments: SegmentLog,
+    state: Mutex<State>,
+}
+
+struct State {
+    pending: BTreeMap<ChunkId, Pending>,
+    /// Appended, not yet synced. Bounded by the puts let in.
+    queue: Vec<Change>,
+    /// Somebody is taking from the queue.
+    committing: bool,
+    /// As in the index.
+    held: LogRow,
+}
+
+impl Lane {
+    pub(super) fn new(log: Log, segments: SegmentLog, held: LogRow) -> Lane {
+        let state = State { pending: BTreeMap::new(), queue: Vec::new(), committing: false, held };
+        Lane { log, segments, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic holds this lock")
+    }
+
+    /// What the index has of this log.
+    pub(super) fn held(&self) -> LogRow {
+        self.state().held
+    }
+
+    pub(super) fn set_held(&self, held: LogRow) {
+        self.state().held = held;
+    }
+
+    /// Takes the chunk's lock, or leaves a waiter (if there is one) with whoever has it.
+    pub(super) fn begin(&self, id: ChunkId, purpose: Purpose, waiter: Option<Waiter>) -> (Begun, Option<Waiter>) {
+        let mut state = self.state();
+        if let Some(pending) = state.pending.get_mut(&id) {
+            if pending.purpose == Purpose::Delete && purpose == Purpose::Check {
+                return (Begun::Dying, waiter);
+            }
+            pending.waiters.extend(waiter);
+            return (Begun::Waiting, None);
+        }
+        let floor = self.segments.end();
+        state.pending.insert(id, Pending { purpose, floor, waiters: Vec::new() });
+        (Begun::Mine, waiter)
+    }
+
+    /// Has the outcome told to one more. The caller has the chunk's lock.
+    pub(super) fn wait_for(&self, id: ChunkId, waiter: Waiter) {
+        let mut state = self.state();
+        state.pending.get_mut(&id).expect("the caller has the chunk's lock").waiters.push(waiter);
+    }
+
+    /// Runs `work` while nobody has the chunk's lock, or not at all.
+    pub(super) fn if_free(&self, id: ChunkId, work: impl FnOnce()) {
+        let state = self.state();
+        if !state.pending.contains_key(&id) {
+            work();
+        }
+    }
+
+    /// Gives up the chunk's lock and tells those who waited. Returns puts that must now be made after all.
+    ///
+    /// `Held` is the one place where a copy is vouched for, by put or touch: with the deletion protocol (DESIGN,
+    /// section 7) a standing ask of this chunk is voided here, under the lock that its delete would need.
+    #[must_use]
+    pub(super) fn settle(&self, id: ChunkId, how: &Settled) -> Vec<PutJob> {
+        let waiters = {
+            let mut state = self.state();
+            state.pending.remove(&id).expect("only who took the chunk's lock settles it").waiters
+        };
+        let mut again = Vec::new();
+        for waiter in waiters {
+            match (waiter, how) {
+                (Waiter::Put(job), Settled::Absent) => again.push(job),
+                (Waiter::Put(PutJob { reply, .. }) | Waiter::Touch(reply), how) => {
+                    let _ = reply.send(how.clone()); // it may have stopped waiting
+                }
+            }
+        }
+        again
+    }
+
+    /// All records before this are in the index, once those of `changes` are.
+    pub(super) fn indexed_after(&self, changes: &[Change]) -> Position {
+        let own: std::collections::BTreeSet<ChunkId> = changes.iter().map(|change| change.id).collect();
+        let state = self.state();
+        let others =
+            state.pending.iter().filter(|(id, pending)| pending.purpose != Purpose::Check && !own.contains(id));
+        let end = self.segments.end();
+        others.map(|(_, pending)| pending.floor).min().map_or(end, |floor| floor.min(end))
+    }
+
+    /// Leaves changes for the group commit. True: nobody is at it, so the caller must be, until
+    /// [`Lane::next_changes`] has no more.
+    pub(super) fn enqueue(&self, changes: Vec<Change>) -> bool {
+        let mut state = self.state();
+        state.queue.extend(changes);
+        !std::mem::replace(&mut state.committing, true)
+    }
+
+    /// Chunks being worked on, and appended records that wait for a sync that has not begun.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.pending.len(), state.queue.len())
+    }
+
+    /// All that waits. `None`: nothing, and the caller is no longer at it.
+    pub(super) fn next_changes(&self) -> Option<Vec<Change>> {
+        let mut state = self.state();
+        if state.queue.is_empty() {
+            state.committing = false;
+            return None;
+        }
+        Some(std::mem::take(&mut state.queue))
+    }
+}
+
+impl Inner {
+    /// [`Lane::settle`], and makes the puts that follow from it.
+    pub(super) fn settle(&self, lane: &Lane, id: ChunkId, how: &Settled) {
+        let again = lane.settle(id, how);
+        if !again.is_empty() {
+            self.admit(lane, again);
+        }
+    }
+}

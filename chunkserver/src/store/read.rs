@@ -1,0 +1,122 @@
+//! Handing bytes out: one disk read for a range, with what the reader needs to check it.
+
+use super::chunk::leaves_of;
+use super::format::{Log, Row, leaves_len};
+use super::{Inner, Store, StoreError};
+use bytes::Bytes;
+use common::hash::{self, Leaf, Mismatch};
+use common::id::ChunkId;
+use common::segment::SegmentError;
+use common::units::{HASH_GROUP_LEN, len_usize};
+use std::sync::Arc;
+use tokio::time::timeout;
+
+/// The hash groups of a chunk that cover a range. *Not checked* yet: the reader does that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Of which chunk.
+    pub chunk: ChunkId,
+    /// The chunk's length, in bytes.
+    pub chunk_len: u32,
+    /// Where `bytes` start in the chunk: a multiple of [`HASH_GROUP_LEN`].
+    pub start: u32,
+    /// Up to the end of a hash group, or of the chunk.
+    pub bytes: Bytes,
+    /// What is needed to check them: [`common::hash::proof`].
+    pub proof: Vec<Leaf>,
+}
+
+impl Part {
+    /// Checks the bytes against the id.
+    ///
+    /// # Errors
+    /// They are not the chunk's: report it with [`Store::verify`], use another replica.
+    pub fn check(&self) -> Result<(), Mismatch> {
+        hash::verify(self.chunk, self.chunk_len, self.start, &self.bytes, &self.proof)
+    }
+}
+
+impl Store {
+    /// Reads the hash groups that cover `[offset, offset + len)` of a chunk. The range lies inside it, `len` at least 1.
+    /// The record's header is not looked at: position and length are proven right when the bytes match the id.
+    ///
+    /// # Errors
+    /// `NotFound`, `Range`. `Corrupt`: this copy is known to be damaged, or its hash tree just turned out to be. `Disk`:
+    /// the disk does not read it. `Slow`.
+    pub async fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
+        let inner = self.inner.clone();
+        let work = self.inner.world.blocking(move || inner.read(id, offset, len));
+        timeout(super::DISK_WAIT_MAX, work).await.unwrap_or_else(|_| Err(self.slow("read")))
+    }
+
+    /// True if there is a copy that is not known to be damaged. It is not vouched for: see [`Store::touch`].
+    pub(super) fn has(&self, id: ChunkId) -> bool {
+        self.inner.fenced.get().is_none() && matches!(self.inner.index.row(id), Ok(Some(row)) if !row.damaged)
+    }
+}
+
+impl Inner {
+    fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
+        let row = self.index.row(id).map_err(|e| self.fence(&e))?.ok_or(StoreError::NotFound { chunk: id })?;
+        let chunk_len = row.len;
+        let end = offset.checked_add(len).filter(|end| len > 0 && *end <= chunk_len);
+        let end = end.ok_or(StoreError::Range { chunk: id, offset, len, chunk_len })?;
+        if row.damaged {
+            return Err(StoreError::Corrupt { chunk: id, why: "found earlier".into() });
+        }
+        let groups = hash::groups_of(offset, end);
+        let start = groups.start * HASH_GROUP_LEN;
+        let stop = groups.end.saturating_mul(HASH_GROUP_LEN).min(chunk_len);
+        let proof = if groups == (0..hash::group_count(chunk_len)) {
+            Vec::new()
+        } else {
+            hash::proof(&self.leaves(id, &row)?, groups)
+        };
+        let mut bytes = vec![0; len_usize(u64::from(stop - start))];
+        self.body(id, &row, start, &mut bytes)?;
+        Ok(Part { chunk: id, chunk_len, start, bytes: bytes.into(), proof })
+    }
+
+    /// The leaves of a chunk, from memory or from its record; they fold to its id.
+    fn leaves(&self, id: ChunkId, row: &Row) -> Result<Arc<[Leaf]>, StoreError> {
+        if let Some(leaves) = self.leaf_cache().get(id) {
+            return Ok(leaves);
+        }
+        let mut trailer = vec![0; leaves_len(row.len)];
+        self.body(id, row, row.len, &mut trailer)?;
+        let leaves: Arc<[Leaf]> = leaves_of(&trailer).expect("leaves_len is a number of leaves").into();
+        if hash::root_of(&leaves) != id {
+            return Err(self.found_damaged(id, row, "its hash tree does not match the id"));
+        }
+        self.leaf_cache().insert(id, leaves.clone());
+        Ok(leaves)
+    }
+
+    fn leaf_cache(&self) -> std::sync::MutexGuard<'_, super::LeafCache> {
+        self.leaves.lock().expect("no panic holds this lock")
+    }
+
+    fn body(&self, id: ChunkId, row: &Row, from: u32, buf: &mut [u8]) -> Result<(), StoreError> {
+        let segments = &self.lane(Log::of(row.len)).segments;
+        segments.read_body(row.position, from.into(), buf).map_err(|error| match error {
+            SegmentError::Absent { .. } | SegmentError::Damaged { .. } => {
+                self.found_damaged(id, row, &error.to_string())
+            }
+            SegmentError::Disk { .. }
+            | SegmentError::NoSpace { .. }
+            | SegmentError::Fenced { .. }
+            | SegmentError::Foreign { .. }
+            | SegmentError::Invalid { .. } => StoreError::Disk { doing: "read", chunk: id, cause: error.to_string() },
+        })
+    }
+
+    /// A read found a copy damaged. Marks it, unless somebody is at the chunk or it was replaced meanwhile.
+    fn found_damaged(&self, id: ChunkId, row: &Row, why: &str) -> StoreError {
+        self.lane(Log::of(row.len)).if_free(id, || {
+            if matches!(self.index.row(id), Ok(Some(now)) if now == *row) {
+                let _ = self.mark_damaged(id, *row, why); // if that fails, the store is fenced
+            }
+        });
+        StoreError::Corrupt { chunk: id, why: why.into() }
+    }
+}

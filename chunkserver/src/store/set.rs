@@ -1,0 +1,362 @@
+//! The data directories of one server as one store.
+//!
+//! A chunk is put where it is already, else into the directory with the largest free share; it is looked for in all.
+//! A directory that is fenced takes nothing and vouches for nothing; its chunks count as lost and come back from peers.
+
+use super::error::{OpenError, disk_error};
+use super::identity::{self, Identity};
+use super::{Part, Store, StoreConfig, StoreError, StoreStats, VerifiedChunk};
+use common::id::{ChunkId, ClusterId, PgId, ServerId};
+use common::proto::chunk::ChunkRef;
+use common::task::Tasks;
+use common::world::World;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tracing::warn;
+
+/// Length at which a segment file is full, in bytes.
+const SEGMENT_LEN_MAX: u64 = 1 << 30;
+/// Data directories of one server, at most.
+const DIRS_MAX: usize = 64;
+
+/// What to do about a data directory that holds nothing while others of this server hold data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MissingDir {
+    /// Do not start: a disk may not be mounted.
+    #[default]
+    Refuse,
+    /// Start without it.
+    Skip,
+    /// It is a new disk: make a store in it.
+    Create,
+}
+
+/// How the stores of a server are set up.
+#[derive(Clone, Debug)]
+pub struct SetConfig {
+    /// The data directories, at least one.
+    pub dirs: Vec<PathBuf>,
+    /// Bytes that puts leave free on each.
+    pub reserve_bytes: u64,
+    /// Memory for the indexes' caches together, in bytes.
+    pub index_cache_bytes: u64,
+    /// What to do about one that is missing.
+    pub missing: MissingDir,
+    /// The cluster the data must belong to, if it is known.
+    pub cluster: Option<ClusterId>,
+}
+
+/// All stores of a server. Cheap to clone.
+#[derive(Clone)]
+pub struct StoreSet {
+    world: World,
+    stores: Arc<Vec<Store>>,
+    identity: Arc<Mutex<Vec<Identity>>>,
+}
+
+impl StoreSet {
+    /// Opens all data directories, at the same time. At the server's first start it makes them, with a new instance.
+    ///
+    /// # Errors
+    /// See [`OpenError`]: each names the directory, and what to do.
+    pub async fn open(world: &World, tasks: &Tasks, config: &SetConfig) -> Result<StoreSet, OpenError> {
+        let (outside, wanted) = (world.clone(), config.clone());
+        let found = world.blocking(move || identities(&outside, &wanted)).await?;
+        let share = config.index_cache_bytes / common::units::len_u64(found.len().max(1));
+        let opening = found.iter().map(|(dir, identity)| {
+            let config = StoreConfig {
+                dir: dir.clone(),
+                reserve_bytes: config.reserve_bytes,
+                segment_len_max: SEGMENT_LEN_MAX,
+                index_cache_bytes: share,
+            };
+            Store::open(world, tasks, config, identity.store)
+        });
+        let stores = futures::future::try_join_all(opening).await?;
+        let identity = found.into_iter().map(|(_, identity)| identity).collect();
+        Ok(StoreSet { world: world.clone(), stores: Arc::new(stores), identity: Arc::new(Mutex::new(identity)) })
+    }
+
+    /// Whose data this is. `cluster` is zero and `server` is `None` before [`StoreSet::adopt`]; `store` is the first
+    /// directory's.
+    pub fn identity(&self) -> Identity {
+        self.identity.lock().expect("no panic holds this lock")[0]
+    }
+
+    /// Writes down, durably, which cluster and server this is: at the first registration, before anything is served.
+    ///
+    /// # Errors
+    /// `OtherCluster`, `OtherServer`: it is another one already. `Disk`.
+    pub async fn adopt(&self, cluster: ClusterId, server: ServerId) -> Result<(), OpenError> {
+        let set = self.clone();
+        self.world.blocking(move || set.adopt_now(cluster, server)).await
+    }
+
+    fn adopt_now(&self, cluster: ClusterId, server: ServerId) -> Result<(), OpenError> {
+        let mut identities = self.identity.lock().expect("no panic holds this lock");
+        for (store, identity) in self.stores.iter().zip(identities.iter_mut()) {
+            let adopted = Identity { cluster, server: Some(server), ..*identity };
+            if adopted == *identity {
+                continue;
+            }
+            check_cluster(store.dir(), identity, Some(cluster))?;
+            if identity.server.is_some_and(|known| known != server) {
+                let known = identity.server.map_or_else(String::new, |known| known.to_string());
+                let what = format!("belongs to server {known}, but the cluster calls this server {server}");
+                return Err(OpenError::Identity { path: store.dir().to_path_buf(), what });
+            }
+            identity::write(&*self.world.disk, store.dir(), &adopted)?;
+            *identity = adopted;
+        }
+        Ok(())
+    }
+
+    /// The stores, in the order of the configuration.
+    pub fn stores(&self) -> &[Store] {
+        &self.stores
+    }
+
+    /// [`Store::put`], into the directory that has the chunk or else the most room.
+    ///
+    /// # Errors
+    /// As there; of the directory that was chosen. `Fenced`, `NoSpace`: no directory takes it.
+    pub async fn put(&self, chunk: VerifiedChunk) -> Result<(), StoreError> {
+        self.put_all(vec![chunk]).await.pop().expect("one answer for each chunk")
+    }
+
+    /// [`Store::put_all`]. Answers come in the order of the chunks.
+    pub async fn put_all(&self, chunks: Vec<VerifiedChunk>) -> Vec<Result<(), StoreError>> {
+        if let [only] = &self.stores[..] {
+            return only.put_all(chunks).await;
+        }
+        let (set, wanted) = (self.clone(), chunks.iter().map(VerifiedChunk::chunk).collect::<Vec<_>>());
+        let choice = self.world.blocking(move || set.choose(&wanted)).await;
+        let mut parts: BTreeMap<usize, (Vec<usize>, Vec<VerifiedChunk>)> = BTreeMap::new();
+        for (at, (chunk, store)) in chunks.into_iter().zip(choice).enumerate() {
+            let (places, part) = parts.entry(store).or_default();
+            places.push(at);
+            part.push(chunk);
+        }
+        let puts = parts.into_iter().map(|(store, (places, part))| async move {
+            places.into_iter().zip(self.stores[store].put_all(part).await)
+        });
+        let mut answers: Vec<(usize, Result<(), StoreError>)> =
+            futures::future::join_all(puts).await.into_iter().flatten().collect();
+        answers.sort_by_key(|(at, _)| *at);
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    /// For each chunk the store it goes to: one that has it, else the one with the largest free share.
+    fn choose(&self, chunks: &[ChunkRef]) -> Vec<usize> {
+        let mut stats: Vec<StoreStats> = self.stores.iter().map(Store::stats).collect();
+        let store_of = |chunk: &ChunkRef| {
+            if let Some(has) = self.stores.iter().position(|store| store.has(chunk.id)) {
+                return has;
+            }
+            // Of directories that share a disk, the one that holds least.
+            let share = |of: &StoreStats| (u128::from(of.free) << 40) / u128::from(of.capacity.max(1));
+            let rank = |at: &usize| (share(&stats[*at]), Reverse(stats[*at].bytes), Reverse(*at));
+            let best = (0..stats.len()).max_by_key(rank).expect("at least one store");
+            stats[best].free = stats[best].free.saturating_sub(chunk.len.into());
+            best
+        };
+        chunks.iter().map(store_of).collect()
+    }
+
+    /// [`Store::touch`]: true if any directory vouches for the chunk. Fenced ones vouch for nothing.
+    ///
+    /// # Errors
+    /// `Fenced`: all of them are.
+    pub async fn touch(&self, chunks: &[ChunkRef]) -> Result<Vec<bool>, StoreError> {
+        let mut touched = vec![false; chunks.len()];
+        let mut fenced = Vec::new();
+        for store in self.stores.iter() {
+            let open: Vec<usize> = (0..chunks.len()).filter(|at| !touched[*at]).collect();
+            let asked: Vec<ChunkRef> = open.iter().map(|at| chunks[*at]).collect();
+            match store.touch(&asked).await {
+                Ok(found) => open.into_iter().zip(found).for_each(|(at, found)| touched[at] = found),
+                Err(error) => fenced.push(error),
+            }
+        }
+        match fenced.pop() {
+            Some(error) if fenced.len() + 1 == self.stores.len() => Err(error),
+            _ => Ok(touched),
+        }
+    }
+
+    /// [`Store::read`] from the first directory that can.
+    ///
+    /// # Errors
+    /// As there; `NotFound` only if no directory has it.
+    pub async fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
+        let mut worst = StoreError::NotFound { chunk: id };
+        for store in self.stores.iter() {
+            match store.read(id, offset, len).await {
+                Err(StoreError::NotFound { .. }) => {}
+                Err(error) => worst = error,
+                Ok(part) => return Ok(part),
+            }
+        }
+        Err(worst)
+    }
+
+    /// [`Store::verify`] of every copy.
+    ///
+    /// # Errors
+    /// As there, the first one; `NotFound` only if no directory has it.
+    pub async fn verify(&self, id: ChunkId) -> Result<(), StoreError> {
+        self.each(id, async |store| store.verify(id).await).await
+    }
+
+    /// [`Store::delete`] of every copy.
+    ///
+    /// # Errors
+    /// As there, the first one; `NotFound` only if no directory has it.
+    pub async fn delete(&self, id: ChunkId) -> Result<(), StoreError> {
+        self.each(id, async |store| store.delete(id).await).await
+    }
+
+    async fn each(&self, id: ChunkId, work: impl AsyncFn(&Store) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let mut outcome = Err(StoreError::NotFound { chunk: id });
+        for store in self.stores.iter() {
+            match (work(store).await, &outcome) {
+                (Err(StoreError::NotFound { .. }), _) => {}
+                (answer, Ok(()) | Err(StoreError::NotFound { .. })) => outcome = answer,
+                (_, Err(_)) => {}
+            }
+        }
+        outcome
+    }
+
+    /// [`Store::list`] over all directories that are not fenced: each chunk once.
+    ///
+    /// # Errors
+    /// `Fenced`: all of them are.
+    pub async fn list(
+        &self,
+        pg: PgId,
+        pg_count: u32,
+        after: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<(Vec<ChunkRef>, bool), StoreError> {
+        let mut all: BTreeMap<ChunkId, ChunkRef> = BTreeMap::new();
+        let (mut more, mut failed) = (false, Vec::new());
+        // Where the shortest of the cut lists ends: behind it, some of the others' chunks may be missing.
+        let mut complete_to: Option<ChunkId> = None;
+        for store in self.stores.iter() {
+            match store.list(pg, pg_count, after, limit).await {
+                Ok((found, cut)) => {
+                    if cut {
+                        more = true;
+                        let last = found.last().map(|chunk| chunk.id);
+                        complete_to = complete_to.map_or(last, |id| last.map(|last| last.min(id)));
+                    }
+                    all.extend(found.into_iter().map(|chunk| (chunk.id, chunk)));
+                }
+                Err(error) => failed.push(error),
+            }
+        }
+        if let Some(error) = failed.pop().filter(|_| failed.len() + 1 == self.stores.len()) {
+            return Err(error);
+        }
+        let within = |chunk: &ChunkRef| complete_to.is_none_or(|last| chunk.id <= last);
+        let mut chunks: Vec<ChunkRef> = all.into_values().filter(within).collect();
+        more |= chunks.len() > limit;
+        chunks.truncate(limit);
+        Ok((chunks, more))
+    }
+
+    /// The directories' numbers together.
+    pub fn stats(&self) -> StoreStats {
+        let mut sum = StoreStats::default();
+        for stats in self.stores.iter().map(Store::stats) {
+            sum.capacity += stats.capacity;
+            sum.free += stats.free;
+            sum.chunks += stats.chunks;
+            sum.bytes += stats.bytes;
+            sum.corrupt += stats.corrupt;
+            sum.fenced += stats.fenced;
+            sum.syncs += stats.syncs;
+        }
+        sum
+    }
+
+    /// True if at least one directory takes writes.
+    pub fn takes_writes(&self) -> bool {
+        self.stores.iter().any(|store| store.fenced().is_none())
+    }
+
+    /// Makes all indexes durable, so that the next start is quick.
+    pub async fn flush(&self) {
+        for store in self.stores.iter() {
+            let _ = store.flush().await; // a store that cannot was fenced, and said so
+        }
+    }
+}
+
+impl fmt::Debug for StoreSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.stores.iter()).finish()
+    }
+}
+
+/// The directories to open with their identities, made where they are new.
+fn identities(world: &World, config: &SetConfig) -> Result<Vec<(PathBuf, Identity)>, OpenError> {
+    if config.dirs.is_empty() || config.dirs.len() > DIRS_MAX {
+        let what = format!("1 to {DIRS_MAX} data directories are needed, not {}", config.dirs.len());
+        return Err(OpenError::Config { what });
+    }
+    let disk = &*world.disk;
+    let mut found = Vec::new();
+    for dir in &config.dirs {
+        let identity = if disk.exists(dir) { identity::read(disk, dir)? } else { None };
+        found.push((dir.clone(), identity));
+    }
+    // Before the first registration nothing was stored: then an empty directory is one that the first start did not reach.
+    let known = found.iter().find_map(|(dir, identity)| identity.map(|identity| (dir.clone(), identity)));
+    let (first_dir, first) = known.unwrap_or_else(|| {
+        let (instance, store) = (world.random_u128(), world.random_u128());
+        (config.dirs[0].clone(), Identity { cluster: ClusterId::default(), server: None, instance, store })
+    });
+    let mut opened: Vec<(PathBuf, Identity)> = Vec::new();
+    for (dir, identity) in found {
+        let identity = match (identity, first.server.is_some(), config.missing) {
+            (Some(identity), ..) => identity,
+            (None, true, MissingDir::Refuse) => return Err(OpenError::Missing { dir }),
+            (None, true, MissingDir::Skip) => {
+                warn!(dir = %dir.display(), "data directory is missing or empty: going on without it");
+                continue;
+            }
+            (None, true, MissingDir::Create) | (None, false, _) => {
+                create(world, &dir, Identity { store: world.random_u128(), ..first })?
+            }
+        };
+        check_cluster(&dir, &identity, config.cluster)?;
+        if identity.instance != first.instance {
+            return Err(OpenError::OtherServer { dir, other: first_dir });
+        }
+        if opened.iter().any(|(_, other)| other.store == identity.store) {
+            return Err(OpenError::Config { what: format!("{}: the same data directory twice", dir.display()) });
+        }
+        opened.push((dir, identity));
+    }
+    Ok(opened)
+}
+
+fn create(world: &World, dir: &Path, identity: Identity) -> Result<Identity, OpenError> {
+    world.disk.create_dir_all(dir).map_err(disk_error("create", dir))?;
+    identity::write(&*world.disk, dir, &identity)?;
+    Ok(identity)
+}
+
+fn check_cluster(dir: &Path, identity: &Identity, wanted: Option<ClusterId>) -> Result<(), OpenError> {
+    match wanted {
+        Some(wanted) if identity.cluster != ClusterId::default() && identity.cluster != wanted => {
+            Err(OpenError::OtherCluster { dir: dir.to_path_buf(), found: identity.cluster, wanted })
+        }
+        _ => Ok(()),
+    }
+}

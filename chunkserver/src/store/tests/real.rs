@@ -1,0 +1,231 @@
+//! The real disk, RocksDB, real threads, kill -9.
+
+use super::{STORE, StoreConfig, bytes, chunk, name, read};
+use crate::store::{Store, StoreError};
+use common::disk::{Disk, File, Lock, RealDisk};
+use common::task::Tasks;
+use common::world::World;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+
+fn config(dir: &Path) -> StoreConfig {
+    StoreConfig { reserve_bytes: 0, segment_len_max: 8 << 20, ..super::config(dir) }
+}
+
+/// The directory a child of `kill_9_keeps_what_was_acknowledged` works in.
+const CHILD_DIR: &str = "DFS_STORE_TEST_CHILD_DIR";
+
+/// Lengths of both logs in turn.
+fn nth(run: u64, n: u64) -> Vec<u8> {
+    bytes(run * 1_000_000 + n, [4096, 100_000, 17, 30_000, 1 << 20][usize::try_from(n % 5).unwrap()])
+}
+
+/// Not a test: what the child does. Puts for ever, eight at a time, saying each one that was acknowledged; flushes now
+/// and then.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run as a child by kill_9_keeps_what_was_acknowledged"]
+async fn child() {
+    let Ok(at) = std::env::var(CHILD_DIR) else { return };
+    let (dir, run) = at.rsplit_once('|').unwrap();
+    let run: u64 = run.parse().unwrap();
+    let store = Store::open(&World::real(), &Tasks::new(), config(Path::new(dir)), STORE).await.unwrap();
+    let work = (0..8u64).map(|task| {
+        let store = store.clone();
+        async move {
+            for n in (task..).step_by(8) {
+                store.put(chunk(&nth(run, n))).await.unwrap();
+                println!("acknowledged {n}");
+                if n % 50 == 7 {
+                    store.flush().await.unwrap();
+                }
+            }
+        }
+    });
+    futures::future::join_all(work).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_keeps_what_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut held: Vec<(u64, u64)> = Vec::new();
+    for run in 0..5 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::tests::real::child", "--ignored", "--nocapture"])
+            .env(CHILD_DIR, format!("{}|{run}", dir.path().display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let wanted = usize::try_from(40 + 37 * run).unwrap();
+        for line in lines {
+            // Lines of the test harness come between.
+            if let Some((_, n)) = line.unwrap().rsplit_once("acknowledged ") {
+                held.push((run, n.parse().unwrap()));
+            }
+            if held.iter().filter(|(of, _)| *of == run).count() == wanted {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        if run == 3 {
+            std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+        }
+        let store = Store::open(&World::real(), &Tasks::new(), config(dir.path()), STORE).await.unwrap();
+        assert!(held.len() >= wanted);
+        assert_eq!(store.recovered().rebuilt, run == 3);
+        for (of, n) in &held {
+            let bytes = nth(*of, *n);
+            assert_eq!(store.touch(&[name(&bytes)]).await.unwrap(), [true], "run {of}, chunk {n}");
+            assert_eq!(read(&store, name(&bytes)).await, Some(bytes), "run {of}, chunk {n}");
+        }
+        assert_eq!(store.stats().corrupt, 0);
+    }
+}
+
+/// A disk whose syncs of segment files wait at a gate.
+#[derive(Debug)]
+struct GatedDisk(Arc<Gate>);
+
+#[derive(Debug, Default)]
+struct Gate {
+    closed: Mutex<bool>,
+    opened: Condvar,
+}
+
+#[derive(Debug)]
+struct GatedFile(Arc<dyn File>, Arc<Gate>);
+
+impl Gate {
+    fn set(&self, closed: bool) {
+        *self.closed.lock().unwrap() = closed;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        let closed = self.closed.lock().unwrap();
+        drop(self.opened.wait_while(closed, |closed| *closed).unwrap());
+    }
+}
+
+impl File for GatedFile {
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        self.0.read_exact_at(buf, at)
+    }
+    fn write_all_at(&self, bufs: &[&[u8]], at: u64) -> io::Result<()> {
+        self.0.write_all_at(bufs, at)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.1.pass();
+        self.0.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn reserve(&self, at: u64, len: u64) -> io::Result<()> {
+        self.0.reserve(at, len)
+    }
+    fn punch(&self, at: u64, len: u64) -> io::Result<()> {
+        self.0.punch(at, len)
+    }
+}
+
+impl GatedDisk {
+    fn gated(&self, file: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(GatedFile(file, self.0.clone()))
+    }
+}
+
+impl Disk for GatedDisk {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        RealDisk.open(path).map(|file| self.gated(file))
+    }
+    fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        RealDisk.open_direct(path).map(|file| self.gated(file))
+    }
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        RealDisk.create(path).map(|file| self.gated(file))
+    }
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dir_all(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        RealDisk.list(dir)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir_all(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+    fn exists(&self, path: &Path) -> bool {
+        RealDisk.exists(path)
+    }
+    fn space(&self, path: &Path) -> io::Result<(u64, u64)> {
+        RealDisk.space(path)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Lock> {
+        RealDisk.lock(path)
+    }
+}
+
+/// Waits for something that another thread does.
+async fn until(what: impl Fn() -> bool) {
+    let wait = async {
+        while !what() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.expect("it happens soon");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn puts_that_come_while_a_sync_runs_share_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::default());
+    let mut world = World::real();
+    world.disk = Arc::new(GatedDisk(gate.clone()));
+    let store = Store::open(&world, &Tasks::new(), config(dir.path()), STORE).await.unwrap();
+    for (lane, len) in [(0, 4096), (1, 100_000)] {
+        let before = store.stats().syncs;
+        let lane = &store.inner.lanes[lane];
+        gate.set(true);
+        let mut puts = tokio::task::JoinSet::new();
+        let put = |puts: &mut tokio::task::JoinSet<Result<(), StoreError>>, n: u64| {
+            let store = store.clone();
+            puts.spawn(async move { store.put(chunk(&bytes(n, len))).await });
+        };
+        put(&mut puts, 0);
+        until(|| lane.waiting() == (1, 0)).await; // its sync stands at the gate
+        for n in 1..41 {
+            put(&mut puts, n);
+        }
+        put(&mut puts, 7); // twice
+        until(|| lane.waiting() == (41, 40)).await;
+        // Nothing is acknowledged or readable before its sync.
+        assert!(puts.try_join_next().is_none());
+        assert!(store.read(name(&bytes(5, len)).id, 0, 1).await.is_err());
+        let mut touch = tokio::task::JoinSet::new();
+        let toucher = store.clone();
+        touch.spawn(async move { toucher.touch(&[name(&bytes(5, len))]).await });
+        gate.set(false);
+        while let Some(put) = puts.join_next().await {
+            put.unwrap().unwrap();
+        }
+        assert_eq!(store.stats().syncs - before, 2, "one for the first, one for forty");
+        assert_eq!(touch.join_next().await.unwrap().unwrap().unwrap(), [true], "a touch waits for the put under way");
+        for n in 0..41 {
+            assert_eq!(read(&store, name(&bytes(n, len))).await, Some(bytes(n, len)));
+        }
+    }
+}
