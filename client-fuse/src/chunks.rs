@@ -1,0 +1,531 @@
+//! Chunks on chunkservers: touch, put, put again where a copy is missing, and read from whichever replica is right.
+//!
+//! Promises:
+//! 1. [`Chunks::store`] returns receipts of every target that could be reached, at least `min(min_replicas, replicas)`
+//!    for each chunk, all made under one attempt.
+//! 2. [`Chunks::fetch`] returns bytes whose hash was checked here. A replica that is damaged, gone or slow costs time
+//!    only, as long as one good copy answers.
+//!
+//! A server that failed twice in a row is a *suspect* for [`SUSPECT_TIME`]: writers go round it, readers ask it last.
+//! That bridges the time until the cluster map says that it is down.
+
+use crate::link::Servers;
+use crate::meta::Meta;
+use crate::stats::{Counters, add};
+use bytes::Bytes;
+use common::auth::{Attempt, Mac, Receipt};
+use common::fault::{Fault, Kind};
+use common::hash::verify;
+use common::id::{ChunkId, InodeId, LayoutVersion, ServerId};
+use common::layout::ClusterMap;
+use common::proto::chunk::{BATCH_MAX, ChunkRef, PUT_SMALL_LEN_MAX, WriteAuth};
+use common::proto::meta::StoredChunk;
+use common::units::{HASH_GROUP_LEN, len_u64, len_usize};
+use common::wire::{Got, Target};
+use common::world::World;
+use futures::future::{BoxFuture, join_all};
+use futures::stream::{FuturesUnordered, StreamExt};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+/// Chunks from this length on go down a chain and are asked for first; shorter ones are sent to all servers at once.
+const CHAIN_LEN_MIN: u32 = 256 << 10;
+/// One put may take this long before its server is a suspect.
+const PUT_TIMEOUT: Duration = Duration::from_secs(8);
+/// One touch: it may have to read and verify the chunks.
+const TOUCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// One read of one replica.
+const GET_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a server that failed is gone round.
+const SUSPECT_TIME: Duration = Duration::from_secs(5);
+/// How long a server that was full is gone round.
+const FULL_TIME: Duration = Duration::from_secs(10);
+/// A failure after this long was a silent server, not a broken connection.
+const SLOW: Duration = Duration::from_secs(1);
+/// Failures in a row that make a suspect.
+const STRIKES: u32 = 2;
+/// The pause before the same servers are tried again.
+const ROUND_PAUSE: Duration = Duration::from_millis(300);
+/// Rounds of puts of one call, at most.
+const ROUNDS_MAX: u32 = 200;
+/// A second replica is asked when the first is silent for this long: ranges, and whole chunks.
+const HEDGE_RANGE: Duration = Duration::from_millis(50);
+/// As [`HEDGE_RANGE`], for reads of more than [`SMALL_GET`] bytes.
+const HEDGE_CHUNK: Duration = Duration::from_millis(250);
+/// Reads up to this long are verified in place and hedged soon, in bytes.
+const SMALL_GET: u32 = 128 << 10;
+/// At most one read in this many is hedged, so that an overloaded cluster is not loaded twice.
+const HEDGE_SHARE: u64 = 10;
+
+/// A chunk to be stored.
+#[derive(Clone, Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) chunk: ChunkRef,
+    pub(crate) bytes: Vec<Bytes>,
+}
+
+impl Outgoing {
+    /// Its bytes in one piece: a copy if they are not.
+    fn joined(&self) -> Bytes {
+        match self.bytes.as_slice() {
+            [one] => one.clone(),
+            many => Bytes::from(many.concat()),
+        }
+    }
+}
+
+/// Chunks that are stored, and what their commit has to say about it.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) attempt: Attempt,
+    pub(crate) layout: LayoutVersion,
+    pub(crate) chunks: Vec<StoredChunk>,
+}
+
+/// A chunk that a file refers to.
+#[derive(Clone, Debug)]
+pub(crate) struct Spot {
+    /// The file, for messages.
+    pub(crate) ino: InodeId,
+    pub(crate) id: ChunkId,
+    pub(crate) len: u32,
+    pub(crate) token: Mac,
+    /// Who holds it, if it has fewer copies than it should.
+    pub(crate) holders: Vec<ServerId>,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    strikes: u32,
+    avoid_until: Option<Instant>,
+}
+
+/// The chunk service as this client uses it.
+pub(crate) struct Chunks {
+    link: Arc<dyn Servers>,
+    meta: Arc<Meta>,
+    world: World,
+    counters: Arc<Counters>,
+    health: Mutex<BTreeMap<ServerId, Health>>,
+}
+
+/// The state of one [`Chunks::store`].
+struct Work<'a> {
+    auth: WriteAuth,
+    replicas: u8,
+    chunks: &'a [Outgoing],
+    have: Vec<BTreeMap<ServerId, Receipt>>,
+    deadline: Instant,
+    last: Option<Fault>,
+}
+
+impl Chunks {
+    pub(crate) fn new(link: Arc<dyn Servers>, meta: Arc<Meta>, world: World, counters: Arc<Counters>) -> Chunks {
+        Chunks { link, meta, world, counters, health: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn avoided(&self) -> BTreeSet<ServerId> {
+        let now = Instant::now();
+        let health = self.health.lock().expect("no panic holds this lock");
+        health.iter().filter(|(_, h)| h.avoid_until.is_some_and(|t| t > now)).map(|(id, _)| *id).collect()
+    }
+
+    fn worked(&self, server: ServerId) {
+        self.health.lock().expect("no panic holds this lock").remove(&server);
+    }
+
+    /// Notes a failure of a server. One that took long makes it a suspect at once.
+    fn failed(&self, server: ServerId, fault: &Fault, began: Instant) {
+        let mut health = self.health.lock().expect("no panic holds this lock");
+        let health = health.entry(server).or_default();
+        health.strikes += 1;
+        if fault.kind == Kind::NoSpace {
+            health.avoid_until = Some(Instant::now() + FULL_TIME);
+        } else if began.elapsed() >= SLOW || health.strikes >= STRIKES {
+            health.avoid_until = Some(Instant::now() + SUSPECT_TIME);
+        }
+    }
+
+    /// Stores chunks under `attempt`. `insist` asks suspects too: the metaservers said that they are up.
+    ///
+    /// # Errors
+    /// `NoSpace` when too few servers take them because they are full, `Unavailable` when too few answer in time.
+    pub(crate) async fn store(
+        &self,
+        attempt: Attempt,
+        replicas: u8,
+        chunks: &[Outgoing],
+        insist: bool,
+        deadline: Instant,
+    ) -> Result<Stored, Fault> {
+        let auth = WriteAuth { attempt, token: self.meta.session().write_token };
+        let have = vec![BTreeMap::new(); chunks.len()];
+        let mut work = Work { auth, replicas, chunks, have, deadline, last: None };
+        let mut insist = insist;
+        for round in 0..ROUNDS_MAX {
+            let map = self.meta.map();
+            let avoided = if insist { BTreeSet::new() } else { self.avoided() };
+            let missing = work.missing(&map, &avoided);
+            if work.is_enough(&map, &missing) {
+                return Ok(work.done(&map));
+            }
+            if round > 0 && missing.iter().all(BTreeSet::is_empty) {
+                // Nobody left to ask: too few are up, or all are suspects. Look again, then ask suspects too.
+                work.pause(&map).await?;
+                let _ = self.meta.refresh_map(map.version, work.deadline).await;
+                insist = true;
+                continue;
+            }
+            if Instant::now() >= deadline {
+                return Err(work.gave_up(&map));
+            }
+            if round == 0 {
+                self.touch_round(&mut work, &map, &missing).await;
+            }
+            let missing = if round == 0 { work.missing(&map, &avoided) } else { missing };
+            self.put_round(&mut work, &map, &missing).await;
+            insist = false;
+        }
+        let map = self.meta.map();
+        Err(work.gave_up(&map))
+    }
+
+    /// Asks, one batch a server, who holds the large ones already.
+    async fn touch_round(&self, work: &mut Work<'_>, map: &ClusterMap, missing: &[BTreeSet<ServerId>]) {
+        let large = |i: &usize| work.chunks[*i].chunk.len >= CHAIN_LEN_MIN;
+        let mut batches: BTreeMap<ServerId, Vec<usize>> = BTreeMap::new();
+        for i in (0..work.chunks.len()).filter(large) {
+            for server in &missing[i] {
+                batches.entry(*server).or_default().push(i);
+            }
+        }
+        let began = Instant::now();
+        let deadline = work.deadline.min(began + TOUCH_TIMEOUT);
+        let mut calls = Vec::new();
+        for (server, all) in &batches {
+            for part in all.chunks(BATCH_MAX) {
+                let Some(at) = address(map, *server) else { continue };
+                let chunks: Vec<ChunkRef> = part.iter().map(|i| work.chunks[*i].chunk).collect();
+                let auth = work.auth;
+                calls.push(async move { (*server, part, self.link.touch(&at, auth, &chunks, deadline).await) });
+            }
+        }
+        let answers = join_all(calls).await;
+        for (server, part, answer) in answers {
+            match answer {
+                Ok(receipts) if receipts.len() == part.len() => {
+                    self.worked(server);
+                    for (i, receipt) in part.iter().zip(receipts) {
+                        work.take(*i, server, receipt);
+                    }
+                }
+                Ok(_) => self.failed(server, &Fault::new(Kind::Internal, "touch: wrong number of answers"), began),
+                Err(fault) => self.failed(server, &fault, began),
+            }
+        }
+        for (i, out) in work.chunks.iter().enumerate() {
+            if out.chunk.len >= CHAIN_LEN_MIN && missing[i].iter().all(|s| work.have[i].contains_key(s)) {
+                add(&self.counters.dedup_chunks, 1);
+                add(&self.counters.dedup_bytes, u64::from(out.chunk.len));
+            }
+        }
+    }
+
+    /// Sends what is missing: large chunks down chains, small ones in batches to each server, all at once.
+    async fn put_round(&self, work: &mut Work<'_>, map: &ClusterMap, missing: &[BTreeSet<ServerId>]) {
+        let began = Instant::now();
+        let deadline = work.deadline.min(began + PUT_TIMEOUT);
+        let mut calls: Vec<BoxFuture<'_, Vec<(usize, ServerId, Result<Receipt, Fault>)>>> = Vec::new();
+        let mut small: BTreeMap<ServerId, Vec<usize>> = BTreeMap::new();
+        let (auth, chunks) = (work.auth, work.chunks);
+        for (i, servers) in missing.iter().enumerate() {
+            if servers.is_empty() {
+                continue;
+            }
+            add(&self.counters.puts, 1);
+            add(&self.counters.sent_bytes, u64::from(chunks[i].chunk.len));
+            if chunks[i].chunk.len < CHAIN_LEN_MIN {
+                for server in servers {
+                    small.entry(*server).or_default().push(i);
+                }
+                continue;
+            }
+            let (_, order) = map.layout.place(&chunks[i].chunk.id);
+            let chain: Vec<Target> =
+                order.iter().filter(|s| servers.contains(s)).filter_map(|s| address(map, *s)).collect();
+            calls.push(Box::pin(self.put_one(i, chain, auth, &chunks[i], deadline)));
+        }
+        for (server, all) in small {
+            let Some(at) = address(map, server) else { continue };
+            for batch in batches(&all, chunks) {
+                calls.push(Box::pin(self.put_batch(at.clone(), batch, auth, chunks, deadline)));
+            }
+        }
+        for (i, server, result) in join_all(calls).await.into_iter().flatten() {
+            match result {
+                Ok(receipt) => {
+                    self.worked(server);
+                    work.take(i, server, Some(receipt));
+                }
+                Err(fault) => {
+                    warn!(op = "put", chunk = %chunks[i].chunk.id, server = %server, error = %fault, "put failed");
+                    self.failed(server, &fault, began);
+                    work.last = Some(fault.context(server));
+                }
+            }
+        }
+    }
+
+    async fn put_one(
+        &self,
+        i: usize,
+        chain: Vec<Target>,
+        auth: WriteAuth,
+        out: &Outgoing,
+        deadline: Instant,
+    ) -> Vec<(usize, ServerId, Result<Receipt, Fault>)> {
+        let Some(first) = chain.first().map(|to| to.server) else { return Vec::new() };
+        match self.link.put_chain(&chain, auth, out.chunk, &out.bytes, deadline).await {
+            Ok(hops) => hops.into_iter().map(|(server, result)| (i, server, result)).collect(),
+            Err(fault) => vec![(i, first, Err(fault))],
+        }
+    }
+
+    async fn put_batch(
+        &self,
+        at: Target,
+        batch: Vec<usize>,
+        auth: WriteAuth,
+        chunks: &[Outgoing],
+        deadline: Instant,
+    ) -> Vec<(usize, ServerId, Result<Receipt, Fault>)> {
+        let send: Vec<(ChunkRef, Bytes)> = batch.iter().map(|i| (chunks[*i].chunk, chunks[*i].joined())).collect();
+        let all = match self.link.put_small(&at, auth, &send, deadline).await {
+            Ok(all) if all.len() == batch.len() => all,
+            Ok(_) => vec![Err(Fault::new(Kind::Internal, "put: wrong number of answers"))],
+            Err(fault) => vec![Err(fault)], // one strike for one call
+        };
+        batch.into_iter().zip(all).map(|(i, result)| (i, at.server, result)).collect()
+    }
+
+    /// Reads `range` of a chunk, verified. What comes back is the range widened to hash groups, and where it starts.
+    ///
+    /// # Errors
+    /// `Corrupt` when every copy is damaged or gone, `Unavailable` when none answers in time. The message names the
+    /// chunk, the file and what each server said.
+    pub(crate) async fn fetch(&self, spot: &Spot, range: (u32, u32), deadline: Instant) -> Result<(u32, Bytes), Fault> {
+        let map = self.meta.map();
+        let mut waiting: std::vec::IntoIter<Target> = self.replicas(&map, spot).into_iter();
+        let mut asked = FuturesUnordered::new();
+        let mut said: Vec<(ServerId, Fault)> = Vec::new();
+        let hedge_after = if range.1 <= SMALL_GET { HEDGE_RANGE } else { HEDGE_CHUNK };
+        loop {
+            if asked.is_empty() {
+                match waiting.next() {
+                    Some(at) => asked.push(self.fetch_from(at, spot, range, deadline)),
+                    None => return Err(nobody(spot, &said)),
+                }
+            }
+            let hedge = tokio::time::sleep(hedge_after);
+            tokio::select! {
+                biased;
+                Some((server, result)) = asked.next() => match result {
+                    Ok(found) => return Ok(found),
+                    Err(fault) => said.push((server, fault)),
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    said.push((ServerId(0), Fault::new(Kind::Unavailable, "the deadline passed")));
+                    return Err(nobody(spot, &said));
+                }
+                () = hedge, if asked.len() < 2 && self.may_hedge() => {
+                    if let Some(at) = waiting.next() {
+                        add(&self.counters.hedged_reads, 1);
+                        asked.push(self.fetch_from(at, spot, range, deadline));
+                    }
+                }
+            }
+        }
+    }
+
+    fn may_hedge(&self) -> bool {
+        let reads = self.counters.cache_misses.load(Ordering::Relaxed);
+        self.counters.hedged_reads.load(Ordering::Relaxed) * HEDGE_SHARE <= reads + HEDGE_SHARE
+    }
+
+    /// Who may have it, best first: known holders, its placement, then everybody (its placement may have changed).
+    fn replicas(&self, map: &ClusterMap, spot: &Spot) -> Vec<Target> {
+        let avoided = self.avoided();
+        let mut order: Vec<ServerId> = spot.holders.clone();
+        order.extend(map.read_candidates(&spot.id));
+        order.extend(map.servers.iter().filter(|(_, s)| s.up).map(|(id, _)| *id));
+        order.extend(map.servers.keys());
+        let mut seen = BTreeSet::new();
+        order.retain(|id| seen.insert(*id));
+        let (last, first): (Vec<ServerId>, Vec<ServerId>) = order.into_iter().partition(|id| avoided.contains(id));
+        first.into_iter().chain(last).filter_map(|id| address(map, id)).collect()
+    }
+
+    async fn fetch_from(
+        &self,
+        at: Target,
+        spot: &Spot,
+        range: (u32, u32),
+        deadline: Instant,
+    ) -> (ServerId, Result<(u32, Bytes), Fault>) {
+        let server = at.server;
+        let began = Instant::now();
+        let deadline = deadline.min(began + GET_TIMEOUT);
+        let reader = (self.meta.session().id, spot.token);
+        let got = match self.link.get(&at, reader, spot.id, range, deadline).await {
+            Ok(got) => got,
+            Err(fault) => {
+                self.count_failure(&at, spot, &fault, began);
+                return (server, Err(fault));
+            }
+        };
+        self.worked(server);
+        add(&self.counters.received_bytes, len_u64(got.bytes.len()));
+        let result = self.verified(got, spot, range).await;
+        if let Err(fault) = &result {
+            self.count_failure(&at, spot, fault, began);
+        }
+        (server, result)
+    }
+
+    fn count_failure(&self, at: &Target, spot: &Spot, fault: &Fault, began: Instant) {
+        if fault.kind == Kind::Corrupt {
+            add(&self.counters.corrupt_replicas, 1);
+            error!(chunk = %spot.id, server = %at.server, inode = %spot.ino, error = %fault, "damaged replica");
+            return;
+        }
+        add(&self.counters.failed_replicas, 1);
+        warn!(chunk = %spot.id, server = %at.server, inode = %spot.ino, error = %fault, "replica not read");
+        if matches!(fault.kind, Kind::Unavailable | Kind::Unsure) {
+            self.failed(at.server, fault, began);
+        }
+    }
+
+    async fn verified(&self, got: Got, spot: &Spot, range: (u32, u32)) -> Result<(u32, Bytes), Fault> {
+        let Got { chunk_len, start, bytes, proof } = got;
+        let end = u64::from(start) + len_u64(bytes.len());
+        if chunk_len != spot.len || start > range.0 || end < u64::from(range.0) + u64::from(range.1) {
+            return Err(Fault::new(Kind::Corrupt, format!("sent {start}..{end} of {chunk_len} bytes")));
+        }
+        let (id, len) = (spot.id, spot.len);
+        let checked = if bytes.len() <= len_usize(SMALL_GET.into()) {
+            verify(id, len, start, &bytes, &proof)
+        } else {
+            let bytes = bytes.clone();
+            self.world.blocking(move || verify(id, len, start, &bytes, &proof)).await
+        };
+        match checked {
+            Ok(()) => Ok((start, bytes)),
+            Err(mismatch) => Err(Fault::new(Kind::Corrupt, mismatch.to_string())),
+        }
+    }
+}
+
+impl Work<'_> {
+    /// For each chunk the servers that should still get it.
+    fn missing(&self, map: &ClusterMap, avoided: &BTreeSet<ServerId>) -> Vec<BTreeSet<ServerId>> {
+        let usable = |id: &&ServerId| {
+            !avoided.contains(id) && map.servers.get(id).is_some_and(|s| s.up && s.writable)
+        };
+        let for_one = |(out, have): (&Outgoing, &BTreeMap<ServerId, Receipt>)| {
+            let (_, order) = map.layout.place(&out.chunk.id);
+            let wanted = usize::from(self.replicas).saturating_sub(have.len());
+            order.iter().filter(usable).filter(|id| !have.contains_key(id)).take(wanted).copied().collect()
+        };
+        self.chunks.iter().zip(&self.have).map(for_one).collect()
+    }
+
+    fn is_enough(&self, map: &ClusterMap, missing: &[BTreeSet<ServerId>]) -> bool {
+        let least = usize::from(map.min_replicas.min(self.replicas));
+        self.have.iter().zip(missing).all(|(have, missing)| missing.is_empty() && have.len() >= least)
+    }
+
+    fn take(&mut self, i: usize, server: ServerId, receipt: Option<Receipt>) {
+        if let Some(receipt) = receipt.filter(|r| r.server == server) {
+            self.have[i].insert(server, receipt);
+        }
+    }
+
+    fn done(self, map: &ClusterMap) -> Stored {
+        let stored = |(out, have): (&Outgoing, BTreeMap<ServerId, Receipt>)| StoredChunk {
+            id: out.chunk.id,
+            len: out.chunk.len,
+            receipts: have.into_values().collect(),
+        };
+        let chunks = self.chunks.iter().zip(self.have).map(stored).collect();
+        Stored { attempt: self.auth.attempt, layout: map.layout.version, chunks }
+    }
+
+    async fn pause(&self, map: &ClusterMap) -> Result<(), Fault> {
+        if self.last.as_ref().is_some_and(|fault| fault.kind == Kind::NoSpace)
+            || Instant::now() + ROUND_PAUSE >= self.deadline
+        {
+            return Err(self.gave_up(map));
+        }
+        tokio::time::sleep(ROUND_PAUSE).await;
+        Ok(())
+    }
+
+    fn gave_up(&self, map: &ClusterMap) -> Fault {
+        let up = map.servers.values().filter(|s| s.up).count();
+        let writable = map.servers.values().filter(|s| s.up && s.writable).count();
+        let needed = map.min_replicas.min(self.replicas);
+        let why = self.last.as_ref().map_or_else(String::new, |fault| format!("; last: {fault}"));
+        let text = format!(
+            "{} of {} chunkservers are up, {writable} of them take writes, {needed} copies are needed{why}",
+            up,
+            map.servers.len()
+        );
+        let full = self.last.as_ref().is_some_and(|fault| fault.kind == Kind::NoSpace);
+        let kind = if full || (up >= usize::from(needed) && writable < usize::from(needed)) {
+            Kind::NoSpace
+        } else {
+            Kind::Unavailable
+        };
+        Fault::new(kind, text)
+    }
+}
+
+fn address(map: &ClusterMap, server: ServerId) -> Option<Target> {
+    map.servers.get(&server).map(|info| Target { server, addr: info.addr.clone() })
+}
+
+/// Cuts a list of small chunks into batches within the protocol's limits.
+fn batches(all: &[usize], chunks: &[Outgoing]) -> Vec<Vec<usize>> {
+    let mut out: Vec<Vec<usize>> = Vec::new();
+    let mut bytes = 0;
+    for i in all {
+        let len = u64::from(chunks[*i].chunk.len);
+        match out.last_mut() {
+            Some(batch) if batch.len() < BATCH_MAX && bytes + len <= PUT_SMALL_LEN_MAX => {
+                batch.push(*i);
+                bytes += len;
+            }
+            _ => {
+                out.push(vec![*i]);
+                bytes = len;
+            }
+        }
+    }
+    out
+}
+
+fn nobody(spot: &Spot, said: &[(ServerId, Fault)]) -> Fault {
+    let all_silent = said.iter().all(|(_, f)| matches!(f.kind, Kind::Unavailable | Kind::Unsure));
+    let some_silent = said.iter().any(|(_, f)| matches!(f.kind, Kind::Unavailable | Kind::Unsure));
+    let any_bad = said.iter().any(|(_, f)| f.kind == Kind::Corrupt);
+    let kind = if said.is_empty() || all_silent || (some_silent && !any_bad) { Kind::Unavailable } else { Kind::Corrupt };
+    let each: Vec<String> = said.iter().map(|(server, fault)| format!("{server}: {fault}")).collect();
+    let each = if each.is_empty() { "no chunkserver is known".to_owned() } else { each.join("; ") };
+    Fault::new(kind, format!("no good copy of chunk {} of file {}: {each}", spot.id, spot.ino))
+}
+
+const _: () = assert!(CHAIN_LEN_MIN > HASH_GROUP_LEN, "what goes down a chain is more than one group");

@@ -1,0 +1,320 @@
+//! The public face: names and attributes, one method for each thing a front end asks for. Open files are in [`files`].
+//!
+//! [`files`]: crate::files
+
+use crate::config::ClientConfig;
+use crate::core::Core;
+use crate::link::{RealServers, Servers};
+use crate::meta::unexpected;
+use crate::stats::Stats;
+use common::fault::{Fault, Kind};
+use common::hello::{Hello, Me, Role};
+use common::id::{Epoch, InodeId};
+use common::layout::ClusterMap;
+use common::name::Name;
+use common::proto::meta::{
+    Admin, AdminReply, Answer, Attr, Cred, DirEntry, FsStat, LISTING_MAX, NewNode, Op, Outcome, Query, RenameMode,
+    SetAttr, XattrMode,
+};
+use common::rpc::Caller;
+use common::task::Tasks;
+use common::world::World;
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::warn;
+
+/// How long the background tasks get to end.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// A connection to a cluster: sessions, caches, buffers and retries. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) core: Arc<Core>,
+}
+
+/// Some entries of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// In cookie order. `.` and `..` are not among them.
+    pub entries: Vec<DirEntry>,
+    /// True if nothing follows.
+    pub end: bool,
+    /// The parent of the directory, for `..`.
+    pub parent: InodeId,
+}
+
+impl Client {
+    /// Connects, opens a session and starts the background tasks.
+    ///
+    /// # Errors
+    /// `Unavailable` when no metaserver leads within the operation timeout, `Refused` for another cluster or version.
+    pub async fn connect(config: ClientConfig, world: World) -> Result<Client, Fault> {
+        let me = Me::new(Hello { role: Role::Client, cluster: config.cluster, epoch: Epoch(0), id: 0 });
+        let tasks = Tasks::new();
+        let link = Arc::new(RealServers::new(&world, &tasks, &me, &config.metaservers));
+        let client = Client::over(link, config, world, tasks).await?;
+        let map = client.cluster_map();
+        me.set_cluster(map.cluster, map.epoch);
+        Ok(client)
+    }
+
+    /// A client of these servers.
+    pub(crate) async fn over(
+        link: Arc<dyn Servers>,
+        config: ClientConfig,
+        world: World,
+        tasks: Tasks,
+    ) -> Result<Client, Fault> {
+        Ok(Client { core: Core::start(link, config, world, tasks).await? })
+    }
+
+    /// Saves everything, closes the session, ends the background tasks. The first error is returned; what could not be
+    /// saved by then is lost.
+    pub async fn shutdown(&self) -> Result<(), Fault> {
+        let saved = self.sync_all().await;
+        let closed = self.core.meta.close(self.core.meta.deadline()).await;
+        if !self.core.tasks.shutdown(STOP_GRACE).await {
+            warn!("background tasks still ran after {STOP_GRACE:?}");
+        }
+        saved.and(closed)
+    }
+
+    /// Counters since `connect`.
+    pub fn stats(&self) -> Stats {
+        self.core.counters.read()
+    }
+
+    /// The cluster map this client works with now.
+    pub fn cluster_map(&self) -> Arc<ClusterMap> {
+        self.core.meta.map()
+    }
+
+    /// An administrator's question, without a session (so also to an unformatted cluster). Sent to the leader, except
+    /// `Format` and `NodeStatus`: once, to the first of `metaservers`.
+    pub async fn admin(config: &ClientConfig, world: &World, ask: Admin) -> Result<AdminReply, Fault> {
+        let me = Me::new(Hello { role: Role::Admin, cluster: config.cluster, epoch: Epoch(0), id: 0 });
+        let tasks = Tasks::new();
+        let caller = Caller::new(world, &tasks, &me, &config.metaservers);
+        let reply = match &ask {
+            Admin::Format { .. } | Admin::NodeStatus => caller.admin_once(&ask, config.op_timeout).await,
+            Admin::Status => caller.admin(&ask, config.op_timeout).await,
+        };
+        tasks.shutdown(STOP_GRACE).await;
+        reply
+    }
+
+    async fn query(&self, cred: &Cred, query: Query) -> Result<Answer, Fault> {
+        self.core.meta.query(cred, query, self.core.meta.deadline()).await
+    }
+
+    async fn submit(&self, cred: &Cred, op: Op) -> Result<Outcome, Fault> {
+        Ok(self.core.meta.submit(cred, op, self.core.meta.deadline()).await?.outcome)
+    }
+
+    /// One name in a directory.
+    pub async fn lookup(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<Attr, Fault> {
+        match self.query(cred, Query::Lookup { parent, name: name.clone() }).await? {
+            Answer::Attr(attr) => Ok(self.core.seen(attr)),
+            other => Err(unexpected("lookup", &other)),
+        }
+    }
+
+    /// A whole path in one round trip: attributes of its end, and the directory that holds it. Symlinks on the way are
+    /// followed, one at the end only if `follow`.
+    pub async fn walk(
+        &self,
+        cred: &Cred,
+        from: InodeId,
+        path: &[u8],
+        follow: bool,
+    ) -> Result<(Attr, InodeId), Fault> {
+        match self.query(cred, Query::Walk { from, path: path.to_vec(), follow }).await? {
+            Answer::Walked { attr, parent } => Ok((self.core.seen(attr), parent)),
+            other => Err(unexpected("walk", &other)),
+        }
+    }
+
+    /// Attributes, with the size and time of unsaved writes of this client.
+    pub async fn getattr(&self, cred: &Cred, ino: InodeId) -> Result<Attr, Fault> {
+        match self.query(cred, Query::GetAttr { ino }).await? {
+            Answer::Attr(attr) => Ok(self.core.seen(attr)),
+            other => Err(unexpected("getattr", &other)),
+        }
+    }
+
+    /// Changes attributes. A new size or time first saves what is unsaved of the file.
+    pub async fn setattr(&self, cred: &Cred, ino: InodeId, set: SetAttr) -> Result<Attr, Fault> {
+        if let Some(inode) = self.core.find(ino)
+            && (set.size.is_some() || set.mtime.is_some() || set.atime.is_some())
+        {
+            return self.core.set_attr_saved(&inode, cred, set).await;
+        }
+        match self.submit(cred, Op::SetAttr { ino, set }).await? {
+            Outcome::Attr(attr) => Ok(self.core.seen(attr)),
+            other => Err(unexpected("setattr", &other)),
+        }
+    }
+
+    /// Makes an entry that must not exist: a file, directory, symlink or node. `mode` has the umask applied.
+    pub async fn create(
+        &self,
+        cred: &Cred,
+        parent: InodeId,
+        name: &Name,
+        node: NewNode,
+        mode: u32,
+    ) -> Result<Attr, Fault> {
+        let op = Op::Create { parent, name: name.clone(), node, mode, exclusive: true, access: 0 };
+        match self.submit(cred, op).await? {
+            Outcome::Created { attr, .. } => Ok(attr),
+            other => Err(unexpected("create", &other)),
+        }
+    }
+
+    /// Where a symlink points.
+    pub async fn readlink(&self, cred: &Cred, ino: InodeId) -> Result<Vec<u8>, Fault> {
+        match self.query(cred, Query::ReadLink { ino }).await? {
+            Answer::Target(target) => Ok(target),
+            other => Err(unexpected("readlink", &other)),
+        }
+    }
+
+    /// A further name for an inode.
+    pub async fn link(&self, cred: &Cred, ino: InodeId, parent: InodeId, name: &Name) -> Result<Attr, Fault> {
+        match self.submit(cred, Op::Link { ino, parent, name: name.clone() }).await? {
+            Outcome::Attr(attr) => Ok(self.core.seen(attr)),
+            other => Err(unexpected("link", &other)),
+        }
+    }
+
+    /// Removes a name. What is open here stays readable and writable until its last `release`.
+    pub async fn unlink(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<(), Fault> {
+        let keep = self.core.may_be_open();
+        match self.submit(cred, Op::Unlink { parent, name: name.clone(), keep }).await? {
+            Outcome::Removed { ino, nlink } => {
+                self.removed(keep, ino, nlink);
+                Ok(())
+            }
+            other => Err(unexpected("unlink", &other)),
+        }
+    }
+
+    fn removed(&self, keep: bool, ino: InodeId, nlink: u32) {
+        if keep && nlink == 0 {
+            self.core.orphaned(ino);
+        }
+    }
+
+    /// Removes an empty directory.
+    pub async fn rmdir(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<(), Fault> {
+        match self.submit(cred, Op::Rmdir { parent, name: name.clone() }).await? {
+            Outcome::Removed { .. } | Outcome::Done => Ok(()),
+            other => Err(unexpected("rmdir", &other)),
+        }
+    }
+
+    /// Moves an entry.
+    pub async fn rename(
+        &self,
+        cred: &Cred,
+        from: (InodeId, &Name),
+        to: (InodeId, &Name),
+        mode: RenameMode,
+    ) -> Result<(), Fault> {
+        let keep = self.core.may_be_open();
+        let (from_name, to_name) = (from.1.clone(), to.1.clone());
+        let op = Op::Rename { from: from.0, from_name, to: to.0, to_name, mode, keep };
+        match self.submit(cred, op).await? {
+            Outcome::Renamed { replaced } => {
+                if let Some((ino, nlink)) = replaced {
+                    self.removed(keep, ino, nlink);
+                }
+                Ok(())
+            }
+            other => Err(unexpected("rename", &other)),
+        }
+    }
+
+    /// Entries behind `after` (0: from the start), at most `limit` (at most 4096).
+    pub async fn readdir(
+        &self,
+        cred: &Cred,
+        ino: InodeId,
+        after: u64,
+        limit: u32,
+        attrs: bool,
+    ) -> Result<Listing, Fault> {
+        let limit = limit.clamp(1, LISTING_MAX);
+        match self.query(cred, Query::ReadDir { ino, after, limit, attrs }).await? {
+            Answer::Listing { mut entries, end, parent } => {
+                for entry in &mut entries {
+                    entry.attr = entry.attr.take().map(|attr| self.core.seen(attr));
+                }
+                Ok(Listing { entries, end, parent })
+            }
+            other => Err(unexpected("readdir", &other)),
+        }
+    }
+
+    /// An extended attribute's value.
+    pub async fn getxattr(&self, cred: &Cred, ino: InodeId, name: &[u8]) -> Result<Vec<u8>, Fault> {
+        match self.query(cred, Query::GetXattr { ino, name: name.to_vec() }).await? {
+            Answer::Value(value) => Ok(value),
+            other => Err(unexpected("getxattr", &other)),
+        }
+    }
+
+    /// Names of all extended attributes, sorted.
+    pub async fn listxattr(&self, cred: &Cred, ino: InodeId) -> Result<Vec<Vec<u8>>, Fault> {
+        match self.query(cred, Query::ListXattr { ino }).await? {
+            Answer::Names(names) => Ok(names),
+            other => Err(unexpected("listxattr", &other)),
+        }
+    }
+
+    /// Sets an extended attribute.
+    pub async fn setxattr(
+        &self,
+        cred: &Cred,
+        ino: InodeId,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<(), Fault> {
+        let op = Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode };
+        self.submit(cred, op).await.map(|_| ())
+    }
+
+    /// Removes an extended attribute.
+    pub async fn removexattr(&self, cred: &Cred, ino: InodeId, name: &[u8]) -> Result<(), Fault> {
+        self.submit(cred, Op::RemoveXattr { ino, name: name.to_vec() }).await.map(|_| ())
+    }
+
+    /// Use of the file system.
+    pub async fn statfs(&self) -> Result<FsStat, Fault> {
+        match self.query(&Cred::default(), Query::StatFs).await? {
+            Answer::StatFs(stat) => Ok(stat),
+            other => Err(unexpected("statfs", &other)),
+        }
+    }
+
+    /// Makes everything written through this client before this call durable (`syncfs`).
+    pub async fn sync_all(&self) -> Result<(), Fault> {
+        let deadline = self.core.meta.deadline();
+        let unsaved = self.core.files().into_iter().filter(|inode| inode.lock().is_unsaved());
+        let saves = unsaved.map(|inode| {
+            let core = self.core.clone();
+            async move { core.save(&inode, deadline).await }
+        });
+        let results = futures::future::join_all(saves).await;
+        results.into_iter().find(Result::is_err).unwrap_or(Ok(()))
+    }
+}
+
+/// A request for something that is not a regular file.
+pub(crate) fn not_a_file(attr: &Attr) -> Fault {
+    match attr.kind {
+        common::proto::meta::FileKind::Dir => Fault::new(Kind::IsDir, format!("{} is a directory", attr.ino)),
+        _ => Fault::new(Kind::Invalid, format!("{} is not a regular file", attr.ino)),
+    }
+}

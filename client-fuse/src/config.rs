@@ -1,0 +1,38 @@
+//! What a client is told at start, and every limit it keeps.
+
+use common::id::ClusterId;
+use std::time::Duration;
+
+/// How to reach a cluster, and what the client may use. Every field has a default except `metaservers`.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Control-plane addresses of metaservers, `host:port`, at least one. The others are learnt from the cluster map.
+    pub metaservers: Vec<String>,
+    /// The cluster these must belong to; `ClusterId(0)`: whichever answers.
+    pub cluster: ClusterId,
+    /// Host name and purpose, shown to administrators: `"host7 mount /data"`.
+    pub label: String,
+    /// An operation that has not succeeded after this long fails with `Unavailable` (or what kept it).
+    pub op_timeout: Duration,
+    /// Memory for unsaved data, chunk cache and read-ahead together, in bytes. At least [`MEMORY_MIN`].
+    pub memory_bytes: usize,
+    /// Unsaved data is written back at the latest this long after it was written.
+    pub write_behind: Duration,
+}
+
+impl ClientConfig {
+    /// Defaults for the cluster behind these metaservers.
+    pub fn new(metaservers: Vec<String>) -> ClientConfig {
+        ClientConfig {
+            metaservers,
+            cluster: ClusterId(0),
+            label: "client".into(),
+            op_timeout: Duration::from_secs(30),
+            memory_bytes: 256 << 20,
+            write_behind: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The least [`ClientConfig::memory_bytes`]: less is raised to it.
+pub const MEMORY_MIN: usize = 32 << 20;

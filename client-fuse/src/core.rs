@@ -1,0 +1,244 @@
+//! What all parts of a client share, the table of open files, and the background tasks.
+
+use crate::cache::ChunkCache;
+use crate::chunks::Chunks;
+use crate::config::{ClientConfig, MEMORY_MIN};
+use crate::inode::Inode;
+use crate::link::Servers;
+use crate::meta::Meta;
+use crate::stats::Counters;
+use common::fault::Fault;
+use common::id::InodeId;
+use common::proto::meta::{Attr, Cred, Op};
+use common::task::Tasks;
+use common::units::{len_u64, len_usize};
+use common::world::World;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// Flights that are hashed and stored at once.
+const UPLOADS_MAX: usize = 8;
+/// How often old unsaved data is looked for.
+const WRITE_BEHIND_TICK: Duration = Duration::from_millis(200);
+
+/// The inside of a [`crate::Client`].
+pub(crate) struct Core {
+    pub(crate) config: ClientConfig,
+    pub(crate) world: World,
+    pub(crate) tasks: Tasks,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) meta: Arc<Meta>,
+    pub(crate) chunks: Chunks,
+    pub(crate) cache: ChunkCache,
+    /// Bytes that may still become unsaved.
+    pub(crate) unsaved: Semaphore,
+    pub(crate) unsaved_max: u64,
+    /// Somebody waits for room in `unsaved`.
+    pub(crate) pressure: Notify,
+    pub(crate) uploads: Semaphore,
+    table: Mutex<Table>,
+}
+
+/// Files that are open, or closed with unsaved data.
+#[derive(Debug, Default)]
+struct Table {
+    files: BTreeMap<InodeId, Arc<Inode>>,
+    /// Opens under way whose file is not in the table yet.
+    opening: usize,
+    /// Files without a name that the metaservers keep for this session.
+    orphans: BTreeSet<InodeId>,
+}
+
+/// An open under way: until it is dropped, removed names keep their files.
+pub(crate) struct Opening<'a>(&'a Core);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.table().opening -= 1;
+    }
+}
+
+impl Core {
+    /// Connects and starts the background tasks.
+    pub(crate) async fn start(
+        link: Arc<dyn Servers>,
+        config: ClientConfig,
+        world: World,
+        tasks: Tasks,
+    ) -> Result<Arc<Core>, Fault> {
+        let counters = Arc::new(Counters::default());
+        let meta = Meta::connect(link.clone(), world.clone(), &config, counters.clone()).await?;
+        let meta = Arc::new(meta);
+        let memory = config.memory_bytes.max(MEMORY_MIN);
+        let unsaved_max = memory / 2;
+        let core = Arc::new(Core {
+            chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone()),
+            cache: ChunkCache::new(len_u64(memory - unsaved_max)),
+            unsaved: Semaphore::new(unsaved_max),
+            unsaved_max: len_u64(unsaved_max),
+            pressure: Notify::new(),
+            uploads: Semaphore::new(UPLOADS_MAX),
+            table: Mutex::default(),
+            config,
+            world,
+            tasks,
+            counters,
+            meta: meta.clone(),
+        });
+        core.tasks.spawn("keep alive", |stop| meta.clone().keep_alive_loop(stop));
+        core.tasks.spawn("settle", |stop| meta.settle_loop(stop));
+        let behind = core.clone();
+        core.tasks.spawn("write behind", |stop| behind.write_behind_loop(stop));
+        Ok(core)
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().expect("no panic holds this lock")
+    }
+
+    /// To be held from before the request that opens a file until it is in the table.
+    pub(crate) fn opening(&self) -> Opening<'_> {
+        self.table().opening += 1;
+        Opening(self)
+    }
+
+    /// Whether a removed name may be that of a file which is open here.
+    pub(crate) fn may_be_open(&self) -> bool {
+        let table = self.table();
+        table.opening > 0 || !table.files.is_empty()
+    }
+
+    /// The file, if it is open here or has unsaved data.
+    pub(crate) fn find(&self, ino: InodeId) -> Option<Arc<Inode>> {
+        self.table().files.get(&ino).cloned()
+    }
+
+    /// All such files.
+    pub(crate) fn files(&self) -> Vec<Arc<Inode>> {
+        self.table().files.values().cloned().collect()
+    }
+
+    /// One more handle on a file. Returns it and the handle's number.
+    pub(crate) fn enter(&self, attr: &Attr) -> (Arc<Inode>, u64) {
+        let generation = self.meta.session().generation;
+        let mut table = self.table();
+        let inode =
+            table.files.entry(attr.ino).or_insert_with(|| Arc::new(Inode::new(attr.clone(), generation))).clone();
+        let mut state = inode.lock();
+        state.adopt(attr);
+        state.handles += 1;
+        state.opened += 1;
+        let number = state.opened;
+        drop(state);
+        (inode, number)
+    }
+
+    /// One handle less. True if it was the last.
+    pub(crate) fn leave(&self, inode: &Arc<Inode>) -> bool {
+        let mut state = inode.lock();
+        state.handles -= 1;
+        let last = state.handles == 0;
+        drop(state);
+        self.forget_idle(inode);
+        last
+    }
+
+    /// Takes a file without handles and unsaved data out of the table.
+    pub(crate) fn forget_idle(&self, inode: &Arc<Inode>) {
+        let mut table = self.table();
+        let state = inode.lock();
+        let is_it = table.files.get(&inode.ino).is_some_and(|there| Arc::ptr_eq(there, inode));
+        if is_it && state.handles == 0 && !state.is_unsaved() && !state.pumping {
+            table.files.remove(&inode.ino);
+        }
+    }
+
+    /// What is unsaved of a file that nobody can open any more is not worth saving.
+    pub(crate) fn is_orphan(&self, ino: InodeId) -> bool {
+        self.table().orphans.contains(&ino)
+    }
+
+    /// The last name of a file was removed while the metaservers were asked to keep it.
+    pub(crate) fn orphaned(self: &Arc<Self>, ino: InodeId) {
+        self.table().orphans.insert(ino);
+        self.reap();
+    }
+
+    /// Lets go of orphans that are not open here.
+    pub(crate) fn reap(self: &Arc<Self>) {
+        let gone: Vec<InodeId> = {
+            let mut table = self.table();
+            if table.opening > 0 || table.orphans.is_empty() {
+                return;
+            }
+            let open = |ino: &InodeId| table.files.get(ino).is_some_and(|inode| inode.lock().handles > 0);
+            let gone: Vec<InodeId> = table.orphans.iter().filter(|ino| !open(ino)).copied().collect();
+            table.orphans.retain(|ino| !gone.contains(ino));
+            gone
+        };
+        for ino in gone {
+            let core = self.clone();
+            self.tasks.spawn_until_stop(async move {
+                let op = Op::Release { ino };
+                if let Err(fault) = core.meta.submit(&Cred::default(), op, core.meta.deadline()).await {
+                    // The end of the session lets go of it.
+                    warn!(op = "release", inode = %ino, error = %fault, "a removed file stays until this session ends");
+                }
+            });
+        }
+    }
+
+    /// Brings what is known of an open file up to date with attributes that came, and adds what is unsaved to them.
+    pub(crate) fn seen(&self, attr: Attr) -> Attr {
+        match self.find(attr.ino) {
+            Some(inode) => {
+                let mut state = inode.lock();
+                state.adopt(&attr);
+                state.with_unsaved(&attr)
+            }
+            None => attr,
+        }
+    }
+
+    async fn write_behind_loop(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let pressed = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.pressure.notified() => true,
+                () = tokio::time::sleep(WRITE_BEHIND_TICK) => false,
+            };
+            let now = Instant::now();
+            for inode in self.files() {
+                let sealed = {
+                    let mut state = inode.lock();
+                    let old = state.dirty_since.is_some_and(|since| since + self.config.write_behind <= now);
+                    if old || (pressed && !state.dirty.is_empty()) {
+                        self.seal(&mut state);
+                        true
+                    } else {
+                        false
+                    }
+                };
+                if sealed {
+                    self.launch(&inode);
+                }
+            }
+            self.reap();
+        }
+    }
+
+    /// Drops what is unsaved of a file that is gone anyway.
+    pub(crate) fn drop_unsaved(&self, inode: &Arc<Inode>) {
+        let mut state = inode.lock();
+        let dropped = state.dirty.cut(0..u64::MAX);
+        state.dirty_since = None;
+        drop(state);
+        self.unsaved.add_permits(len_usize(dropped));
+    }
+}

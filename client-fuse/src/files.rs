@@ -1,0 +1,331 @@
+//! Open files: the part of [`Client`] that reads and writes them.
+
+use crate::client::{Client, not_a_file};
+use crate::core::Core;
+use crate::handle::{Handle, Inside, OpenFlags};
+use crate::inode::Inode;
+use crate::meta::unexpected;
+use bytes::{Bytes, BytesMut};
+use common::fault::{Fault, Kind};
+use common::id::{InodeId, LayoutVersion};
+use common::name::Name;
+use common::proto::meta::{
+    Answer, Attr, Commit, Cred, Edit, ExtentRun, FileKind, NewNode, Op, Outcome, Query, SetAttr, Source,
+};
+use common::units::{FILE_SIZE_MAX, len_u64};
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
+
+/// A piece of [`Client::put_stream`], in bytes.
+const PUT_PIECE: usize = 1 << 20;
+/// A piece of [`Client::get_stream`], in bytes.
+const GET_PIECE: u32 = 4 << 20;
+/// How far [`Client::seek`] looks at once, in bytes.
+const SEEK_STEP: u64 = 8 << 30;
+
+/// What [`Client::fallocate`] does to a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallocate {
+    /// Grow the file to the end of the range if it is shorter (mode 0). Space is not reserved.
+    Allocate,
+    /// Nothing visible (`KEEP_SIZE` without `PUNCH_HOLE`): checked, then done.
+    KeepSize,
+    /// Zeros in the range, size unchanged (`PUNCH_HOLE | KEEP_SIZE`).
+    PunchHole,
+    /// Zeros in the range, size grows to its end (`ZERO_RANGE`).
+    ZeroRange,
+    /// Zeros in the range, size unchanged (`ZERO_RANGE | KEEP_SIZE`).
+    ZeroKeepSize,
+}
+
+/// What [`Client::seek`] looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// `SEEK_DATA`.
+    Data,
+    /// `SEEK_HOLE`.
+    Hole,
+}
+
+/// Called with the bytes done so far.
+pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
+
+impl Client {
+    /// Makes and opens a regular file in one round trip (`O_CREAT`); unless `exclusive`, opens it if it is there. True:
+    /// it is new.
+    pub async fn create_open(
+        &self,
+        cred: &Cred,
+        parent: InodeId,
+        name: &Name,
+        mode: u32,
+        exclusive: bool,
+        flags: OpenFlags,
+    ) -> Result<(Handle, bool), Fault> {
+        let _opening = self.core.opening();
+        let (name, node) = (name.clone(), NewNode::File);
+        let op = Op::Create { parent, name, node, mode, exclusive, access: flags.access() };
+        match self.core.meta.submit(cred, op, self.core.meta.deadline()).await?.outcome {
+            Outcome::Created { attr, new, .. } => {
+                let run = new.then_some(ExtentRun { extents: Vec::new(), covered: u64::MAX });
+                Ok((self.opened(cred, &attr, run, flags).await?, new))
+            }
+            other => Err(unexpected("create", &other)),
+        }
+    }
+
+    /// Opens a regular file: access is checked, attributes and first extents come in the same round trip.
+    pub async fn open(&self, cred: &Cred, ino: InodeId, flags: OpenFlags) -> Result<Handle, Fault> {
+        let _opening = self.core.opening();
+        let query = Query::Open { ino, access: flags.access() };
+        match self.core.meta.query(cred, query, self.core.meta.deadline()).await? {
+            Answer::Opened { attr, run } => self.opened(cred, &attr, Some(run), flags).await,
+            other => Err(unexpected("open", &other)),
+        }
+    }
+
+    async fn opened(
+        &self,
+        cred: &Cred,
+        attr: &Attr,
+        run: Option<ExtentRun>,
+        flags: OpenFlags,
+    ) -> Result<Handle, Fault> {
+        if attr.kind != FileKind::File {
+            return Err(not_a_file(attr));
+        }
+        let handle = Handle(Arc::new(Inside::new(&self.core, cred, attr, flags)));
+        let inside = &handle.0;
+        let size = {
+            let mut state = inside.inode.lock();
+            if let Some(run) = run {
+                state.extents.learn(attr.version, 0, &run);
+            }
+            state.size()
+        };
+        if flags.truncate && size > 0 {
+            let set = SetAttr { size: Some(0), opened: true, ..SetAttr::default() };
+            self.core.set_attr_saved(&inside.inode, cred, set).await?;
+        }
+        Ok(handle)
+    }
+
+    /// Up to `len` bytes from `offset`, in pieces that are to be put together in order. Shorter at the end of the file.
+    pub async fn read(&self, handle: &Handle, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
+        if !handle.0.flags.read {
+            return Err(Fault::new(Kind::Invalid, "not open for reading"));
+        }
+        self.core.read(&handle.0, offset, len).await
+    }
+
+    /// Takes the bytes: visible to every reader of this client at once, durable at the next `fsync`. Waits while too
+    /// much is unsaved. Returns where they went (for `append`).
+    pub async fn write(&self, handle: &Handle, offset: u64, bytes: Bytes) -> Result<u64, Fault> {
+        let inside = &handle.0;
+        if !inside.flags.write {
+            return Err(Fault::new(Kind::Invalid, "not open for writing"));
+        }
+        inside.check()?;
+        let offset = if inside.flags.append { None } else { Some(offset) };
+        let at = self.core.write(&inside.inode, offset, bytes).await?;
+        if inside.flags.sync {
+            self.fsync(handle).await?;
+        }
+        Ok(at)
+    }
+
+    /// `close(2)`: commits what is unsaved of the file, so that every mount sees it, durable like `fsync`.
+    pub async fn flush(&self, handle: &Handle) -> Result<(), Fault> {
+        let inside = &handle.0;
+        if inside.flags.write && !self.core.is_orphan(inside.inode.ino) {
+            return self.fsync(handle).await;
+        }
+        inside.check()
+    }
+
+    /// Makes everything written to the file before this call durable.
+    pub async fn fsync(&self, handle: &Handle) -> Result<(), Fault> {
+        let inside = &handle.0;
+        let saved = self.core.save(&inside.inode, self.core.meta.deadline()).await;
+        inside.check().and(saved)
+    }
+
+    /// Changes a range of the file.
+    pub async fn fallocate(&self, handle: &Handle, offset: u64, len: u64, what: Fallocate) -> Result<(), Fault> {
+        let inside = &handle.0;
+        let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX);
+        let end = end.ok_or_else(|| Fault::new(Kind::TooBig, format!("files end at {FILE_SIZE_MAX} bytes")))?;
+        if !inside.flags.write || len == 0 {
+            return Err(Fault::new(Kind::Invalid, "not open for writing, or an empty range"));
+        }
+        inside.check()?;
+        match what {
+            Fallocate::KeepSize => Ok(()),
+            Fallocate::Allocate => {
+                let longer = end > inside.inode.lock().size();
+                let set = SetAttr { size: Some(end), opened: true, ..SetAttr::default() };
+                if longer { self.core.set_attr_saved(&inside.inode, &inside.cred, set).await.map(|_| ()) } else { Ok(()) }
+            }
+            Fallocate::PunchHole | Fallocate::ZeroKeepSize => self.core.punch(&inside.inode, offset, len, 0).await,
+            Fallocate::ZeroRange => self.core.punch(&inside.inode, offset, len, end).await,
+        }
+    }
+
+    /// The first byte at or behind `offset` that is data, or that is in a hole (the end of the file counts as one).
+    /// `None`: there is none (`ENXIO`). Saves what is unsaved of the file first.
+    pub async fn seek(&self, handle: &Handle, offset: u64, what: Seek) -> Result<Option<u64>, Fault> {
+        let inside = &handle.0;
+        let deadline = self.core.meta.deadline();
+        self.core.save(&inside.inode, deadline).await?;
+        let size = inside.inode.lock().size();
+        let mut at = offset;
+        while at < size {
+            let step = at..size.min(at + SEEK_STEP);
+            let parts = self.core.extents(&inside.inode, &inside.cred, step.clone(), deadline).await?;
+            let is_hole = |part: &Option<common::proto::meta::Extent>| part.is_none();
+            let wanted = parts.into_iter().find(|(_, part)| is_hole(part) == (what == Seek::Hole));
+            match wanted {
+                Some((range, _)) => return Ok(Some(range.start)),
+                None => at = step.end,
+            }
+        }
+        Ok((what == Seek::Hole && offset < size).then_some(size))
+    }
+
+    /// The last `close`: saves what is unsaved and forgets the handle. Idempotent.
+    pub async fn release(&self, handle: &Handle) -> Result<(), Fault> {
+        let inside = &handle.0;
+        if !inside.begin_release() {
+            return Ok(());
+        }
+        let inode = &inside.inode;
+        let last = inode.lock().handles == 1;
+        let saved = if !inside.flags.write {
+            Ok(())
+        } else if last && self.core.is_orphan(inode.ino) {
+            self.core.drop_unsaved(inode);
+            let _ = self.core.save(inode, self.core.meta.deadline()).await; // only waits for what is on its way
+            Ok(())
+        } else {
+            self.fsync(handle).await
+        };
+        self.core.leave(inode);
+        self.core.reap();
+        saved
+    }
+
+    /// Writes all of `source` from offset 0 on, many chunks at a time, and makes it durable. Returns the length.
+    pub async fn put_stream(
+        &self,
+        handle: &Handle,
+        source: &mut (dyn AsyncRead + Send + Unpin),
+        progress: Option<Progress>,
+    ) -> Result<u64, Fault> {
+        let mut at = 0;
+        loop {
+            let mut piece = BytesMut::with_capacity(PUT_PIECE);
+            while piece.len() < PUT_PIECE {
+                let room = PUT_PIECE - piece.len();
+                let read = (&mut *source).take(len_u64(room)).read_buf(&mut piece).await;
+                if read.map_err(|error| Fault::new(Kind::Internal, format!("read the source: {error}")))? == 0 {
+                    break;
+                }
+            }
+            if piece.is_empty() {
+                break;
+            }
+            let len = len_u64(piece.len());
+            self.write(handle, at, piece.freeze()).await?;
+            at += len;
+            if let Some(progress) = &progress {
+                progress(at);
+            }
+        }
+        self.fsync(handle).await?;
+        Ok(at)
+    }
+
+    /// Reads the whole file into `sink`, many chunks at a time, verified. Returns the length.
+    pub async fn get_stream(
+        &self,
+        handle: &Handle,
+        sink: &mut (dyn AsyncWrite + Send + Unpin),
+        progress: Option<Progress>,
+    ) -> Result<u64, Fault> {
+        let broken = |error| Fault::new(Kind::Internal, format!("write the destination: {error}"));
+        let mut at = 0;
+        loop {
+            let pieces = self.read(handle, at, GET_PIECE).await?;
+            if pieces.is_empty() {
+                break;
+            }
+            for piece in pieces {
+                sink.write_all(&piece).await.map_err(broken)?;
+                at += len_u64(piece.len());
+            }
+            if let Some(progress) = &progress {
+                progress(at);
+            }
+        }
+        sink.flush().await.map_err(broken)?;
+        Ok(at)
+    }
+}
+
+impl Core {
+    /// Changes attributes of an open file in order with its writes: what was written before is saved first.
+    pub(crate) async fn set_attr_saved(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        cred: &Cred,
+        set: SetAttr,
+    ) -> Result<Attr, Fault> {
+        let deadline = self.meta.deadline();
+        let _alone = self.alone(inode, deadline).await?;
+        if set.size == Some(0) {
+            self.drop_unsaved(inode); // it would be cut off anyway
+        }
+        self.save(inode, deadline).await?;
+        match self.meta.submit(cred, Op::SetAttr { ino: inode.ino, set }, deadline).await?.outcome {
+            Outcome::Attr(attr) => Ok(self.seen(attr)),
+            other => Err(unexpected("setattr", &other)),
+        }
+    }
+
+    /// Makes a range read as zeros, and the file at least `grow` long.
+    async fn punch(self: &Arc<Self>, inode: &Arc<Inode>, at: u64, len: u64, grow: u64) -> Result<(), Fault> {
+        let deadline = self.meta.deadline();
+        let _alone = self.alone(inode, deadline).await?;
+        self.save(inode, deadline).await?;
+        let commit = Commit {
+            ino: inode.ino,
+            base: None,
+            edits: vec![Edit { at, len, data: Source::Hole }],
+            append: false,
+            grow,
+            chunks: Vec::new(),
+            attempt: self.meta.attempt(),
+            layout: LayoutVersion(0),
+            mtime: None,
+        };
+        match self.meta.submit(&Cred::default(), Op::Commit(commit), deadline).await?.outcome {
+            Outcome::Committed { attr, .. } => {
+                let mut state = inode.lock();
+                state.extents.committed(attr.version, std::iter::once(at..at + len));
+                state.adopt(&attr);
+                Ok(())
+            }
+            other => Err(unexpected("commit", &other)),
+        }
+    }
+
+    async fn alone<'a>(
+        &self,
+        inode: &'a Inode,
+        deadline: Instant,
+    ) -> Result<tokio::sync::RwLockWriteGuard<'a, ()>, Fault> {
+        let late = |_| Fault::new(Kind::Unavailable, "another change of this file does not end");
+        timeout_at(deadline, inode.gate.write()).await.map_err(late)
+    }
+}

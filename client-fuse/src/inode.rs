@@ -1,0 +1,296 @@
+//! What this client knows and has not saved yet of one open file; shared by all its handles.
+//!
+//! Unsaved bytes go through three places: `dirty` (may still be overwritten), a [`Flight`] (fixed, on their way to the
+//! chunkservers), and, when its commit is applied, the metadata. A read looks at `dirty`, then at flights from the newest
+//! to the oldest, then at the committed extents; the step from a flight to the extents is one step under the lock.
+//!
+//! Invariants:
+//! 1. Flights land (are committed, or dropped with an error) in the order they were sealed.
+//! 2. `sealed - landed` is the number of flights in the queue.
+//! 3. A byte that was written and is in neither place was committed, or its loss was counted in `errors`.
+
+use crate::cache::fresher;
+use crate::chunks::{Outgoing, Stored};
+use crate::dirty::{DirtyMap, Placed};
+use crate::extents::Extents;
+use bytes::Bytes;
+use common::fault::Fault;
+use common::id::InodeId;
+use common::proto::meta::{Attr, Edit};
+use common::time::Time;
+use common::units::{COMMIT_EDITS_MAX, len_u64, len_usize};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Mutex;
+use tokio::sync::{Notify, RwLock, oneshot};
+use tokio::time::Instant;
+
+/// Small ranges of one flight, at most: a commit has room for some flights.
+const FLIGHT_RUNS_MAX: usize = COMMIT_EDITS_MAX / 2;
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct Inode {
+    pub(crate) ino: InodeId,
+    pub(crate) state: Mutex<State>,
+    /// A flight landed or failed.
+    pub(crate) changed: Notify,
+    /// Writers share it; what changes size or ranges on the metaserver at once (truncate, punch) has it alone.
+    pub(crate) gate: RwLock<()>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// As the metaservers last told, without what is unsaved.
+    pub(crate) attr: Attr,
+    pub(crate) extents: Extents,
+    pub(crate) dirty: DirtyMap,
+    pub(crate) dirty_since: Option<Instant>,
+    /// All of `dirty` was appended, so where it goes is for the metaservers to say.
+    pub(crate) appending: bool,
+    /// Time of the newest unsaved write.
+    pub(crate) mtime: Option<Time>,
+    pub(crate) flights: VecDeque<Flight>,
+    pub(crate) sealed: u64,
+    pub(crate) landed: u64,
+    /// A task is landing flights.
+    pub(crate) pumping: bool,
+    /// Failures so far, and the last.
+    pub(crate) errors: u64,
+    pub(crate) last_error: Option<Fault>,
+    /// Handles numbered below this lost unsaved data with their session: they fail until reopened.
+    pub(crate) lost_before: u64,
+    pub(crate) opened: u64,
+    pub(crate) handles: usize,
+    /// Bytes this client put inline into this file since it was opened or compacted.
+    pub(crate) inlined: u64,
+    /// The session unsaved data was taken under.
+    pub(crate) generation: u64,
+}
+
+/// Unsaved bytes on their way.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) append: bool,
+    pub(crate) pieces: Vec<Placed>,
+    pub(crate) bytes: u64,
+    pub(crate) mtime: Time,
+    pub(crate) generation: u64,
+    /// Small enough to be kept in the metadata.
+    pub(crate) inline: bool,
+    /// To be added to the offsets of an upload's edits: its bytes were moved since.
+    pub(crate) shift: i64,
+    pub(crate) upload: Upload,
+}
+
+/// How far a flight is.
+#[derive(Debug)]
+pub(crate) enum Upload {
+    No,
+    Running(oneshot::Receiver<Result<Uploaded, Fault>>),
+    /// The landing task waits for it.
+    Awaited,
+    Done(Uploaded),
+}
+
+/// A flight whose chunks are stored.
+#[derive(Debug)]
+pub(crate) struct Uploaded {
+    pub(crate) edits: Vec<Edit>,
+    pub(crate) chunks: Vec<Outgoing>,
+    /// `None`: everything is inline or a hole.
+    pub(crate) stored: Option<Stored>,
+    pub(crate) inline_bytes: u64,
+}
+
+impl Inode {
+    pub(crate) fn new(attr: Attr, generation: u64) -> Inode {
+        let state = State {
+            extents: Extents::new(attr.version),
+            dirty: DirtyMap::default(),
+            dirty_since: None,
+            appending: false,
+            mtime: None,
+            flights: VecDeque::new(),
+            sealed: 0,
+            landed: 0,
+            pumping: false,
+            errors: 0,
+            last_error: None,
+            lost_before: 0,
+            opened: 0,
+            handles: 0,
+            inlined: 0,
+            generation,
+            attr,
+        };
+        Inode { ino: state.attr.ino, state: Mutex::new(state), changed: Notify::new(), gate: RwLock::new(()) }
+    }
+
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no panic holds this lock")
+    }
+}
+
+impl Flight {
+    /// Past its last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.pieces.last().map_or(0, |(at, bytes)| at + len_u64(bytes.len()))
+    }
+
+    /// Its first byte.
+    pub(crate) fn start(&self) -> u64 {
+        self.pieces.first().map_or(0, |(at, _)| *at)
+    }
+
+    fn overlay(&self, range: &Range<u64>) -> Vec<Placed> {
+        let first = self.pieces.partition_point(|(at, bytes)| at + len_u64(bytes.len()) <= range.start);
+        let mut out = Vec::new();
+        for (at, bytes) in self.pieces[first..].iter().take_while(|(at, _)| *at < range.end) {
+            let (from, to) = (range.start.max(*at), range.end.min(at + len_u64(bytes.len())));
+            out.push((from, bytes.slice(len_usize(from - at)..len_usize(to - at))));
+        }
+        out
+    }
+}
+
+impl State {
+    /// The file's length with what is unsaved.
+    pub(crate) fn size(&self) -> u64 {
+        let flying = self.flights.iter().map(Flight::end).max().unwrap_or(0);
+        self.attr.size.max(self.dirty.end()).max(flying)
+    }
+
+    /// Whether anything is unsaved.
+    pub(crate) fn is_unsaved(&self) -> bool {
+        !self.dirty.is_empty() || !self.flights.is_empty()
+    }
+
+    /// Takes newer attributes.
+    pub(crate) fn adopt(&mut self, attr: &Attr) {
+        if fresher(attr, &self.attr) {
+            if attr.version > self.extents.version() {
+                self.extents.reset(attr.version);
+            }
+            self.attr = attr.clone();
+        }
+    }
+
+    /// The attributes with what is unsaved.
+    pub(crate) fn with_unsaved(&self, attr: &Attr) -> Attr {
+        let mut attr = attr.clone();
+        if self.is_unsaved() {
+            attr.size = self.size();
+            if let Some(mtime) = self.mtime {
+                (attr.mtime, attr.ctime) = (mtime, mtime.max(attr.ctime));
+            }
+        }
+        attr
+    }
+
+    /// What is unsaved in a range, newest on top, in order.
+    pub(crate) fn overlay(&self, range: Range<u64>) -> Vec<Placed> {
+        if self.flights.is_empty() {
+            return self.dirty.overlay(range);
+        }
+        let mut view = DirtyMap::default();
+        let flying = self.flights.iter().flat_map(|flight| flight.overlay(&range));
+        for (at, bytes) in flying.chain(self.dirty.overlay(range.clone())) {
+            view.insert(at, bytes);
+        }
+        view.overlay(range)
+    }
+
+    /// Takes written bytes. Returns where they went and how many unsaved bytes they replaced.
+    pub(crate) fn write(&mut self, offset: Option<u64>, bytes: Bytes, at: Time, now: Instant) -> (u64, u64) {
+        let append = offset.is_none();
+        let offset = offset.unwrap_or_else(|| self.size());
+        self.appending = append && (self.appending || self.dirty.is_empty());
+        self.dirty_since.get_or_insert(now);
+        self.mtime = Some(at);
+        (offset, self.dirty.insert(offset, bytes))
+    }
+
+    /// Seals the windows a write filled.
+    pub(crate) fn seal_full(&mut self, written: Range<u64>) {
+        let window = u64::from(self.attr.chunk_size);
+        for number in written.start / window..written.end.div_ceil(window) {
+            let range = number * window..(number + 1) * window;
+            if self.dirty.covers(range.clone()) {
+                self.seal(range);
+            }
+        }
+    }
+
+    /// Seals everything. `inline_max`: a total up to this many bytes is kept in the metadata.
+    pub(crate) fn seal_all(&mut self, inline_max: u64) {
+        let window = u64::from(self.attr.chunk_size);
+        let inline = self.dirty.bytes() <= inline_max;
+        let mut pieces: Vec<Placed> = Vec::new();
+        let mut bytes = 0;
+        for (at, piece) in self.dirty.take(0..u64::MAX) {
+            let len = len_u64(piece.len());
+            // A new flight where the old one has enough, if possible between windows.
+            let new_window = pieces.last().is_none_or(|(before, _)| before / window != at / window);
+            if pieces.len() >= FLIGHT_RUNS_MAX || (new_window && bytes >= window) {
+                self.push(std::mem::take(&mut pieces), inline);
+                bytes = 0;
+            }
+            pieces.push((at, piece));
+            bytes += len;
+        }
+        if !pieces.is_empty() {
+            self.push(pieces, inline);
+        }
+        self.dirty_since = None;
+    }
+
+    fn seal(&mut self, range: Range<u64>) {
+        let pieces = self.dirty.take(range);
+        self.push(pieces, false);
+        if self.dirty.is_empty() {
+            self.dirty_since = None;
+        }
+    }
+
+    fn push(&mut self, pieces: Vec<Placed>, inline: bool) {
+        let bytes = pieces.iter().map(|(_, b)| len_u64(b.len())).sum();
+        self.sealed += 1;
+        self.flights.push_back(Flight {
+            append: self.appending,
+            pieces,
+            bytes,
+            mtime: self.mtime.unwrap_or_default(),
+            generation: self.generation,
+            inline,
+            shift: 0,
+            upload: Upload::No,
+        });
+    }
+
+    /// Moves what was appended and not yet committed: the end of the file was elsewhere.
+    pub(crate) fn shift_appended(&mut self, by: i64) {
+        for flight in self.flights.iter_mut().filter(|flight| flight.append) {
+            flight.shift += by;
+            for (at, _) in &mut flight.pieces {
+                *at = at.saturating_add_signed(by);
+            }
+        }
+        if self.appending {
+            self.dirty.shift(by);
+        }
+    }
+
+    /// Counts a failure, to be told to every handle.
+    pub(crate) fn fail(&mut self, fault: Fault) {
+        self.errors += 1;
+        self.last_error = Some(fault);
+    }
+
+    /// Drops flights from the front. Returns their bytes.
+    pub(crate) fn drop_front(&mut self, count: usize) -> u64 {
+        self.landed += len_u64(count);
+        self.flights.drain(..count).map(|flight| flight.bytes).sum()
+    }
+}

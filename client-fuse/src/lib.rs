@@ -1,0 +1,47 @@
+//! `Client`: open, read, write, list. No FUSE in sight; the mount, the `dfs` command and gateways are front ends of it.
+//!
+//! Map of the library, in the order of a write (README, step 2) and a read:
+//!
+//! | file | answers |
+//! | --- | --- |
+//! | [`client`], [`files`], [`handle`] | what front ends call: names and attributes; open files |
+//! | `dirty`, `inode` | which bytes are unsaved, and how far each is on its way |
+//! | `write` | sealed, hashed, stored, committed |
+//! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
+//! | `chunks` | touch, put and get on replicas; what to do when one fails |
+//! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
+//! | `core`, `link` | what all share; the seam to the servers |
+//! | [`config`], [`stats`] | limits; counters |
+//!
+//! Promises:
+//! 1. What `fsync`, `flush` or `release` answered with success is durable on every replica that is up and committed.
+//! 2. A read sees every earlier write through the same `Client`, through any handle.
+//! 3. No byte is handed out whose BLAKE3 was not checked.
+//! 4. An error of a write in the background is told once to every handle of the file; unsaved bytes are kept and tried
+//!    again as long as that can succeed.
+//! 5. Every call ends within the operation timeout, give or take one round trip.
+//!
+//! Left out, for the next issue: leases. A `Client` trusts what it cached of a file only until the next `open`.
+
+mod cache;
+mod chunks;
+pub mod client;
+pub mod config;
+mod core;
+mod dirty;
+mod extents;
+pub mod files;
+pub mod handle;
+mod inode;
+mod link;
+mod meta;
+mod read;
+mod session;
+pub mod stats;
+mod write;
+
+pub use client::{Client, Listing};
+pub use config::ClientConfig;
+pub use files::{Fallocate, Progress, Seek};
+pub use handle::{Handle, OpenFlags};
+pub use stats::Stats;

@@ -1,0 +1,143 @@
+//! What the client asks of servers, as one seam: [`RealServers`] over the two planes, and a cluster in memory for tests.
+
+use bytes::Bytes;
+use common::auth::{Mac, Receipt};
+use common::fault::Fault;
+use common::hello::Me;
+use common::id::{ChunkId, ServerId, SessionId};
+use common::layout::ClusterMap;
+use common::proto::chunk::{ChunkRef, WriteAuth};
+use common::proto::meta::{Alive, Answered, Applied, Ask, Request};
+use common::rpc::Caller;
+use common::task::Tasks;
+use common::wire::{Got, Pool, Target};
+use common::world::World;
+use futures::future::BoxFuture;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What one server of a chain said.
+pub(crate) type Hop = (ServerId, Result<Receipt, Fault>);
+
+/// The servers. Every call ends at its deadline, with `Unavailable` or `Unsure`.
+pub(crate) trait Servers: Send + Sync + 'static {
+    /// Sends a change to whoever leads, again and again if need be: its slot and number make that safe.
+    fn submit<'a>(&'a self, request: &'a Request, deadline: Instant) -> BoxFuture<'a, Result<Applied, Fault>>;
+    /// Asks the leader.
+    fn query<'a>(&'a self, ask: &'a Ask, deadline: Instant) -> BoxFuture<'a, Result<Answered, Fault>>;
+    /// Keeps a session alive.
+    fn keep_alive(&self, session: SessionId, deadline: Instant) -> BoxFuture<'_, Result<Alive, Fault>>;
+    /// The cluster map.
+    fn cluster_map(&self, deadline: Instant) -> BoxFuture<'_, Result<ClusterMap, Fault>>;
+    /// Puts one chunk down a chain; the first server of `chain` is the one that is called.
+    fn put_chain<'a>(
+        &'a self,
+        chain: &'a [Target],
+        auth: WriteAuth,
+        chunk: ChunkRef,
+        bytes: &'a [Bytes],
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Hop>, Fault>>;
+    /// Puts many small chunks on one server.
+    fn put_small<'a>(
+        &'a self,
+        to: &'a Target,
+        auth: WriteAuth,
+        chunks: &'a [(ChunkRef, Bytes)],
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Result<Receipt, Fault>>, Fault>>;
+    /// Asks one server to vouch for chunks it may hold.
+    fn touch<'a>(
+        &'a self,
+        to: &'a Target,
+        auth: WriteAuth,
+        chunks: &'a [ChunkRef],
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Option<Receipt>>, Fault>>;
+    /// Reads `(offset, len)` of a chunk from one server, unverified.
+    fn get<'a>(
+        &'a self,
+        from: &'a Target,
+        reader: (SessionId, Mac),
+        chunk: ChunkId,
+        range: (u32, u32),
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Got, Fault>>;
+}
+
+/// A cluster behind real connections.
+pub(crate) struct RealServers {
+    caller: Caller,
+    pool: Pool,
+}
+
+impl RealServers {
+    /// Connects when first used.
+    pub(crate) fn new(world: &World, tasks: &Tasks, me: &Me, metaservers: &[String]) -> RealServers {
+        RealServers { caller: Caller::new(world, tasks, me, metaservers), pool: Pool::new(world, me) }
+    }
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+impl Servers for RealServers {
+    fn submit<'a>(&'a self, request: &'a Request, deadline: Instant) -> BoxFuture<'a, Result<Applied, Fault>> {
+        Box::pin(self.caller.submit(request, left(deadline)))
+    }
+
+    fn query<'a>(&'a self, ask: &'a Ask, deadline: Instant) -> BoxFuture<'a, Result<Answered, Fault>> {
+        Box::pin(self.caller.query(ask, left(deadline)))
+    }
+
+    fn keep_alive(&self, session: SessionId, deadline: Instant) -> BoxFuture<'_, Result<Alive, Fault>> {
+        Box::pin(self.caller.keep_alive(session, left(deadline)))
+    }
+
+    fn cluster_map(&self, deadline: Instant) -> BoxFuture<'_, Result<ClusterMap, Fault>> {
+        Box::pin(self.caller.cluster_map(left(deadline)))
+    }
+
+    fn put_chain<'a>(
+        &'a self,
+        chain: &'a [Target],
+        auth: WriteAuth,
+        chunk: ChunkRef,
+        bytes: &'a [Bytes],
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Hop>, Fault>> {
+        Box::pin(self.pool.put_chain(chain, auth, chunk, bytes, left(deadline)))
+    }
+
+    fn put_small<'a>(
+        &'a self,
+        to: &'a Target,
+        auth: WriteAuth,
+        chunks: &'a [(ChunkRef, Bytes)],
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Result<Receipt, Fault>>, Fault>> {
+        Box::pin(self.pool.put_small(to, auth, chunks, left(deadline)))
+    }
+
+    fn touch<'a>(
+        &'a self,
+        to: &'a Target,
+        auth: WriteAuth,
+        chunks: &'a [ChunkRef],
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Vec<Option<Receipt>>, Fault>> {
+        Box::pin(self.pool.touch(to, auth, chunks, left(deadline)))
+    }
+
+    fn get<'a>(
+        &'a self,
+        from: &'a Target,
+        reader: (SessionId, Mac),
+        chunk: ChunkId,
+        range: (u32, u32),
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Got, Fault>> {
+        Box::pin(self.pool.get(from, reader, chunk, range.0, range.1, left(deadline)))
+    }
+}

@@ -1,0 +1,334 @@
+//! Metadata calls: the session, the slots, the cluster map, and the witness.
+//!
+//! A change is sent under a slot until it has an answer or its deadline passes ([`crate::session`]); the connection's
+//! fail-over is [`common::rpc::Caller`]'s. An unknown session is replaced once and the call repeated in the new one, if
+//! it certainly did not happen in the old one.
+
+use crate::config::ClientConfig;
+use crate::link::Servers;
+use crate::session::{SLOTS, Session, SlotGuard};
+use crate::stats::{Counters, add};
+use common::auth::Attempt;
+use common::fault::{Fault, Kind};
+use common::id::{InodeId, LogIndex, SessionId};
+use common::layout::ClusterMap;
+use common::proto::meta::{Alive, Answer, Applied, Ask, Cred, Op, Outcome, Query, Request};
+use common::world::World;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How often a session says that it lives. The metaservers wait 60 s.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// Puts within this time share a witness, so that they can be committed together.
+const WITNESS_REUSE: Duration = Duration::from_secs(2);
+/// The pause between two tries to settle a slot.
+const SETTLE_PAUSE: Duration = Duration::from_millis(500);
+
+/// The metadata service as this client uses it.
+pub(crate) struct Meta {
+    link: Arc<dyn Servers>,
+    world: World,
+    label: String,
+    op_timeout: Duration,
+    counters: Arc<Counters>,
+    session: Mutex<Arc<Session>>,
+    map: Mutex<Arc<ClusterMap>>,
+    /// The highest applied index heard of in this epoch.
+    index: AtomicU64,
+    witness: Mutex<(Instant, LogIndex)>,
+    reopening: tokio::sync::Mutex<()>,
+    fetching_map: tokio::sync::Mutex<()>,
+}
+
+/// A change that was sent and whose outcome is not known: send it again under the same slot.
+pub(crate) struct Pending {
+    pub(crate) guard: SlotGuard,
+    pub(crate) request: Request,
+}
+
+impl Meta {
+    /// Fetches the map and opens a session.
+    pub(crate) async fn connect(
+        link: Arc<dyn Servers>,
+        world: World,
+        config: &ClientConfig,
+        counters: Arc<Counters>,
+    ) -> Result<Meta, Fault> {
+        let deadline = Instant::now() + config.op_timeout;
+        let map = link.cluster_map(deadline).await?;
+        let (session, index) = open_session(link.as_ref(), &world, &config.label, 1, deadline).await?;
+        info!(cluster = %map.cluster, session = ?session.id, "connected");
+        Ok(Meta {
+            link,
+            world,
+            label: config.label.clone(),
+            op_timeout: config.op_timeout,
+            counters,
+            session: Mutex::new(Arc::new(session)),
+            map: Mutex::new(Arc::new(map)),
+            index: AtomicU64::new(index.0),
+            witness: Mutex::new((Instant::now(), index)),
+            reopening: tokio::sync::Mutex::new(()),
+            fetching_map: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// When an operation that starts now has to end.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.op_timeout
+    }
+
+    pub(crate) fn session(&self) -> Arc<Session> {
+        self.session.lock().expect("no panic holds this lock").clone()
+    }
+
+    pub(crate) fn map(&self) -> Arc<ClusterMap> {
+        self.map.lock().expect("no panic holds this lock").clone()
+    }
+
+    fn note(&self, index: LogIndex) {
+        self.index.fetch_max(index.0, Ordering::AcqRel);
+    }
+
+    /// What puts that start now are made under.
+    pub(crate) fn attempt(&self) -> Attempt {
+        let mut witness = self.witness.lock().expect("no panic holds this lock");
+        if witness.0.elapsed() >= WITNESS_REUSE {
+            *witness = (Instant::now(), LogIndex(self.index.load(Ordering::Acquire)));
+        }
+        self.session().attempt(witness.1)
+    }
+
+    /// A new attempt with a witness not older than this call: after `TouchAgain`.
+    pub(crate) async fn new_attempt(&self, deadline: Instant) -> Result<Attempt, Fault> {
+        let session = self.session();
+        let alive = self.link.keep_alive(session.id, deadline).await?;
+        self.note(alive.index);
+        *self.witness.lock().expect("no panic holds this lock") = (Instant::now(), alive.index);
+        Ok(session.attempt(alive.index))
+    }
+
+    /// A change, until it is done or `deadline` passes.
+    pub(crate) async fn submit(&self, cred: &Cred, op: Op, deadline: Instant) -> Result<Applied, Fault> {
+        let mut reopened = false;
+        loop {
+            let session = self.session();
+            let mut pending = self.prepare(&session, cred, op.clone(), deadline).await?;
+            match self.send(&mut pending, deadline).await {
+                Err(fault) if fault.kind == Kind::NoSession && !reopened => {
+                    reopened = true;
+                    self.reopen(&session, deadline).await?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Takes a slot for a change.
+    pub(crate) async fn prepare(
+        &self,
+        session: &Arc<Session>,
+        cred: &Cred,
+        op: Op,
+        deadline: Instant,
+    ) -> Result<Pending, Fault> {
+        let guard = timeout_at(deadline, session.take()).await.map_err(|_| {
+            Fault::new(Kind::Unavailable, format!("all {SLOTS} requests under way are waiting for the metaservers"))
+        })?;
+        let slot = guard.slot();
+        let request = Request { session: session.id, slot: slot.number, seq: slot.seq, cred: cred.clone(), op };
+        Ok(Pending { guard, request })
+    }
+
+    /// Sends a change (again). After an error `pending.guard.is_open()` tells whether it may still take effect.
+    pub(crate) async fn send(&self, pending: &mut Pending, deadline: Instant) -> Result<Applied, Fault> {
+        if pending.guard.is_open() {
+            add(&self.counters.meta_retries, 1);
+        }
+        pending.guard.sending();
+        let result = self.link.submit(&pending.request, deadline).await;
+        match &result {
+            Ok(applied) => {
+                pending.guard.answered(None);
+                self.note(applied.index);
+            }
+            Err(fault) => pending.guard.answered(Some(fault.kind)),
+        }
+        result
+    }
+
+    /// Makes sure that the open change of this slot takes no effect any more. `Some`: it already had, as a commit.
+    pub(crate) async fn settle(&self, guard: &mut SlotGuard, deadline: Instant) -> Result<Option<Applied>, Fault> {
+        if !guard.is_open() {
+            return Ok(None);
+        }
+        let slot = guard.slot();
+        let op = Op::Release { ino: InodeId(0) };
+        let session = guard.session().id;
+        let request = Request { session, slot: slot.number, seq: slot.seq, cred: Cred::default(), op };
+        match self.link.submit(&request, deadline).await {
+            Ok(applied) => {
+                guard.answered(None);
+                self.note(applied.index);
+                let is_commit = matches!(applied.outcome, Outcome::Committed { .. });
+                Ok(is_commit.then_some(applied))
+            }
+            Err(fault) => {
+                guard.answered(Some(fault.kind));
+                if guard.is_open() { Err(fault) } else { Ok(None) }
+            }
+        }
+    }
+
+    /// A linearizable read.
+    pub(crate) async fn query(&self, cred: &Cred, query: Query, deadline: Instant) -> Result<Answer, Fault> {
+        let mut reopened = false;
+        loop {
+            let session = self.session();
+            let ask = Ask { session: session.id, cred: cred.clone(), query: query.clone() };
+            match self.link.query(&ask, deadline).await {
+                Ok(answered) => {
+                    self.note(answered.index);
+                    return Ok(answered.answer);
+                }
+                Err(fault) if fault.kind == Kind::NoSession && !reopened => {
+                    reopened = true;
+                    self.reopen(&session, deadline).await?;
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// Replaces a session that the metaservers do not know any more. Many callers may ask; one does it.
+    pub(crate) async fn reopen(&self, old: &Arc<Session>, deadline: Instant) -> Result<(), Fault> {
+        let _one = timeout_at(deadline, self.reopening.lock())
+            .await
+            .map_err(|_| Fault::new(Kind::Unavailable, "open a new session: timed out"))?;
+        if self.session().generation != old.generation {
+            return Ok(());
+        }
+        let generation = old.generation + 1;
+        let (session, index) =
+            open_session(self.link.as_ref(), &self.world, &self.label, generation, deadline).await?;
+        warn!(session = ?session.id, before = ?old.id, "the session had ended; opened a new one, unsaved data is lost");
+        add(&self.counters.sessions_reopened, 1);
+        if session.epoch == old.epoch {
+            self.note(index);
+        } else {
+            self.index.store(index.0, Ordering::Release);
+        }
+        *self.witness.lock().expect("no panic holds this lock") = (Instant::now(), index);
+        *self.session.lock().expect("no panic holds this lock") = Arc::new(session);
+        Ok(())
+    }
+
+    /// Fetches the cluster map unless somebody else just replaced `seen`.
+    pub(crate) async fn refresh_map(&self, seen: u64, deadline: Instant) -> Result<Arc<ClusterMap>, Fault> {
+        let _one = timeout_at(deadline, self.fetching_map.lock())
+            .await
+            .map_err(|_| Fault::new(Kind::Unavailable, "fetch the cluster map: timed out"))?;
+        if self.map().version != seen {
+            return Ok(self.map());
+        }
+        let map = Arc::new(self.link.cluster_map(deadline).await?);
+        *self.map.lock().expect("no panic holds this lock") = map.clone();
+        Ok(map)
+    }
+
+    /// The last message of a session: its orphans go. Not repeated in a new one.
+    pub(crate) async fn close(&self, deadline: Instant) -> Result<(), Fault> {
+        let session = self.session();
+        let mut pending = self.prepare(&session, &Cred::default(), Op::CloseSession, deadline).await?;
+        match self.send(&mut pending, deadline).await {
+            Err(fault) if fault.kind != Kind::NoSession => Err(fault),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps the session alive and the map fresh.
+    pub(crate) async fn keep_alive_loop(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(KEEP_ALIVE_EVERY) => {}
+            }
+            if let Err(fault) = self.keep_alive_once().await {
+                warn!(error = %fault, "keep alive");
+            }
+        }
+    }
+
+    async fn keep_alive_once(&self) -> Result<(), Fault> {
+        let deadline = self.deadline();
+        let session = self.session();
+        match self.link.keep_alive(session.id, deadline).await {
+            Ok(Alive { index, map_version, .. }) => {
+                self.note(index);
+                let seen = self.map().version;
+                if map_version != seen {
+                    self.refresh_map(seen, deadline).await?;
+                }
+                Ok(())
+            }
+            Err(fault) if fault.kind == Kind::NoSession => self.reopen(&session, deadline).await,
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Settles slots that were left open.
+    pub(crate) async fn settle_loop(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let session = self.session();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = session.unsettled_added.notified() => {}
+                () = tokio::time::sleep(KEEP_ALIVE_EVERY) => {} // the session may have been replaced
+            }
+            while let Some(mut guard) = session.take_unsettled() {
+                let settled = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    settled = self.settle(&mut guard, self.deadline()) => settled,
+                };
+                if settled.is_err() {
+                    drop(guard);
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                    if self.session().generation != session.generation {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn open_session(
+    link: &dyn Servers,
+    world: &World,
+    label: &str,
+    generation: u64,
+    deadline: Instant,
+) -> Result<(Session, LogIndex), Fault> {
+    let id = SessionId(world.random_u128());
+    let op = Op::OpenSession { label: label.to_owned(), slots: SLOTS };
+    let request = Request { session: id, slot: 0, seq: 0, cred: Cred::default(), op };
+    let applied = link.submit(&request, deadline).await.map_err(|fault| fault.context("open a session"))?;
+    match applied.outcome {
+        Outcome::Session { epoch, write_token, .. } => {
+            Ok((Session::new(id, epoch, write_token, generation), applied.index))
+        }
+        other => Err(unexpected("open session", &other)),
+    }
+}
+
+/// The answer to one thing is of another kind: the other side is broken.
+pub(crate) fn unexpected(what: &str, got: &impl std::fmt::Debug) -> Fault {
+    Fault::new(Kind::Internal, format!("{what}: the metaserver answered something else: {got:?}"))
+}

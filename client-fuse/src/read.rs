@@ -1,0 +1,321 @@
+//! The read path: unsaved bytes first, then extents, then chunks: from memory, or verified from a replica.
+//!
+//! Reading in order loads whole chunks, and more and more of them ahead. Reading here and there fetches only the hash
+//! groups that hold the bytes, until so much of a chunk was read that the whole of it is worth keeping.
+
+use crate::cache::Find;
+use crate::chunks::Spot;
+use crate::core::Core;
+use crate::handle::Inside;
+use crate::inode::Inode;
+use crate::meta::unexpected;
+use crate::stats::add;
+use bytes::Bytes;
+use common::fault::{Fault, Kind};
+use common::id::ChunkId;
+use common::proto::meta::{Answer, Cred, Extent, Query, Source};
+use common::units::{len_u32, len_u64, len_usize};
+use futures::future::try_join_all;
+use std::ops::Range;
+use std::sync::Arc;
+use tokio::time::{Instant, timeout_at};
+
+/// Chunks up to this long are always read whole, in bytes.
+const WHOLE_MAX: u32 = 128 << 10;
+/// The most bytes that are loaded ahead of a reader.
+const READ_AHEAD_MAX: u64 = 32 << 20;
+/// A read this far before or behind the expected one still counts as in order: the kernel sends several at once.
+const IN_ORDER_SLACK: u64 = 2 << 20;
+/// From this many bytes in order on, whole chunks are loaded.
+const IN_ORDER_MIN: u64 = 64 << 10;
+/// Extents are asked for this far behind the first unknown byte.
+const EXTENTS_AHEAD: u64 = 8 << 30;
+/// Rounds of asking for extents in one read: more mean that the file changes all the time.
+const EXTENT_ROUNDS_MAX: u32 = 64;
+
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+
+/// How one handle reads.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead {
+    /// Where the next read in order starts.
+    expected: u64,
+    /// Bytes read in order so far.
+    run: u64,
+    /// Up to here chunks were asked for ahead.
+    issued: u64,
+}
+
+impl Ahead {
+    /// Notes a read. `Some`: it is in order; the range to load ahead of it, which may be empty.
+    fn note(&mut self, range: &Range<u64>, chunk_size: u64, most: u64) -> Option<Range<u64>> {
+        let len = range.end - range.start;
+        let starts = self.expected == 0 && range.start == 0;
+        let near = range.start <= self.expected + IN_ORDER_SLACK && self.expected <= range.start + IN_ORDER_SLACK;
+        if !(starts || (self.expected > 0 && near)) {
+            *self = Ahead { expected: range.end, run: 0, issued: 0 };
+            return None;
+        }
+        self.run += len;
+        self.expected = self.expected.max(range.end);
+        if self.run < IN_ORDER_MIN {
+            return None;
+        }
+        let until = range.end + self.run.max(chunk_size).min(most);
+        let from = self.issued.max(range.end);
+        self.issued = self.issued.max(until);
+        Some(from..until.max(from))
+    }
+}
+
+impl Core {
+    /// Up to `len` bytes from `offset`.
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        handle: &Inside,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<Bytes>, Fault> {
+        let inode = &handle.inode;
+        let (range, overlay, chunk_size) = {
+            let state = inode.lock();
+            let end = state.size().min(offset.saturating_add(u64::from(len)));
+            if offset >= end {
+                return Ok(Vec::new());
+            }
+            (offset..end, state.overlay(offset..end), u64::from(state.attr.chunk_size))
+        };
+        let most = READ_AHEAD_MAX.min(self.cache.loading_max() / 2);
+        let ahead = handle.ahead.lock().expect("no panic holds this lock").note(&range, chunk_size, most);
+        if let Some(ahead) = ahead.clone().filter(|ahead| !ahead.is_empty()) {
+            self.load_ahead(handle, ahead);
+        }
+        let deadline = self.meta.deadline();
+        let mut out = Vec::new();
+        let mut at = range.start;
+        for (start, bytes) in overlay {
+            if at < start {
+                self.committed(handle, at..start, ahead.is_some(), deadline, &mut out).await?;
+            }
+            at = start + len_u64(bytes.len());
+            out.push(bytes);
+        }
+        if at < range.end {
+            self.committed(handle, at..range.end, ahead.is_some(), deadline, &mut out).await?;
+        }
+        add(&self.counters.read_bytes, range.end - range.start);
+        Ok(out)
+    }
+
+    /// Committed bytes of a range: extents that turn out to be out of date are asked for once more.
+    async fn committed(
+        self: &Arc<Self>,
+        handle: &Inside,
+        range: Range<u64>,
+        whole: bool,
+        deadline: Instant,
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), Fault> {
+        for again in [true, false] {
+            let parts = self.extents(&handle.inode, &handle.cred, range.clone(), deadline).await?;
+            let reads = parts.into_iter().map(|(range, extent)| self.part(&handle.inode, range, extent, whole, deadline));
+            match try_join_all(reads).await {
+                Ok(parts) => {
+                    out.extend(parts.into_iter().flatten());
+                    return Ok(());
+                }
+                Err(fault) if again && fault.kind != Kind::Unavailable => {
+                    let mut state = handle.inode.lock();
+                    let version = state.extents.version();
+                    state.extents.reset(version);
+                }
+                Err(fault) => return Err(fault.context(format_args!("read {}", handle.inode.ino))),
+            }
+        }
+        unreachable!("the second try returns")
+    }
+
+    /// Where the bytes of a range are, from what is known or from the metaservers.
+    pub(crate) async fn extents(
+        &self,
+        inode: &Inode,
+        cred: &Cred,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Vec<(Range<u64>, Option<Extent>)>, Fault> {
+        for _ in 0..EXTENT_ROUNDS_MAX {
+            let found = inode.lock().extents.find(range.clone());
+            let from = match found {
+                Ok(parts) => return Ok(parts),
+                Err(unknown) => unknown,
+            };
+            let to = range.end.max(from.saturating_add(EXTENTS_AHEAD));
+            match self.meta.query(cred, Query::Extents { ino: inode.ino, from, to }, deadline).await? {
+                Answer::Extents { attr, run } => {
+                    let mut state = inode.lock();
+                    state.extents.learn(attr.version, from, &run);
+                    state.adopt(&attr);
+                }
+                other => return Err(unexpected("extents", &other)),
+            }
+        }
+        Err(Fault::new(Kind::Unavailable, format!("the extents of {} change all the time", inode.ino)))
+    }
+
+    /// The bytes of one extent, or zeros.
+    async fn part(
+        self: &Arc<Self>,
+        inode: &Inode,
+        range: Range<u64>,
+        extent: Option<Extent>,
+        whole: bool,
+        deadline: Instant,
+    ) -> Result<Vec<Bytes>, Fault> {
+        let len = range.end - range.start;
+        let Some(extent) = extent else { return Ok(zeros(len)) };
+        let one = match &extent.data {
+            Source::Hole => return Ok(zeros(len)),
+            Source::Inline { id, offset, bytes } => {
+                let from = len_usize(u64::from(*offset));
+                let to = from + len_usize(len);
+                if ChunkId::of(bytes) != *id || to > bytes.len() {
+                    let text = format!("inline bytes of {} at {} do not match their hash", inode.ino, range.start);
+                    return Err(Fault::new(Kind::Corrupt, text));
+                }
+                bytes.slice(from..to)
+            }
+            Source::Chunk { id, offset } => {
+                let spot = Spot {
+                    ino: inode.ino,
+                    id: *id,
+                    len: extent.chunk_len,
+                    token: extent.token,
+                    holders: extent.holders.clone(),
+                };
+                let len = u32::try_from(len).expect("an extent is shorter than 4 GiB");
+                let end = u64::from(*offset) + u64::from(len);
+                if end > u64::from(spot.len) {
+                    let text = format!("an extent of {} ends at {end} of chunk {id}, which is shorter", inode.ino);
+                    return Err(Fault::new(Kind::Corrupt, text));
+                }
+                self.chunk_part(spot, *offset, len, whole, deadline).await?
+            }
+        };
+        Ok(vec![one])
+    }
+
+    async fn chunk_part(
+        self: &Arc<Self>,
+        spot: Spot,
+        offset: u32,
+        len: u32,
+        whole: bool,
+        deadline: Instant,
+    ) -> Result<Bytes, Fault> {
+        let cut = |bytes: Bytes, start: u32| {
+            let from = len_usize(u64::from(offset - start));
+            bytes.slice(from..from + len_usize(u64::from(len)))
+        };
+        if let Some(bytes) = self.cache.get(&spot.id) {
+            add(&self.counters.cache_hits, 1);
+            return Ok(cut(bytes, 0));
+        }
+        let most = spot.len <= WHOLE_MAX || u64::from(len) * 2 >= u64::from(spot.len);
+        if !(whole || most || self.cache.count_range(&spot.id, len, spot.len)) {
+            add(&self.counters.cache_misses, 1);
+            let (start, bytes) = self.chunks.fetch(&spot, (offset, len), deadline).await?;
+            return Ok(cut(bytes, start));
+        }
+        let coming = match self.cache.find(&spot.id) {
+            Find::Here(bytes) => return Ok(cut(bytes, 0)),
+            Find::Coming(coming) => coming,
+            Find::Load(sender, coming) => {
+                self.load(spot.clone(), sender);
+                coming
+            }
+        };
+        let late = |_| Fault::new(Kind::Unavailable, format!("chunk {} did not come in time", spot.id));
+        Ok(cut(timeout_at(deadline, coming.wait()).await.map_err(late)??, 0))
+    }
+
+    /// Loads a whole chunk on a task of its own.
+    fn load(self: &Arc<Self>, spot: Spot, sender: tokio::sync::watch::Sender<Option<Result<Bytes, Fault>>>) {
+        add(&self.counters.cache_misses, 1);
+        let core = self.clone();
+        self.tasks.spawn_until_stop(async move {
+            let fetch = async {
+                let (_, bytes) = core.chunks.fetch(&spot, (0, spot.len), core.meta.deadline()).await?;
+                Ok(bytes)
+            };
+            core.cache.load(spot.id, spot.len, sender, fetch).await;
+        });
+    }
+
+    /// Starts to load the chunks of a range that will probably be read.
+    fn load_ahead(self: &Arc<Self>, handle: &Inside, range: Range<u64>) {
+        let end = range.end.min(handle.inode.lock().attr.size);
+        if range.start >= end {
+            return;
+        }
+        let (core, inode, cred) = (self.clone(), handle.inode.clone(), handle.cred.clone());
+        self.tasks.spawn_until_stop(async move {
+            // A guess that fails is no error: the read itself will tell.
+            let Ok(parts) = core.extents(&inode, &cred, range.start..end, core.meta.deadline()).await else { return };
+            for extent in parts.into_iter().filter_map(|(_, extent)| extent) {
+                let Source::Chunk { id, .. } = extent.data else { continue };
+                if let Find::Load(sender, _) = core.cache.find(&id) {
+                    let (token, holders) = (extent.token, extent.holders);
+                    core.load(Spot { ino: inode.ino, id, len: extent.chunk_len, token, holders }, sender);
+                }
+            }
+        });
+    }
+}
+
+fn zeros(len: u64) -> Vec<Bytes> {
+    let block = len_u64(ZEROS.len());
+    let full = (0..len / block).map(|_| Bytes::from_static(&ZEROS));
+    let rest = len_u32(len_usize(len % block));
+    let rest = Bytes::from_static(&ZEROS[..len_usize(u64::from(rest))]);
+    full.chain(Some(rest).filter(|rest| !rest.is_empty())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u64 = 4 << 20;
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn reading_in_order_loads_more_and_more_ahead_and_nothing_twice() {
+        let mut ahead = Ahead::default();
+        let mut loaded = MIB;
+        for i in 0..64 {
+            let range = i * MIB..(i + 1) * MIB;
+            let next = ahead.note(&range, CHUNK, 32 * MIB).expect("in order");
+            assert!(next.start >= loaded || next.is_empty(), "{next:?}");
+            loaded = loaded.max(next.end);
+            assert!(loaded <= range.end + 32 * MIB);
+        }
+        assert_eq!(loaded, 96 * MIB);
+    }
+
+    #[test]
+    fn reading_here_and_there_loads_nothing_ahead() {
+        let mut ahead = Ahead::default();
+        for i in [7u64, 100, 3, 55, 1] {
+            let at = i * 10 * MIB;
+            assert_eq!(ahead.note(&(at..at + 4096), CHUNK, 32 * MIB), None);
+        }
+        assert_eq!(Ahead::default().note(&(0..4096), CHUNK, 32 * MIB), None, "only a look at the start");
+    }
+
+    #[test]
+    fn requests_of_the_kernel_may_overtake_each_other() {
+        let mut ahead = Ahead::default();
+        for at in [0, 256 << 10, 128 << 10, 512 << 10, 384 << 10] {
+            assert!(ahead.note(&(at..at + (128 << 10)), CHUNK, 32 * MIB).is_some(), "{at}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! A session's slots: how a change takes effect exactly once, whatever happens to its messages.
+//!
+//! The state machine keeps one reply per slot and runs only the sequence number behind the last it ran. So the client
+//! must know, before it uses a slot again, whether the last number was used up. A success and a fault that only the
+//! state machine gives are recorded: they use it up. Any other end leaves it open: the answer may not have been recorded
+//! (`TouchAgain`, `Stale`), or a copy of the request may still be on its way. Such a slot is *settled* before it is used
+//! again: an operation that changes nothing is sent under the same number. Either that one takes the number, or the
+//! stored reply of the first comes back; after both, every late copy is answered from the slot and never run.
+//!
+//! A [`SlotGuard`] that is dropped half-way (a caller that gave up) leaves its slot to the settling task.
+
+use common::auth::{Attempt, Mac};
+use common::fault::Kind;
+use common::id::{Epoch, LogIndex, SessionId};
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// Requests one session has under way at once.
+pub(crate) const SLOTS: u16 = 64;
+
+/// A session with the metaservers.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) epoch: Epoch,
+    pub(crate) write_token: Mac,
+    /// Counts sessions of this client: what an older one left unsaved is lost.
+    pub(crate) generation: u64,
+    free: Mutex<Vec<Slot>>,
+    unsettled: Mutex<Vec<(Slot, OwnedSemaphorePermit)>>,
+    pub(crate) unsettled_added: Notify,
+    available: Arc<Semaphore>,
+}
+
+/// A slot and the number its next request carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) number: u16,
+    pub(crate) seq: u64,
+}
+
+/// What is known of the number of the request under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Used {
+    /// Nothing was sent.
+    No,
+    /// A copy may have been run, or may still be.
+    Maybe,
+    /// It was run and its reply is kept.
+    Yes,
+}
+
+/// A slot taken for one request (and its repetitions).
+#[derive(Debug)]
+pub(crate) struct SlotGuard {
+    session: Arc<Session>,
+    slot: Slot,
+    used: Used,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Session {
+    pub(crate) fn new(id: SessionId, epoch: Epoch, write_token: Mac, generation: u64) -> Session {
+        Session {
+            id,
+            epoch,
+            write_token,
+            generation,
+            free: Mutex::new((0..SLOTS).rev().map(|number| Slot { number, seq: 1 }).collect()),
+            unsettled: Mutex::new(Vec::new()),
+            unsettled_added: Notify::new(),
+            available: Arc::new(Semaphore::new(usize::from(SLOTS))),
+        }
+    }
+
+    /// What puts and touches with this witness are made under.
+    pub(crate) fn attempt(&self, witness: LogIndex) -> Attempt {
+        Attempt { session: self.id, witness, epoch: self.epoch }
+    }
+
+    /// Waits for a free slot. The caller sets the deadline.
+    pub(crate) async fn take(self: &Arc<Self>) -> SlotGuard {
+        let permit = self.available.clone().acquire_owned().await.expect("never closed");
+        let slot = self.free.lock().expect("no panic holds this lock").pop().expect("a permit is a free slot");
+        SlotGuard { session: self.clone(), slot, used: Used::No, permit: Some(permit) }
+    }
+
+    /// Takes a slot that has to be settled.
+    pub(crate) fn take_unsettled(self: &Arc<Self>) -> Option<SlotGuard> {
+        let (slot, permit) = self.unsettled.lock().expect("no panic holds this lock").pop()?;
+        Some(SlotGuard { session: self.clone(), slot, used: Used::Maybe, permit: Some(permit) })
+    }
+
+    fn put_back(&self, slot: Slot, used: Used, permit: OwnedSemaphorePermit) {
+        let seq = match used {
+            Used::No => slot.seq,
+            Used::Yes => slot.seq + 1,
+            Used::Maybe => {
+                self.unsettled.lock().expect("no panic holds this lock").push((slot, permit));
+                self.unsettled_added.notify_one();
+                return;
+            }
+        };
+        self.free.lock().expect("no panic holds this lock").push(Slot { seq, ..slot });
+        drop(permit); // after the slot is there: a permit is a free slot
+    }
+}
+
+impl SlotGuard {
+    /// The slot's number.
+    pub(crate) fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// The session it belongs to.
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// A copy is about to be sent: until its answer says otherwise it may be run.
+    pub(crate) fn sending(&mut self) {
+        self.used = Used::Maybe;
+    }
+
+    /// The answer came: `None` for a success.
+    pub(crate) fn answered(&mut self, fault: Option<Kind>) {
+        if fault.is_none_or(is_recorded) {
+            self.used = Used::Yes;
+        }
+    }
+
+    /// Whether a copy of the request may still be run.
+    pub(crate) fn is_open(&self) -> bool {
+        self.used == Used::Maybe
+    }
+}
+
+impl Drop for SlotGuard {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.session.put_back(self.slot, self.used, permit);
+        }
+    }
+}
+
+/// Whether a reply with this fault is kept by the slot for certain. False where it is not, and where it may come from
+/// the leader's own checks or from a repetition, before or beside a copy that reached the state machine.
+fn is_recorded(kind: Kind) -> bool {
+    match kind {
+        Kind::NotFound
+        | Kind::Exists
+        | Kind::NotEmpty
+        | Kind::NotDir
+        | Kind::IsDir
+        | Kind::NoData
+        | Kind::Loop
+        | Kind::TooManyLinks
+        | Kind::Gone => true,
+        Kind::NotLeader
+        | Kind::Busy
+        | Kind::Stale
+        | Kind::TouchAgain
+        | Kind::PutAgain
+        | Kind::Refused
+        | Kind::Invalid
+        | Kind::NoSpace
+        | Kind::Denied
+        | Kind::NotPermitted
+        | Kind::NameTooLong
+        | Kind::TooBig
+        | Kind::Range
+        | Kind::Unsupported
+        | Kind::Unsure
+        | Kind::Corrupt
+        | Kind::NoSession
+        | Kind::Unavailable
+        | Kind::Internal => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Arc<Session> {
+        Arc::new(Session::new(SessionId(1), Epoch(1), Mac::default(), 1))
+    }
+
+    #[tokio::test]
+    async fn a_number_goes_up_only_when_it_was_used() {
+        let session = session();
+        let first = session.take().await.slot();
+        let mut guard = session.take().await;
+        assert_eq!(guard.slot(), first, "nothing was sent");
+        guard.sending();
+        guard.answered(None);
+        drop(guard);
+        let mut guard = session.take().await;
+        assert_eq!(guard.slot(), Slot { seq: first.seq + 1, ..first });
+        guard.sending();
+        guard.answered(Some(Kind::Exists));
+        drop(guard);
+        assert_eq!(session.take().await.slot(), Slot { seq: first.seq + 2, ..first });
+    }
+
+    #[tokio::test]
+    async fn an_open_request_parks_its_slot_until_it_is_settled() {
+        for lost in [None, Some(Kind::Unsure), Some(Kind::TouchAgain), Some(Kind::Invalid)] {
+            let session = session();
+            let mut guard = session.take().await;
+            let slot = guard.slot();
+            guard.sending();
+            if let Some(kind) = lost {
+                guard.answered(Some(kind));
+            }
+            drop(guard); // `None`: the caller gave up
+            assert_ne!(session.take().await.slot().number, slot.number);
+            let mut guard = session.take_unsettled().expect("parked");
+            assert_eq!(guard.slot(), slot, "settled under the same number");
+            guard.sending();
+            guard.answered(None);
+            drop(guard);
+            assert_eq!(session.take().await.slot(), Slot { seq: slot.seq + 1, ..slot });
+            assert!(session.take_unsettled().is_none());
+        }
+    }
+}

@@ -1,0 +1,592 @@
+//! The write path: taken, sealed, hashed, stored, committed.
+//!
+//! | step | where |
+//! | --- | --- |
+//! | bytes are taken under the memory budget | [`Core::write`] |
+//! | full windows, old ones, and on `fsync` all are sealed into flights | [`State`] |
+//! | a flight is hashed and its chunks stored, several at once | [`Core::upload`] |
+//! | flights land in order: one commit for as many as are ready | [`land`] |
+//!
+//! A flight whose chunks or commit failed stays in the queue and is tried again after a pause, as long as that can
+//! succeed ([`is_lasting`]); its bytes stay readable and count against the budget. A commit with an unknown outcome is
+//! repeated under the same slot and number until the outcome is known, so an append never lands twice.
+
+use crate::chunks::{Outgoing, Stored};
+use crate::core::Core;
+use crate::dirty::{Placed, runs};
+use crate::inode::{Flight, Inode, State, Upload, Uploaded};
+use crate::meta::{Pending, unexpected};
+use crate::session::Session;
+use crate::stats::add;
+use bytes::Bytes;
+use common::auth::Attempt;
+use common::fault::{Fault, Kind};
+use common::id::{ChunkId, LayoutVersion};
+use common::proto::chunk::ChunkRef;
+use common::proto::meta::{Applied, Commit, Cred, Edit, Op, Outcome, Source};
+use common::units::{COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, INLINE_LEN_MAX, len_u32, len_u64, len_usize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+use tracing::{error, warn};
+
+/// Bytes taken into the buffer at once; a longer write is cut.
+const TAKE_MAX: usize = 1 << 20;
+/// A flush of at most this many bytes is kept in the metadata instead of in chunks, in bytes: it saves a round of puts.
+const INLINE_FLIGHT_MAX: u64 = 16 << 10;
+/// Bytes one file may get inline while it is open here, so that metadata does not fill with data.
+const INLINE_FILE_MAX: u64 = 4 << 20;
+/// Hashing up to this many bytes is done in place, in bytes.
+const HASH_IN_PLACE_MAX: u64 = 64 << 10;
+/// Ranges of zeros from this length on become holes, in bytes.
+const HOLE_MIN: usize = 4 << 10;
+/// The pause before a failed flight is tried again: twice as long each time, up to [`RETRY_PAUSE_MAX`].
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The longest such pause.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Times a commit starts over with a new witness or layout before that counts as a failure.
+const ATTEMPTS_MAX: u32 = 8;
+
+static ZEROS: [u8; HOLE_MIN] = [0; HOLE_MIN];
+
+impl Core {
+    /// Takes bytes at `offset`, or at the end. Returns where they went.
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        offset: Option<u64>,
+        mut bytes: Bytes,
+    ) -> Result<u64, Fault> {
+        let deadline = self.meta.deadline();
+        let mut first = None;
+        while !bytes.is_empty() {
+            let part = bytes.split_to(bytes.len().min(TAKE_MAX));
+            let offset = offset.map(|offset| offset + first.map_or(0, |(_, done)| done));
+            let len = len_u64(part.len());
+            let at = self.take(inode, offset, part, deadline).await?;
+            first = Some(first.map_or((at, len), |(at, done)| (at, done + len)));
+        }
+        Ok(first.map_or(offset.unwrap_or(0), |(at, _)| at))
+    }
+
+    async fn take(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        offset: Option<u64>,
+        part: Bytes,
+        deadline: Instant,
+    ) -> Result<u64, Fault> {
+        let len = len_u64(part.len());
+        self.reserve(part.len(), deadline).await?;
+        let gate = timeout_at(deadline, inode.gate.read()).await;
+        let (at, replaced) = {
+            let mut state = inode.lock();
+            let end = offset.unwrap_or_else(|| state.size()).checked_add(len).filter(|end| *end <= FILE_SIZE_MAX);
+            if end.is_none() || gate.is_err() {
+                drop(state);
+                self.unsaved.add_permits(part.len());
+                return Err(match end {
+                    None => Fault::new(Kind::TooBig, format!("files end at {FILE_SIZE_MAX} bytes")),
+                    Some(_) => Fault::new(Kind::Unavailable, "write: a truncate of this file does not end"),
+                });
+            }
+            if !state.is_unsaved() {
+                state.generation = self.meta.session().generation;
+            }
+            let (at, replaced) = state.write(offset, part, self.world.now(), Instant::now());
+            state.seal_full(at..at + len);
+            (at, replaced)
+        };
+        self.unsaved.add_permits(len_usize(replaced));
+        add(&self.counters.written_bytes, len);
+        self.launch(inode);
+        Ok(at)
+    }
+
+    /// Waits for room in the budget of unsaved bytes.
+    async fn reserve(&self, len: usize, deadline: Instant) -> Result<(), Fault> {
+        let len = len_u32(len);
+        let permit = match self.unsaved.try_acquire_many(len) {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.pressure.notify_one();
+                let waited = timeout_at(deadline, self.unsaved.acquire_many(len)).await;
+                let full = |_| Fault::new(Kind::Unavailable, "write: too much is unsaved and cannot be stored");
+                waited.map_err(full)?.expect("never closed")
+            }
+        };
+        permit.forget(); // given back when the bytes are saved, replaced or dropped
+        Ok(())
+    }
+
+    /// Seals everything unsaved of a file and waits until it is committed.
+    pub(crate) async fn save(self: &Arc<Self>, inode: &Arc<Inode>, deadline: Instant) -> Result<(), Fault> {
+        let (target, errors) = {
+            let mut state = inode.lock();
+            self.seal(&mut state);
+            (state.sealed, state.errors)
+        };
+        self.launch(inode);
+        loop {
+            let changed = inode.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let state = inode.lock();
+                if state.errors > errors {
+                    return Err(state.last_error.clone().expect("counted with its fault"));
+                }
+                if state.landed >= target {
+                    return Ok(());
+                }
+            }
+            if timeout_at(deadline, changed).await.is_err() {
+                return Err(Fault::new(Kind::Unavailable, "unsaved data could not be stored in time; it is kept"));
+            }
+        }
+    }
+
+    /// Seals everything unsaved.
+    pub(crate) fn seal(&self, state: &mut State) {
+        let inline = if state.inlined < INLINE_FILE_MAX { INLINE_FLIGHT_MAX } else { 0 };
+        state.seal_all(inline);
+    }
+
+    /// Starts the uploads of new flights, and the task that lands them.
+    pub(crate) fn launch(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let mut state = inode.lock();
+        self.start_uploads(inode, &mut state);
+        if !state.pumping && !state.flights.is_empty() {
+            state.pumping = true;
+            let (core, inode) = (self.clone(), inode.clone());
+            self.tasks.spawn_until_stop(async move { land(&core, &inode).await });
+        }
+    }
+
+    fn start_uploads(self: &Arc<Self>, inode: &Arc<Inode>, state: &mut State) {
+        let (window, replicas) = (u64::from(state.attr.chunk_size), state.attr.replicas);
+        for flight in state.flights.iter_mut().filter(|flight| matches!(flight.upload, Upload::No)) {
+            let (sender, receiver) = oneshot::channel();
+            flight.upload = Upload::Running(receiver);
+            let job = Job { pieces: flight.pieces.clone(), window, replicas, inline: flight.inline };
+            let (core, ino) = (self.clone(), inode.ino);
+            self.tasks.spawn_until_stop(async move {
+                let result = core.upload(job).await.map_err(|fault| fault.context(format_args!("store {ino}")));
+                let _ = sender.send(result); // nobody waits: the flight was dropped
+            });
+        }
+    }
+
+    /// Hashes and stores what a flight holds.
+    async fn upload(&self, job: Job) -> Result<Uploaded, Fault> {
+        let _slot = self.uploads.acquire().await.expect("never closed");
+        let replicas = job.replicas;
+        let bytes: u64 = job.pieces.iter().map(|(_, b)| len_u64(b.len())).sum();
+        let planned =
+            if bytes <= HASH_IN_PLACE_MAX { plan(job) } else { self.world.blocking(move || plan(job)).await };
+        add(&self.counters.zero_bytes, planned.zero_bytes);
+        add(&self.counters.inline_bytes, planned.inline_bytes);
+        let mut stored = None;
+        if !planned.chunks.is_empty() {
+            let attempt = self.meta.attempt();
+            stored = Some(self.chunks.store(attempt, replicas, &planned.chunks, false, self.meta.deadline()).await?);
+        }
+        let Planned { edits, chunks, inline_bytes, .. } = planned;
+        Ok(Uploaded { edits, chunks, stored, inline_bytes })
+    }
+}
+
+struct Job {
+    pieces: Vec<Placed>,
+    window: u64,
+    replicas: u8,
+    inline: bool,
+}
+
+#[derive(Default)]
+struct Planned {
+    edits: Vec<Edit>,
+    chunks: Vec<Outgoing>,
+    inline_bytes: u64,
+    zero_bytes: u64,
+}
+
+/// Decides what each run of bytes becomes: a hole, inline bytes, or a chunk.
+fn plan(job: Job) -> Planned {
+    let mut out = Planned::default();
+    let mut chunks: BTreeMap<ChunkId, Outgoing> = BTreeMap::new();
+    for (at, parts) in runs(job.pieces, job.window) {
+        let len: u64 = parts.iter().map(|part| len_u64(part.len())).sum();
+        if len >= len_u64(HOLE_MIN) && parts.iter().all(is_zero) {
+            out.zero_bytes += len;
+            out.edits.push(Edit { at, len, data: Source::Hole });
+        } else if job.inline {
+            out.inline_bytes += len;
+            inline(&mut out.edits, at, parts);
+        } else {
+            let mut hasher = blake3::Hasher::new();
+            for part in &parts {
+                hasher.update(part);
+            }
+            let id = ChunkId(*hasher.finalize().as_bytes());
+            let chunk = ChunkRef { id, len: u32::try_from(len).expect("a window is at most 64 MiB") };
+            chunks.entry(id).or_insert(Outgoing { chunk, bytes: parts });
+            out.edits.push(Edit { at, len, data: Source::Chunk { id, offset: 0 } });
+        }
+    }
+    out.chunks = chunks.into_values().collect();
+    out
+}
+
+fn inline(edits: &mut Vec<Edit>, mut at: u64, parts: Vec<Bytes>) {
+    let mut all = match <[Bytes; 1]>::try_from(parts) {
+        Ok([one]) => one,
+        Err(many) => Bytes::from(many.concat()),
+    };
+    while !all.is_empty() {
+        // A copy, so that a few bytes do not hold a whole kernel request in memory.
+        let bytes = Bytes::copy_from_slice(&all.split_to(all.len().min(INLINE_LEN_MAX)));
+        let len = len_u64(bytes.len());
+        edits.push(Edit { at, len, data: Source::Inline { id: ChunkId::of(&bytes), offset: 0, bytes } });
+        at += len;
+    }
+}
+
+fn is_zero(bytes: &Bytes) -> bool {
+    bytes.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
+}
+
+/// Whether it makes sense to keep the bytes and try again.
+fn is_lasting(kind: Kind, has_handles: bool) -> bool {
+    match kind {
+        Kind::NotLeader | Kind::Busy | Kind::Unsure | Kind::Unavailable | Kind::Refused => true,
+        Kind::TouchAgain | Kind::PutAgain | Kind::Stale | Kind::Corrupt => true,
+        // Room may be made while somebody still has the file open to hear of it.
+        Kind::NoSpace => has_handles,
+        Kind::NotFound
+        | Kind::Exists
+        | Kind::NotEmpty
+        | Kind::NotDir
+        | Kind::IsDir
+        | Kind::Invalid
+        | Kind::Denied
+        | Kind::NotPermitted
+        | Kind::NameTooLong
+        | Kind::TooManyLinks
+        | Kind::TooBig
+        | Kind::NoData
+        | Kind::Range
+        | Kind::Loop
+        | Kind::Unsupported
+        | Kind::Gone
+        | Kind::NoSession
+        | Kind::Internal => false,
+    }
+}
+
+/// Lands the flights of one file until none is left.
+async fn land(core: &Arc<Core>, inode: &Arc<Inode>) {
+    let mut open: Option<(Pending, Batch)> = None;
+    let mut pause = RETRY_PAUSE;
+    loop {
+        {
+            let mut state = inode.lock();
+            if state.flights.is_empty() {
+                state.pumping = false;
+                drop(state);
+                inode.changed.notify_waiters();
+                core.forget_idle(inode);
+                return;
+            }
+            core.start_uploads(inode, &mut state);
+        }
+        let result = match open.take() {
+            Some((pending, batch)) => core.commit_pending(inode, pending, batch, &mut open).await,
+            None => core.land_next(inode, &mut open).await,
+        };
+        let Err(fault) = result else {
+            pause = RETRY_PAUSE;
+            continue;
+        };
+        core.failed_to_land(inode, fault, open.is_some());
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_PAUSE_MAX);
+    }
+}
+
+/// Flights at the front of the queue that one commit lands.
+struct Batch {
+    count: usize,
+    append: bool,
+    /// Where the first appended byte is, as seen here.
+    base: u64,
+    edits: Vec<Edit>,
+    chunks: Vec<Outgoing>,
+    stored: Option<Stored>,
+    mtime: common::time::Time,
+}
+
+impl Core {
+    fn failed_to_land(&self, inode: &Arc<Inode>, fault: Fault, unknown: bool) {
+        let mut state = inode.lock();
+        let keep = unknown || is_lasting(fault.kind, state.handles > 0);
+        if keep {
+            warn!(op = "commit", inode = %inode.ino, error = %fault, "not saved yet; kept and tried again");
+        } else {
+            error!(op = "commit", inode = %inode.ino, error = %fault, "unsaved data is lost");
+            if fault.kind == Kind::NoSession {
+                state.lost_before = state.opened + 1;
+            }
+            let (flights, dirty) = (state.flights.len(), state.dirty.cut(0..u64::MAX));
+            let bytes = state.drop_front(flights) + dirty;
+            state.dirty_since = None;
+            self.unsaved.add_permits(len_usize(bytes));
+        }
+        state.fail(fault);
+        drop(state);
+        inode.changed.notify_waiters();
+    }
+
+    /// Waits for the first flight's upload, then commits it with those behind it that are ready.
+    async fn land_next(&self, inode: &Arc<Inode>, open: &mut Option<(Pending, Batch)>) -> Result<(), Fault> {
+        let first = {
+            let mut state = inode.lock();
+            let Some(flight) = state.flights.front_mut() else { return Ok(()) };
+            match std::mem::replace(&mut flight.upload, Upload::Awaited) {
+                Upload::Running(receiver) => Some(receiver),
+                other => {
+                    flight.upload = other;
+                    None
+                }
+            }
+        };
+        if let Some(receiver) = first {
+            // Only this task takes flights from the front, so it is the same one afterwards.
+            let result = receiver.await.unwrap_or_else(|_| Err(Fault::new(Kind::Unavailable, "the client is stopping")));
+            let (upload, fault) = match result {
+                Ok(uploaded) => (Upload::Done(uploaded), None),
+                Err(fault) => (Upload::No, Some(fault)),
+            };
+            if let Some(flight) = inode.lock().flights.front_mut() {
+                flight.upload = upload;
+            }
+            fault.map_or(Ok(()), Err)?;
+        }
+        let (batch, session) = self.gather(inode)?;
+        self.commit_batch(inode, batch, &session, open).await
+    }
+
+    /// The flights that go into the next commit.
+    fn gather(&self, inode: &Arc<Inode>) -> Result<(Batch, Arc<Session>), Fault> {
+        let session = self.meta.session();
+        let mut state = inode.lock();
+        let mut batch: Option<Batch> = None;
+        let mut inline = 0;
+        for flight in &mut state.flights {
+            poll(flight);
+            let Upload::Done(up) = &flight.upload else { break };
+            if flight.generation != session.generation {
+                if batch.is_none() {
+                    return Err(Fault::new(Kind::NoSession, "the session that wrote this has ended"));
+                }
+                break;
+            }
+            inline += up.inline_bytes;
+            match &mut batch {
+                None => batch = Some(Batch::of(flight, up)),
+                Some(batch) if inline <= len_u64(COMMIT_INLINE_MAX) && batch.takes(flight, up) => batch.add(flight, up),
+                Some(_) => break,
+            }
+        }
+        batch.map(|batch| (batch, session)).ok_or_else(|| Fault::new(Kind::Busy, "nothing to commit"))
+    }
+
+    /// Commits, and stores again under a new attempt where the metaservers ask for it.
+    async fn commit_batch(
+        &self,
+        inode: &Arc<Inode>,
+        mut batch: Batch,
+        session: &Arc<Session>,
+        open: &mut Option<(Pending, Batch)>,
+    ) -> Result<(), Fault> {
+        let deadline = self.meta.deadline();
+        for _ in 0..ATTEMPTS_MAX {
+            let op = Op::Commit(batch.commit(inode, self.meta.attempt()));
+            let mut pending = self.meta.prepare(session, &Cred::default(), op, deadline).await?;
+            match self.meta.send(&mut pending, deadline).await {
+                Ok(applied) => return self.landed(inode, &batch, applied),
+                Err(fault) if matches!(fault.kind, Kind::TouchAgain | Kind::PutAgain) => {
+                    add(&self.counters.commit_retries, 1);
+                    // No copy of the old attempt may be run later, over what comes after it.
+                    if let Some(applied) = self.meta.settle(&mut pending.guard, deadline).await? {
+                        return self.landed(inode, &batch, applied);
+                    }
+                    drop(pending);
+                    self.store_again(inode, &mut batch, deadline).await?;
+                }
+                Err(fault) if fault.kind == Kind::NoSession => {
+                    self.meta.reopen(session, deadline).await?;
+                    return Err(fault);
+                }
+                Err(fault) if fault.kind.is_transient() => {
+                    *open = Some((pending, batch));
+                    return Err(fault);
+                }
+                Err(fault) => {
+                    return match self.meta.settle(&mut pending.guard, deadline).await {
+                        Ok(Some(applied)) => self.landed(inode, &batch, applied),
+                        Ok(None) => Err(fault),
+                        Err(_) => {
+                            *open = Some((pending, batch));
+                            Err(fault)
+                        }
+                    };
+                }
+            }
+        }
+        Err(Fault::new(Kind::Unavailable, format!("the metaservers refused the commit {ATTEMPTS_MAX} times")))
+    }
+
+    /// Repeats a commit whose outcome is not known.
+    async fn commit_pending(
+        &self,
+        inode: &Arc<Inode>,
+        mut pending: Pending,
+        batch: Batch,
+        open: &mut Option<(Pending, Batch)>,
+    ) -> Result<(), Fault> {
+        let deadline = self.meta.deadline();
+        match self.meta.send(&mut pending, deadline).await {
+            Ok(applied) => self.landed(inode, &batch, applied),
+            Err(fault) if fault.kind == Kind::NoSession => {
+                self.meta.reopen(&pending.guard.session().clone(), deadline).await?;
+                Err(fault)
+            }
+            Err(fault) if fault.kind.is_transient() => {
+                *open = Some((pending, batch));
+                Err(fault)
+            }
+            // Refused for now, but an older copy may still be run: make sure that it is not, then begin anew.
+            Err(_) => match self.meta.settle(&mut pending.guard, deadline).await {
+                Ok(Some(applied)) => self.landed(inode, &batch, applied),
+                Ok(None) => Ok(()),
+                Err(fault) => {
+                    *open = Some((pending, batch));
+                    Err(fault)
+                }
+            },
+        }
+    }
+
+    async fn store_again(&self, inode: &Arc<Inode>, batch: &mut Batch, deadline: Instant) -> Result<(), Fault> {
+        let attempt = self.meta.new_attempt(deadline).await?;
+        let map = self.meta.map();
+        self.meta.refresh_map(map.version, deadline).await?;
+        let replicas = inode.lock().attr.replicas;
+        batch.stored = Some(self.chunks.store(attempt, replicas, &batch.chunks, true, deadline).await?);
+        Ok(())
+    }
+
+    /// A commit was applied: its flights become committed extents in one step.
+    fn landed(&self, inode: &Arc<Inode>, batch: &Batch, applied: Applied) -> Result<(), Fault> {
+        let Outcome::Committed { attr, offset } = applied.outcome else {
+            return Err(unexpected("commit", &applied.outcome));
+        };
+        let mut state = inode.lock();
+        let bytes = state.drop_front(batch.count);
+        let mut moved = 0;
+        if batch.append {
+            moved = i64::try_from(offset).expect("below 2^60") - i64::try_from(batch.base).expect("below 2^60");
+            if moved != 0 {
+                state.shift_appended(moved);
+            }
+        }
+        let ranges = batch.edits.iter().map(|edit| {
+            let at = edit.at.saturating_add_signed(moved);
+            at..at + edit.len
+        });
+        state.extents.committed(attr.version, ranges);
+        state.adopt(&attr);
+        let inline = batch.edits.iter().filter(|e| matches!(e.data, Source::Inline { .. })).map(|e| e.len);
+        state.inlined += inline.sum::<u64>();
+        drop(state);
+        self.unsaved.add_permits(len_usize(bytes));
+        add(&self.counters.commits, 1);
+        inode.changed.notify_waiters();
+        Ok(())
+    }
+}
+
+/// Looks whether an upload has ended well. One that failed is left for when it comes to the front.
+fn poll(flight: &mut Flight) {
+    if let Upload::Running(receiver) = &mut flight.upload {
+        match receiver.try_recv() {
+            Ok(Ok(uploaded)) => flight.upload = Upload::Done(uploaded),
+            Ok(Err(_)) | Err(oneshot::error::TryRecvError::Closed) => flight.upload = Upload::No,
+            Err(oneshot::error::TryRecvError::Empty) => {}
+        }
+    }
+}
+
+impl Batch {
+    fn of(flight: &Flight, up: &Uploaded) -> Batch {
+        let mut batch = Batch {
+            count: 0,
+            append: flight.append,
+            base: flight.start(),
+            edits: Vec::new(),
+            chunks: Vec::new(),
+            stored: None,
+            mtime: flight.mtime,
+        };
+        batch.add(flight, up);
+        batch
+    }
+
+    fn takes(&self, flight: &Flight, up: &Uploaded) -> bool {
+        let same_attempt = match (&self.stored, &up.stored) {
+            (Some(mine), Some(its)) => mine.attempt == its.attempt && mine.layout == its.layout,
+            _ => true,
+        };
+        same_attempt && self.append == flight.append && self.edits.len() + up.edits.len() <= COMMIT_EDITS_MAX
+    }
+
+    fn add(&mut self, flight: &Flight, up: &Uploaded) {
+        self.count += 1;
+        self.mtime = flight.mtime;
+        let shifted = |edit: &Edit| Edit { at: edit.at.saturating_add_signed(flight.shift), ..edit.clone() };
+        self.edits.extend(up.edits.iter().map(shifted));
+        for (i, out) in up.chunks.iter().enumerate() {
+            if self.chunks.iter().any(|there| there.chunk.id == out.chunk.id) {
+                continue; // the same bytes in two flights: named once
+            }
+            self.chunks.push(out.clone());
+            if let Some(its) = &up.stored {
+                let empty = || Stored { chunks: Vec::new(), ..its.clone() };
+                self.stored.get_or_insert_with(empty).chunks.push(its.chunks[i].clone());
+            }
+        }
+    }
+
+    fn commit(&self, inode: &Inode, now: Attempt) -> Commit {
+        let base = if self.append { self.base } else { 0 };
+        let relative = |edit: &Edit| Edit { at: edit.at - base, ..edit.clone() };
+        let (attempt, layout, chunks) = match &self.stored {
+            Some(stored) => (stored.attempt, stored.layout, stored.chunks.clone()),
+            None => (now, LayoutVersion(0), Vec::new()),
+        };
+        Commit {
+            ino: inode.ino,
+            base: None,
+            edits: self.edits.iter().map(relative).collect(),
+            append: self.append,
+            grow: self.edits.iter().map(|edit| edit.at + edit.len).max().unwrap_or(base) - base,
+            chunks,
+            attempt,
+            layout,
+            mtime: Some(self.mtime),
+        }
+    }
+}
