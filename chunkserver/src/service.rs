@@ -1,0 +1,389 @@
+//! The data plane's server side: connections, and on each one request after another.
+//!
+//! A request is checked (right, epoch, limits) before its bytes are taken. Bytes on their way to a disk or from it are
+//! reserved first, and the reservation travels with them: see [`Room`].
+//!
+//! What does not parse, or breaks a limit that every caller knows, costs the peer its connection and one log line. What
+//! is refused for another reason is answered, after the bytes that come with it were read and thrown away.
+
+use crate::chain;
+use crate::store::{StoreError, StoreSet};
+use common::auth::{Attempt, Mac, Receipt};
+use common::fault::{Fault, Kind};
+use common::hello::{self, Me, Peer, Plane, Role};
+use common::id::{ChunkId, Epoch, PgId, ServerId, SessionId};
+use common::layout::ClusterMap;
+use common::net::{Conn, Listener};
+use common::proto::chunk::{
+    BATCH_MAX, CHAIN_MAX, ChunkAnswer, ChunkRef, ChunkRequest, LIST_MAX, PUT_SMALL_LEN_MAX, WriteAuth,
+};
+use common::task::Tasks;
+use common::units::{CHUNK_SIZE_MAX, HASH_GROUP_LEN, len_usize};
+use common::wire::{DATA_MAX, Pool, Wire};
+use common::world::World;
+use std::io;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, warn};
+
+/// Connections served at once; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 4096;
+/// A connection without a request for this long is closed. Longer than clients keep idle ones.
+const IDLE_MAX: Duration = Duration::from_secs(90);
+/// How long the next piece of a request may take to arrive, or the next piece of an answer to leave.
+pub(crate) const STALL_MAX: Duration = Duration::from_secs(10);
+/// How long a request waits for room in memory: less than the server before it in a chain waits for us to take bytes.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Bytes of puts in memory, for each number of servers that follow in the chain.
+const PUT_ROOM: usize = 96 << 20;
+/// Bytes of reads in memory.
+const GET_ROOM: usize = 128 << 20;
+/// How long to wait after a failed `accept`: it usually means that the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(crate) world: World,
+    pub(crate) me: Me,
+    pub(crate) pool: Pool,
+    pub(crate) room: Room,
+    stores: StoreSet,
+    registration: RwLock<Option<Arc<Registration>>>,
+}
+
+/// What the metaservers told this server.
+pub(crate) struct Registration {
+    pub(crate) server: ServerId,
+    pub(crate) secret: common::auth::Secret,
+    pub(crate) map: ClusterMap,
+}
+
+/// Memory for bytes under way, in bytes.
+///
+/// A put holds its room until the whole chain behind it has answered. If all puts shared one room, three servers full of
+/// puts that wait for each other would stand still. So there is a room for each number of servers that follow: who is
+/// last waits for nobody, who is last but one only for those, and so on.
+pub(crate) struct Room {
+    puts: Vec<Arc<Semaphore>>,
+    gets: Arc<Semaphore>,
+}
+
+impl Room {
+    fn new() -> Room {
+        let puts = (0..CHAIN_MAX).map(|_| Arc::new(Semaphore::new(PUT_ROOM))).collect();
+        Room { puts, gets: Arc::new(Semaphore::new(GET_ROOM)) }
+    }
+
+    /// Room for a put of `len` bytes with `behind` servers still to come.
+    pub(crate) async fn put(&self, behind: usize, len: u64) -> Result<OwnedSemaphorePermit, Fault> {
+        reserve(&self.puts[behind.min(CHAIN_MAX - 1)], len).await
+    }
+
+    async fn get(&self, len: u64) -> Result<OwnedSemaphorePermit, Fault> {
+        reserve(&self.gets, len).await
+    }
+}
+
+async fn reserve(room: &Arc<Semaphore>, len: u64) -> Result<OwnedSemaphorePermit, Fault> {
+    let bytes = u32::try_from(len).map_err(|_| Fault::new(Kind::Invalid, format!("{len} bytes at once")))?;
+    match tokio::time::timeout(ROOM_WAIT_MAX, Arc::clone(room).acquire_many_owned(bytes)).await {
+        Ok(permit) => Ok(permit.expect("never closed")),
+        Err(_) => Err(Fault::new(Kind::Busy, format!("no room for {len} bytes within {ROOM_WAIT_MAX:?}"))),
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(world: World, me: Me, stores: StoreSet) -> Shared {
+        let pool = Pool::new(&world, &me);
+        Shared { world, me, pool, room: Room::new(), stores, registration: RwLock::new(None) }
+    }
+
+    pub(crate) fn stores(&self) -> &StoreSet {
+        &self.stores
+    }
+
+    /// From now on requests are judged by this.
+    pub(crate) fn set_registration(&self, registration: Registration) {
+        *self.registration.write().expect("no panic holds this lock") = Some(Arc::new(registration));
+    }
+
+    /// What the metaservers last said.
+    pub(crate) fn registration(&self) -> Result<Arc<Registration>, Fault> {
+        let registration = self.registration.read().expect("no panic holds this lock").clone();
+        registration.ok_or_else(|| Fault::new(Kind::Unavailable, "not registered with a metaserver yet"))
+    }
+}
+
+impl Registration {
+    /// Whether this attempt may put and touch here.
+    pub(crate) fn check_write(&self, auth: &WriteAuth) -> Result<(), Fault> {
+        let Attempt { session, epoch, .. } = auth.attempt;
+        if self.secret.write_token(session, epoch) != auth.token {
+            return Err(Fault::new(Kind::Denied, format!("session {session:?} has no right to write in {epoch}")));
+        }
+        let here = self.map.epoch;
+        if epoch < here {
+            return Err(Fault::new(Kind::Stale, format!("cluster epoch {epoch} is over: it is {here} now")));
+        }
+        if epoch > here {
+            return Err(Fault::new(Kind::Busy, format!("this server has not heard of cluster epoch {epoch} yet")));
+        }
+        Ok(())
+    }
+
+    /// Whether this session may read this chunk: with a token of this epoch or the last one.
+    fn check_read(&self, chunk: ChunkId, session: SessionId, token: Mac) -> Result<(), Fault> {
+        let epoch = self.map.epoch;
+        let valid = |epoch| self.secret.read_token(chunk, session, epoch) == token;
+        if valid(epoch) || (epoch.0 > 0 && valid(Epoch(epoch.0 - 1))) {
+            return Ok(());
+        }
+        Err(Fault::new(Kind::Stale, format!("{chunk}: the token is not valid (any more): look the file up again")))
+    }
+
+    /// Signs for a chunk that the store vouched for.
+    pub(crate) fn receipt(&self, chunk: ChunkRef, attempt: Attempt) -> Receipt {
+        self.secret.receipt(chunk.id, chunk.len, self.server, attempt)
+    }
+}
+
+/// Serves every connection of this listener until `tasks` stop.
+pub(crate) fn serve(shared: &Arc<Shared>, tasks: &Tasks, mut listener: Box<dyn Listener>) {
+    let (shared, group) = (Arc::clone(shared), tasks.clone());
+    tasks.spawn("accept", |stop| async move {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let permit = Arc::clone(&room).acquire_owned();
+            let accepted = async { (permit.await.expect("never closed"), listener.accept().await) };
+            let (permit, accepted) = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = accepted => accepted,
+            };
+            match accepted {
+                Ok((conn, from)) => {
+                    let shared = Arc::clone(&shared);
+                    group.spawn_until_stop(async move {
+                        connection(&shared, conn, &from).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+}
+
+async fn connection(shared: &Shared, mut conn: Conn, from: &str) {
+    let peer = match hello::welcome(&mut conn, &shared.me, Plane::Data, from).await {
+        Ok(peer) => peer,
+        Err(fault) => {
+            warn!(error = %fault, "connection refused");
+            return;
+        }
+    };
+    let mut wire = Wire::new(conn);
+    loop {
+        let (id, request) = match tokio::time::timeout(IDLE_MAX, wire.receive::<ChunkRequest>()).await {
+            Ok(Ok(Some(received))) => received,
+            Ok(Ok(None)) | Err(_) => return,
+            Ok(Err(error)) => {
+                warn!(%peer, %error, "connection closed: bad request");
+                return;
+            }
+        };
+        if let Err(error) = handle(shared, &peer, &mut wire, id, request).await {
+            warn!(%peer, %error, "connection closed");
+            return;
+        }
+    }
+}
+
+/// Carries out one request and answers it. An error means that the connection is of no more use.
+async fn handle(shared: &Shared, peer: &Peer, wire: &mut Wire, id: u32, request: ChunkRequest) -> io::Result<()> {
+    debug!(%peer, op = name(&request), req = id, "request");
+    let answer = match request {
+        ChunkRequest::Put { auth, chunk, chain } => chain::put(shared, wire, id, auth, chunk, chain).await?,
+        ChunkRequest::PutSmall { auth, chunks } => put_small(shared, wire, id, auth, chunks).await?,
+        ChunkRequest::Touch { auth, chunks } => touch(shared, auth, &chunks).await,
+        ChunkRequest::Get { session, token, chunk, offset, len } => {
+            match get(shared, session, token, chunk, offset, len).await {
+                Ok((answer, bytes, _room)) => return send(wire, id, &answer, &[&bytes]).await,
+                Err(fault) => Err(fault),
+            }
+        }
+        ChunkRequest::List { pg, after, limit } => list(shared, peer, pg, after, limit).await,
+        ChunkRequest::Ping => ping(shared),
+    };
+    send(wire, id, &answer.unwrap_or_else(ChunkAnswer::Failed), &[]).await
+}
+
+fn name(request: &ChunkRequest) -> &'static str {
+    match request {
+        ChunkRequest::Put { .. } => "put",
+        ChunkRequest::PutSmall { .. } => "put small",
+        ChunkRequest::Touch { .. } => "touch",
+        ChunkRequest::Get { .. } => "get",
+        ChunkRequest::List { .. } => "list",
+        ChunkRequest::Ping => "ping",
+    }
+}
+
+/// Sends an answer; its data in pieces, each within [`STALL_MAX`].
+async fn send(wire: &mut Wire, id: u32, answer: &ChunkAnswer, data: &[&[u8]]) -> io::Result<()> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("the answer was not taken within {STALL_MAX:?}"));
+    let (mut first, mut rest): (&[u8], &[u8]) = (&[], &[]);
+    if let [bytes] = data {
+        (first, rest) = bytes.split_at(bytes.len().min(PIECE));
+    }
+    tokio::time::timeout(STALL_MAX, wire.send(id, answer, &[first])).await.map_err(late)??;
+    while !rest.is_empty() {
+        (first, rest) = rest.split_at(rest.len().min(PIECE));
+        tokio::time::timeout(STALL_MAX, wire.send_data(id, &[first])).await.map_err(late)??;
+    }
+    Ok(())
+}
+
+/// Bytes of an answer that are sent in one go: whole frames.
+const PIECE: usize = 4 * DATA_MAX;
+
+/// Receives one piece of a request's bytes into the front of `room`.
+pub(crate) async fn receive(wire: &mut Wire, id: u32, room: &mut [u8]) -> io::Result<usize> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no data for {STALL_MAX:?}"));
+    tokio::time::timeout(STALL_MAX, wire.receive_data(id, room)).await.map_err(late)?
+}
+
+/// Reads the bytes of a request that is refused, so that the peer gets to read why.
+pub(crate) async fn discard(wire: &mut Wire, id: u32, len: u64) -> io::Result<()> {
+    let mut scratch = vec![0; DATA_MAX];
+    let mut left = len_usize(len);
+    while left > 0 {
+        let room = left.min(scratch.len());
+        left -= receive(wire, id, &mut scratch[..room]).await?;
+    }
+    Ok(())
+}
+
+/// What no honest caller sends.
+pub(crate) fn bad_request(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+type Answer = Result<ChunkAnswer, Fault>;
+
+async fn put_small(
+    shared: &Shared,
+    wire: &mut Wire,
+    id: u32,
+    auth: WriteAuth,
+    chunks: Vec<ChunkRef>,
+) -> io::Result<Answer> {
+    let total: u64 = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+    if chunks.len() > BATCH_MAX || total > PUT_SMALL_LEN_MAX || chunks.iter().any(|chunk| chunk.len == 0) {
+        return Err(bad_request(format!("put of {} chunks, {total} bytes", chunks.len())));
+    }
+    let admitted = async {
+        let registration = shared.registration()?;
+        registration.check_write(&auth)?;
+        Ok((registration, shared.room.put(0, total).await?))
+    };
+    let (registration, _room) = match admitted.await {
+        Ok(admitted) => admitted,
+        Err(fault) => {
+            discard(wire, id, total).await?;
+            return Ok(Err(fault));
+        }
+    };
+    let mut bytes = vec![0; len_usize(total)];
+    let mut have = 0;
+    while have < bytes.len() {
+        have += receive(wire, id, &mut bytes[have..]).await?;
+    }
+    let outcomes = store_small(shared, &chunks, &bytes).await;
+    let signed = chunks.iter().zip(outcomes);
+    let signed = signed.map(|(chunk, stored)| match stored {
+        Ok(()) => Ok(registration.receipt(*chunk, auth.attempt)),
+        Err(error) => Err(error.into()),
+    });
+    Ok(Ok(ChunkAnswer::PutSmall(signed.collect())))
+}
+
+/// Stores chunks that lie one behind another in `bytes`; an outcome for each.
+async fn store_small(shared: &Shared, chunks: &[ChunkRef], mut bytes: &[u8]) -> Vec<Result<(), StoreError>> {
+    let mut outcomes = Vec::with_capacity(chunks.len());
+    let (mut good, mut places) = (Vec::new(), Vec::new());
+    for chunk in chunks {
+        let (now, later) = bytes.split_at(len_usize(u64::from(chunk.len)));
+        bytes = later;
+        let verified = crate::store::Incoming::new(*chunk).and_then(|mut incoming| {
+            incoming.push(now);
+            incoming.finish()
+        });
+        match verified {
+            Ok(verified) => {
+                places.push(outcomes.len());
+                good.push(verified);
+                outcomes.push(Ok(()));
+            }
+            Err(error) => outcomes.push(Err(error)),
+        }
+    }
+    for (place, outcome) in places.into_iter().zip(shared.stores().put_all(good).await) {
+        outcomes[place] = outcome;
+    }
+    outcomes
+}
+
+async fn touch(shared: &Shared, auth: WriteAuth, chunks: &[ChunkRef]) -> Answer {
+    if chunks.len() > BATCH_MAX {
+        return Err(Fault::new(Kind::Invalid, format!("touch of {} chunks, at most {BATCH_MAX}", chunks.len())));
+    }
+    let registration = shared.registration()?;
+    registration.check_write(&auth)?;
+    let held = shared.stores().touch(chunks).await?;
+    let signed = chunks.iter().zip(held);
+    let signed = signed.map(|(chunk, held)| held.then(|| registration.receipt(*chunk, auth.attempt)));
+    Ok(ChunkAnswer::Touched(signed.collect()))
+}
+
+async fn get(
+    shared: &Shared,
+    session: SessionId,
+    token: Mac,
+    chunk: ChunkId,
+    offset: u32,
+    len: u32,
+) -> Result<(ChunkAnswer, bytes::Bytes, OwnedSemaphorePermit), Fault> {
+    if len == 0 || len > CHUNK_SIZE_MAX {
+        return Err(Fault::new(Kind::Invalid, format!("{chunk}: a read of {len} bytes")));
+    }
+    shared.registration()?.check_read(chunk, session, token)?;
+    let room = shared.room.get(u64::from(len) + 2 * u64::from(HASH_GROUP_LEN)).await?;
+    let part = shared.stores().read(chunk, offset, len).await?;
+    let len = common::units::len_u32(part.bytes.len());
+    let answer = ChunkAnswer::Got { chunk_len: part.chunk_len, start: part.start, len, proof: part.proof };
+    Ok((answer, part.bytes, room))
+}
+
+async fn list(shared: &Shared, peer: &Peer, pg: PgId, after: Option<ChunkId>, limit: u32) -> Answer {
+    peer.require(&[Role::Chunkserver, Role::Metaserver, Role::Admin], "list")?;
+    let pg_count = shared.registration()?.map.layout.pg_count();
+    if pg.0 >= pg_count {
+        return Err(Fault::new(Kind::Invalid, format!("{pg}: there are {pg_count} placement groups")));
+    }
+    let limit = len_usize(u64::from(limit.min(LIST_MAX)));
+    let (chunks, more) = shared.stores().list(pg, pg_count, after, limit).await?;
+    Ok(ChunkAnswer::Listed { chunks, more })
+}
+
+fn ping(shared: &Shared) -> Answer {
+    let server = shared.registration()?.server;
+    if !shared.stores().takes_writes() {
+        return Err(Fault::new(Kind::Unavailable, "all data directories are fenced after disk errors"));
+    }
+    Ok(ChunkAnswer::Pong { server })
+}
