@@ -173,7 +173,7 @@ fn allocate(file: &fs::File, flags: FallocateFlags, at: u64, len: u64) -> io::Re
     loop {
         match nix::fcntl::fallocate(file, flags, offset(at)?, offset(len)?) {
             Err(Errno::EINTR) => {}
-            Err(Errno::EOPNOTSUPP) => return Ok(()),
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(()),
             other => return other.map_err(io::Error::from),
         }
     }

@@ -136,7 +136,11 @@ impl Shared {
             self.check_fence(&state)?;
             let now = &state.current;
             let fits = now.tail == SEGMENT_HEADER_LEN || now.tail + len <= self.place.options.segment_len_max;
-            if state.rolling || !(fits || squeeze) {
+            if state.rolling {
+                drop(self.idle.wait(state).expect("no panic holds this lock"));
+                continue;
+            }
+            if !(fits || squeeze) {
                 let full = now.segment;
                 drop(state);
                 self.roll_from(full)?;
