@@ -19,6 +19,12 @@ pub struct World {
     simulated: bool,
 }
 
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.simulated { "World(simulated)" } else { "World(real)" })
+    }
+}
+
 impl World {
     /// The real one.
     pub fn real() -> World {

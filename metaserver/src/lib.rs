@@ -1,4 +1,173 @@
-//! metaserver
+//! The metaserver: the namespace of the cluster, replicated.
+//!
+//! Map of the crate:
+//!
+//! | file | answers |
+//! | --- | --- |
+//! | `service` | which requests there are, who may ask, what is checked before they go on |
+//! | `node` | what this process is a member of, and how it becomes one: format, return with an empty disk |
+//! | `raft/` | the log, the state's store, snapshots, elections, linearizable reads |
+//! | `namespace/`, `store/` | what the cluster is: deterministic `apply`, and every row's bytes |
+//! | `leading`, `servers`, `sessions` | what only the leader knows: who is alive |
+//! | `workers` | the loops: flush, expire, layout, purge, return |
+//! | `config`, `identity` | how it is configured; whose data its directory holds |
+//!
+//! The write path (README) enters at `service` (`submit`), goes through `raft` and ends in `namespace/commit.rs`.
 
+pub mod config;
+pub mod identity;
+mod leading;
 pub mod namespace;
+mod node;
+pub mod raft;
+mod servers;
+mod service;
+mod sessions;
 pub mod store;
+mod workers;
+
+use crate::config::Config;
+use crate::identity::{Identity, IdentityError};
+use crate::node::Node;
+use crate::raft::StartError;
+use common::disk::Lock;
+use common::fault::Kind;
+use common::hello::{Hello, Me, Role};
+use common::id::{ClusterId, Epoch, NodeId};
+use common::rpc::Caller;
+use common::task::Tasks;
+use common::world::World;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long tasks may take to stop.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long another metaserver may take to say, at start, which cluster it belongs to.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// Why a metaserver does not start: one line for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration cannot work.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// Another process has this directory.
+    #[error("{0} is in use by another metaserver process: stop that one first")]
+    InUse(String),
+    /// The directory cannot be used.
+    #[error("open {dir}: {source}")]
+    Dir {
+        /// Which.
+        dir: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The data is another node's.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The data is another cluster's than that of the other metaservers.
+    #[error("{dir} holds data of another cluster: {message}")]
+    OtherCluster {
+        /// The data directory.
+        dir: String,
+        /// What the other metaserver said.
+        message: String,
+    },
+    /// The port cannot be had.
+    #[error("listen at {addr}: {source}")]
+    Listen {
+        /// Which.
+        addr: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The data cannot be opened.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// A running metaserver.
+pub struct Server {
+    /// Where it listens, `ip:port`.
+    pub addr: String,
+    node: Arc<Node>,
+    lock: Lock,
+}
+
+/// Starts a metaserver. It serves when this returns (unless it is not formatted yet).
+pub async fn start(config: Config, world: World) -> Result<Server, Error> {
+    config.check().map_err(Error::Config)?;
+    let dir = config.data_dir.display().to_string();
+    let dir_error = |source| Error::Dir { dir: dir.clone(), source };
+    let (disk, path) = (world.disk.clone(), config.data_dir.clone());
+    let lock = world.blocking(move || disk.create_dir_all(&path).and_then(|()| disk.lock(&path.join("lock")))).await;
+    let lock = match lock {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::InUse(dir)),
+        Err(error) => return Err(dir_error(error)),
+    };
+    let identity = Identity::load(&*world.disk, &config.data_dir, NodeId(config.node_id))?;
+    let listener = world.net.bind(&config.listen).await;
+    let listener = listener.map_err(|source| Error::Listen { addr: config.listen.clone(), source })?;
+    let addr = listener.local_addr();
+    let told = if config.advertise.is_empty() { addr.clone() } else { config.advertise.clone() };
+    let cluster = identity.map_or(ClusterId(0), |identity| identity.cluster);
+    let me = Me::new(Hello { role: Role::Metaserver, cluster, epoch: Epoch(0), id: config.node_id });
+    let tasks = Tasks::new();
+    if identity.is_some() {
+        greet(&config, &world, &tasks, &me).await?;
+    }
+    let node = Arc::new(Node::new(config, told, world, tasks, me));
+    if let Some(identity) = identity {
+        node.join(identity).await?;
+    }
+    common::rpc::serve(&node.tasks, listener, node.me.clone(), service::handler(node.clone()));
+    workers::start(&node);
+    tracing::info!(node = %node.id(), addr, formatted = identity.is_some(), "metaserver started");
+    Ok(Server { addr, node, lock })
+}
+
+/// Asks the other metaservers which cluster they belong to. Only a clear "another one" counts.
+async fn greet(config: &Config, world: &World, tasks: &Tasks, me: &Me) -> Result<(), Error> {
+    let greetings = config.others().into_iter().map(|addr| {
+        let caller = Caller::new(world, tasks, me, &[addr]);
+        async move { caller.peer(GREETING_TIMEOUT).await }
+    });
+    for greeting in futures::future::join_all(greetings).await {
+        match greeting {
+            Err(fault) if fault.kind == Kind::Refused => {
+                let dir = config.data_dir.display().to_string();
+                return Err(Error::OtherCluster { dir, message: fault.message });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl Server {
+    /// Waits until it cannot go on, and says why.
+    pub async fn failure(&self) -> String {
+        self.node.failure().await
+    }
+
+    /// Stops: no more requests, then consensus, then what is applied is made durable.
+    pub async fn shutdown(self) {
+        let member = self.node.take_member();
+        if let Some(member) = &member {
+            let _ = member.group.shutdown().await; // it may have stopped by itself
+        }
+        if let Some(member) = &member {
+            let state = member.state.clone();
+            if let Err(error) = self.node.world.blocking(move || state.flush()).await {
+                tracing::error!(%error, "flush at the end");
+            }
+        }
+        drop(member);
+        if !self.node.tasks.shutdown(STOP_GRACE).await {
+            tracing::warn!("some tasks did not stop in time");
+        }
+        drop(self.lock);
+    }
+}

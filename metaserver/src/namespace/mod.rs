@@ -57,7 +57,7 @@ pub use commit::validate as validate_commit;
 pub use query::{QueryCtx, query};
 pub use remove::has_purge;
 pub use rows::{config, counters};
-pub use session::{SESSION_TIMEOUT_MS, is_kept, sessions};
+pub use session::{SESSION_TIMEOUT_MS, is_kept, is_open as session_is_open, sessions};
 
 use crate::store::Txn;
 use common::id::{LogIndex, SessionId};

@@ -207,6 +207,12 @@ pub fn sessions(read: &dyn KvRead) -> Result<Vec<(SessionId, SessionRow)>, KvErr
     Ok(open)
 }
 
+/// True if the session is open.
+pub fn is_open(read: &dyn KvRead, session: SessionId) -> Result<bool, KvError> {
+    let found: Option<SessionRow> = row(read, SESSION, &keys::session(session))?;
+    Ok(found.is_some_and(|row| !row.ended))
+}
+
 /// # Errors
 /// `NoSession` unless the session is open.
 pub(super) fn need_open(read: &dyn KvRead, session: SessionId) -> Result<(), Fail> {

@@ -1,0 +1,368 @@
+//! One metaserver: what it is a member of, and how it becomes one.
+//!
+//! A node without an identity has promised nothing. It becomes a member in one of two ways:
+//! - *Format*: the node that was asked prepares the others (each makes log, marker and identity, durably), initialises
+//!   the group, and proposes the cluster's configuration.
+//! - *Return*: a node whose disk was lost or replaced asks the leader. The leader gives it a Raft id that nobody ever
+//!   had (its number and a log index), adds it as a learner, lets it catch up (by snapshot), and swaps it for the old
+//!   member in one step. The old member's votes and acknowledgements do not count from then on; should its data turn up
+//!   again, it belongs to nobody. So an empty disk never votes in the name of a full one.
+//!
+//! Left out: more or fewer metaservers than at format.
+
+use crate::config::Config;
+use crate::identity::Identity;
+use crate::leading::{Leadership, not_formatted};
+use crate::namespace::{self, Command, Done};
+use crate::raft::{Member, Message, Reply, StartError, decode, encode, node_of, returned_id};
+use common::auth::Secret;
+use common::fault::{Fault, Kind};
+use common::hello::Me;
+use common::id::{ClusterId, Epoch, NodeId};
+use common::proto::meta::Admin;
+use common::rpc::Caller;
+use common::task::Tasks;
+use common::units::REPLICAS_MAX;
+use common::world::World;
+use openraft::{BasicNode, ChangeMembers};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How long another metaserver may take to answer while a cluster is formatted or a node returns.
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the new group may take to elect its first leader.
+const FIRST_LEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause between two looks at who leads.
+const LEADER_POLL: Duration = Duration::from_millis(50);
+
+/// See the module.
+pub(crate) struct Node {
+    /// How it is configured.
+    pub(crate) config: Config,
+    /// Where others reach it.
+    pub(crate) addr: String,
+    /// The outside world.
+    pub(crate) world: World,
+    /// Owns every task.
+    pub(crate) tasks: Tasks,
+    /// How it introduces itself.
+    pub(crate) me: Me,
+    /// What it knows while it leads.
+    pub(crate) leadership: Leadership,
+    member: RwLock<Option<Member>>,
+    /// Held while it becomes a member or changes the group.
+    forming: tokio::sync::Mutex<()>,
+    /// Why it cannot go on.
+    failure: watch::Sender<Option<String>>,
+}
+
+impl Node {
+    /// A node that is no member yet.
+    pub(crate) fn new(config: Config, addr: String, world: World, tasks: Tasks, me: Me) -> Node {
+        let (leadership, member, forming) = Default::default();
+        Node { config, addr, world, tasks, me, leadership, member, forming, failure: watch::Sender::new(None) }
+    }
+
+    /// It cannot go on: the process is to end. Only the first reason counts.
+    pub(crate) fn failed(&self, why: &str) {
+        let first = self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            failure.get_or_insert_with(|| why.to_owned());
+            first
+        });
+        if first {
+            tracing::error!(error = why, "this metaserver stops");
+        }
+    }
+
+    /// Waits until it cannot go on.
+    pub(crate) async fn failure(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        match failure.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> NodeId {
+        NodeId(self.config.node_id)
+    }
+
+    /// What it is a member of.
+    ///
+    /// # Errors
+    /// `Unavailable`: nothing yet.
+    pub(crate) fn member(&self) -> Result<Member, Fault> {
+        self.try_member().ok_or_else(not_formatted)
+    }
+
+    /// What it is a member of, if anything.
+    pub(crate) fn try_member(&self) -> Option<Member> {
+        self.member.read().expect("no panic holds this lock").clone()
+    }
+
+    /// Gives up its membership's handles, for shutdown.
+    pub(crate) fn take_member(&self) -> Option<Member> {
+        self.member.write().expect("no panic holds this lock").take()
+    }
+
+    /// Opens what the identity says and joins the group.
+    pub(crate) async fn join(&self, identity: Identity) -> Result<(), StartError> {
+        self.me.set_cluster(identity.cluster, Epoch(0));
+        let member = Member::open(&self.world, &self.tasks, &self.me, &self.config, identity).await?;
+        *self.member.write().expect("no panic holds this lock") = Some(member);
+        Ok(())
+    }
+
+    /// Makes the files of a member, durably, and joins.
+    async fn become_member(&self, identity: Identity) -> Result<(), Fault> {
+        let (world, config) = (self.world.clone(), self.config.clone());
+        let made = self.world.blocking(move || Member::create(&world, &config, identity)).await;
+        let failed = |error: StartError| Fault::new(Kind::Internal, error.to_string());
+        made.map_err(failed)?;
+        tracing::info!(cluster = %identity.cluster, raft_id = identity.raft_id, "this node is a member now");
+        self.join(identity).await.map_err(failed)
+    }
+
+    /// Answers [`Message::Prepare`].
+    pub(crate) async fn prepare(&self, cluster: ClusterId, node: NodeId) -> Result<Reply, Fault> {
+        let _forming = self.forming.lock().await;
+        if node != self.id() {
+            let text = format!("this is metaserver {}, not {node}: check node_id and the addresses", self.id());
+            return Err(Fault::new(Kind::Refused, text));
+        }
+        match self.try_member() {
+            Some(member) if member.identity.cluster == cluster => Ok(Reply::Done),
+            Some(member) => {
+                let text = format!("metaserver {node} holds data of cluster {}", member.identity.cluster);
+                Err(Fault::new(Kind::Exists, text))
+            }
+            None => self.become_member(Identity::new(cluster, node.0)).await.map(|()| Reply::Done),
+        }
+    }
+
+    /// Answers [`Admin::Format`]. Asked again after it failed half-way, it goes on.
+    pub(crate) async fn format(&self, request: &Admin) -> Result<(), Fault> {
+        let Admin::Format { cluster, metaservers, .. } = request else {
+            return Err(Fault::new(Kind::Internal, "format: another request"));
+        };
+        let nodes = self.check_format(request)?;
+        let _forming = self.forming.lock().await;
+        if let Some(member) = self.try_member() {
+            self.refuse_formatted(&member)?;
+        }
+        let others: Vec<&(NodeId, String)> = metaservers.iter().filter(|(node, _)| *node != self.id()).collect();
+        for (node, addr) in &others {
+            let reached = self.caller(addr).peer(PEER_TIMEOUT).await;
+            reached.map_err(|fault| fault.context(format!("format needs every metaserver: {node} at {addr}")))?;
+        }
+        if self.try_member().is_none() {
+            self.become_member(Identity::new(*cluster, self.id().0)).await?;
+        }
+        let member = self.member()?;
+        let cluster = member.identity.cluster; // of the first attempt
+        for (node, addr) in others {
+            let prepare = encode(&Message::Prepare { cluster, node: *node })?;
+            let answer = self.caller(addr).raft(prepare, PEER_TIMEOUT).await;
+            answer.map_err(|fault| fault.context(format!("prepare metaserver {node} at {addr}")))?;
+        }
+        let internal = |error: &dyn std::fmt::Display| Fault::new(Kind::Internal, format!("form the group: {error}"));
+        if !member.group.is_initialized().await.map_err(|e| internal(&e))? {
+            member.group.initialize(nodes).await.map_err(|e| internal(&e))?;
+        }
+        self.propose_format(&member, cluster, request).await
+    }
+
+    /// The group formats itself: once, by its first leader.
+    async fn propose_format(&self, member: &Member, cluster: ClusterId, request: &Admin) -> Result<(), Fault> {
+        let Admin::Format { metaservers, pg_count, replicas, min_replicas, .. } = request else {
+            return Err(Fault::new(Kind::Internal, "format: another request"));
+        };
+        let mut secret = Secret([0; 32]);
+        for part in secret.0.chunks_mut(8) {
+            part.copy_from_slice(&self.world.random_u64().to_le_bytes());
+        }
+        let command = Command::Format {
+            cluster,
+            secret,
+            pg_count: *pg_count,
+            replicas: *replicas,
+            min_replicas: *min_replicas,
+            metaservers: metaservers.clone(),
+            at: self.world.now(),
+        };
+        let end = Instant::now() + FIRST_LEADER_TIMEOUT;
+        loop {
+            match member.propose(&command).await {
+                Ok(Done::Formatted) => return Ok(()),
+                Ok(other) => return Err(Fault::new(Kind::Internal, format!("format: answered {other:?}"))),
+                Err(fault) if fault.kind == Kind::NotLeader && Instant::now() < end => {
+                    match fault.leader {
+                        Some(addr) if addr != self.addr => {
+                            // Another one won the first election: it goes on from here.
+                            let limit = end.saturating_duration_since(Instant::now());
+                            return self.caller(&addr).admin_once(request, limit).await.map(|_| ());
+                        }
+                        _ => tokio::time::sleep(LEADER_POLL).await,
+                    }
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// The members a format makes.
+    fn check_format(&self, request: &Admin) -> Result<BTreeMap<u64, BasicNode>, Fault> {
+        let Admin::Format { metaservers, pg_count, replicas, min_replicas, cluster } = request else {
+            return Err(Fault::new(Kind::Internal, "format: another request"));
+        };
+        let invalid = |text: String| Err(Fault::new(Kind::Invalid, text));
+        let nodes: BTreeMap<u64, BasicNode> =
+            metaservers.iter().map(|(node, addr)| (node.0, BasicNode::new(addr))).collect();
+        let addrs: BTreeSet<&String> = metaservers.iter().map(|(_, addr)| addr).collect();
+        if !matches!(nodes.len(), 1 | 3 | 5) || nodes.len() != metaservers.len() || addrs.len() != nodes.len() {
+            return invalid(format!("{} metaservers: must be 1, 3 or 5 different ones", metaservers.len()));
+        }
+        if !nodes.contains_key(&self.id().0) || nodes.keys().any(|node| node_of(*node).0 != *node || *node == 0) {
+            return invalid(format!("the list of metaservers has impossible numbers or lacks {}", self.id()));
+        }
+        if !pg_count.is_power_of_two() || !(16..=65_536).contains(pg_count) {
+            return invalid(format!("pg_count {pg_count}: must be a power of two from 16 to 65536"));
+        }
+        if *replicas == 0 || *replicas > REPLICAS_MAX || *min_replicas == 0 || min_replicas > replicas {
+            return invalid(format!("replicas {replicas}, min_replicas {min_replicas}: 1 to {REPLICAS_MAX}, in order"));
+        }
+        if cluster.0 == 0 {
+            return invalid("the cluster id must not be zero".into());
+        }
+        Ok(nodes)
+    }
+
+    fn refuse_formatted(&self, member: &Member) -> Result<(), Fault> {
+        let mounted = member.state.mounted();
+        let config = namespace::config(mounted.kv()).map_err(|e| Fault::new(Kind::Internal, e.to_string()))?;
+        match config {
+            Some(config) => Err(Fault::new(Kind::Exists, format!("already formatted: cluster {}", config.cluster))),
+            None => Ok(()),
+        }
+    }
+
+    fn caller(&self, addr: &str) -> Caller {
+        Caller::new(&self.world, &self.tasks, &self.me, &[addr.to_owned()])
+    }
+
+    /// Asks the other metaservers to take this node back, if it has no data and they are a formatted cluster.
+    pub(crate) async fn try_return(&self) -> Result<(), Fault> {
+        let ask = encode(&Message::Return { node: self.id(), addr: self.addr.clone() })?;
+        let others = self.config.others();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let answer = self.ask_leader(&others, ask).await?;
+        let Reply::Returned { cluster, raft_id } = decode(&answer)? else {
+            return Err(Fault::new(Kind::Internal, "return: an answer that does not fit"));
+        };
+        let _forming = self.forming.lock().await;
+        if self.try_member().is_none() {
+            tracing::warn!(%cluster, raft_id, "no data here, but the cluster knows this node: it comes back as a new member");
+            self.become_member(Identity::new(cluster, raft_id)).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the leader that this returned node is ready, until it is a voter.
+    pub(crate) async fn try_enter(&self, member: &Member) -> Result<(), Fault> {
+        let raft_id = member.identity.raft_id;
+        let enter = encode(&Message::Enter { raft_id, addr: self.addr.clone() })?;
+        self.ask_leader(&self.config.others(), enter).await.map(|_| ())
+    }
+
+    async fn ask_leader(&self, addrs: &[String], message: bytes::Bytes) -> Result<bytes::Bytes, Fault> {
+        let mut last = Fault::new(Kind::Unavailable, "no other metaserver is configured");
+        for addr in addrs {
+            match self.caller(addr).raft(message.clone(), PEER_TIMEOUT).await {
+                Ok(answer) => return Ok(answer),
+                Err(fault) => match fault.leader.clone().filter(|leader| leader != addr) {
+                    Some(leader) => return self.caller(&leader).raft(message, PEER_TIMEOUT).await,
+                    None => last = fault,
+                },
+            }
+        }
+        Err(last)
+    }
+
+    /// Answers [`Message::Return`]: the leader gives the node a new Raft id.
+    pub(crate) async fn take_back(&self, node: NodeId, addr: &str) -> Result<Reply, Fault> {
+        let member = self.member()?;
+        let members = member.metrics().membership_config;
+        if !member.is_leader() {
+            return Err(Fault::not_leader(member.leader()));
+        }
+        if !members.nodes().any(|(id, _)| node_of(*id) == node) {
+            let text = format!("metaserver {node} at {addr} is not one of this cluster");
+            return Err(Fault::new(Kind::Refused, text));
+        }
+        let index = member.fresh_index().await?;
+        tracing::warn!(%node, addr, index, "a metaserver came back without data: it gets a new Raft id");
+        Ok(Reply::Returned { cluster: member.identity.cluster, raft_id: returned_id(node, index) })
+    }
+
+    /// Answers [`Message::Enter`]: adds the member as a learner, and once it has caught up swaps it for the old one.
+    pub(crate) async fn let_in(&self, raft_id: u64, addr: &str) -> Result<Reply, Fault> {
+        let member = self.member()?;
+        if !member.is_leader() {
+            return Err(Fault::not_leader(member.leader()));
+        }
+        let Ok(_forming) = self.forming.try_lock() else {
+            return Err(Fault::new(Kind::Busy, "another change of the members is under way"));
+        };
+        let members = member.metrics().membership_config;
+        let voters: BTreeSet<u64> = members.voter_ids().collect();
+        if voters.contains(&raft_id) {
+            return Ok(Reply::Done);
+        }
+        let node = node_of(raft_id);
+        let newest = voters.iter().filter(|id| node_of(**id) == node).max();
+        if newest.is_none_or(|newest| *newest > raft_id) {
+            return Err(Fault::new(Kind::Refused, format!("metaserver {node} came back once more since")));
+        }
+        let failed = |error: &dyn std::fmt::Display| Fault::new(Kind::Unavailable, format!("change members: {error}"));
+        if members.get_node(&raft_id).is_none() {
+            // Learners of the same node that never came this far go in the same step as the old voter.
+            let new = BasicNode::new(addr);
+            member.group.add_learner(raft_id, new, false).await.map_err(|e| failed(&e))?;
+        }
+        let caught_up = |metrics: openraft::RaftMetrics<crate::raft::TypeConfig>| {
+            let matched = metrics.replication.as_ref()?.get(&raft_id)?.as_ref()?.index;
+            (matched + CAUGHT_UP_ENTRIES >= metrics.last_log_index?).then_some(())
+        };
+        let metrics = member.metrics();
+        if caught_up(metrics).is_none() {
+            return Err(Fault::new(Kind::Busy, "the new member is still catching up"));
+        }
+        let old: BTreeSet<u64> =
+            members.nodes().map(|(id, _)| *id).filter(|id| node_of(*id) == node && *id != raft_id).collect();
+        let voters_after: BTreeSet<u64> =
+            voters.iter().copied().filter(|id| !old.contains(id)).chain([raft_id]).collect();
+        let change = ChangeMembers::ReplaceAllVoters(voters_after);
+        let change = member.group.change_membership(change, false);
+        change.await.map_err(|e| failed(&e))?;
+        tracing::warn!(%node, raft_id, "a metaserver that came back is a voter again");
+        Ok(Reply::Done)
+    }
+}
+
+/// A learner this close behind the log's end becomes a voter.
+const CAUGHT_UP_ENTRIES: u64 = 1000;
+
+/// True if this member is not a voter of the group it knows.
+pub(crate) fn is_outside(member: &Member) -> bool {
+    !member.metrics().membership_config.voter_ids().any(|id| id == member.identity.raft_id)
+}
+
+/// A node as a handler has it.
+pub(crate) type Shared = Arc<Node>;

@@ -1,0 +1,264 @@
+//! Which chunkservers are alive: the leader's memory of their heartbeats, and the cluster map made of it.
+//!
+//! | a server | is |
+//! | --- | --- |
+//! | heard of within [`DOWN_AFTER`] | up |
+//! | that was down under this leader, and is up again for less than [`TARGET_AFTER`] | up, but no target of writes |
+//! | with at least [`FREE_MIN`] bytes free | a target of writes, if nothing else forbids it |
+//!
+//! The map's version is `term << 32 | changes in this term`: it differs whenever the map does, also over a change of
+//! leaders.
+//!
+//! A layout is made anew [`LAYOUT_DELAY`] after a server registered for the first time, so that servers that start
+//! together make one version. Data does not move yet when the layout changes (a later issue): readers ask, after the
+//! servers of the list, all others.
+
+use common::id::ServerId;
+use common::layout::{ClusterMap, ServerInfo};
+use common::proto::meta::{Heartbeat, ServerStatus};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Without a heartbeat for this long a server is down.
+pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(10);
+/// A server that was down becomes a target of writes after this long.
+pub(crate) const TARGET_AFTER: Duration = Duration::from_secs(30);
+/// A server with less free space takes no new chunks, in bytes: one of the largest, and one more.
+pub(crate) const FREE_MIN: u64 = 128 << 20;
+/// See the module.
+pub(crate) const LAYOUT_DELAY: Duration = Duration::from_secs(1);
+
+/// What was heard of one server.
+#[derive(Clone, Debug)]
+struct Heard {
+    beat: Heartbeat,
+    at: Instant,
+    /// Not a target of writes before this.
+    target_from: Instant,
+}
+
+#[derive(Debug)]
+struct Table {
+    heard: BTreeMap<ServerId, Heard>,
+    /// Rises with each change of the map.
+    changes: u32,
+    /// `(up, writable)` in the last map made.
+    shown: BTreeMap<ServerId, (bool, bool)>,
+    map: Option<Arc<ClusterMap>>,
+    layout_due: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    term: u64,
+    table: Mutex<Table>,
+}
+
+impl Servers {
+    /// Nothing was heard yet. The layout is looked at once: the leader before may not have come to it.
+    pub(crate) fn new(term: u64) -> Servers {
+        let table = Table {
+            heard: BTreeMap::new(),
+            changes: 0,
+            shown: BTreeMap::new(),
+            map: None,
+            layout_due: Some(Instant::now() + LAYOUT_DELAY),
+        };
+        Servers { term, table: Mutex::new(table) }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no panic holds this lock")
+    }
+
+    /// A server lives. Registration counts as one.
+    pub(crate) fn heartbeat(&self, beat: Heartbeat) {
+        let now = Instant::now();
+        let mut table = self.table();
+        let target_from = match table.heard.get(&beat.server) {
+            Some(before) if before.is_up(now) => before.target_from,
+            Some(_) => now + TARGET_AFTER, // it was down
+            None => now,
+        };
+        table.heard.insert(beat.server, Heard { beat, at: now, target_from });
+    }
+
+    /// The rows changed: the next map is made anew.
+    pub(crate) fn rows_changed(&self, new_server: bool) {
+        let mut table = self.table();
+        table.map = None;
+        if new_server {
+            table.layout_due = Some(Instant::now() + LAYOUT_DELAY);
+        }
+    }
+
+    /// True once, when it is time to look whether the layout fits the servers.
+    pub(crate) fn layout_is_due(&self) -> bool {
+        let mut table = self.table();
+        let due = table.layout_due.is_some_and(|due| due <= Instant::now());
+        if due {
+            table.layout_due = None;
+        }
+        due
+    }
+
+    /// The layout could not be made: look again soon.
+    pub(crate) fn layout_again(&self) {
+        self.table().layout_due = Some(Instant::now() + LAYOUT_DELAY);
+    }
+
+    /// The map as it is now. `read` makes it from the rows, without what only the leader knows.
+    pub(crate) fn map<E>(&self, read: impl FnOnce() -> Result<ClusterMap, E>) -> Result<Arc<ClusterMap>, E> {
+        let now = Instant::now();
+        let mut table = self.table();
+        let table = &mut *table;
+        let seen: BTreeMap<ServerId, (bool, bool)> =
+            table.heard.iter().map(|(id, heard)| (*id, (heard.is_up(now), heard.is_target(now)))).collect();
+        if let Some(map) = table.map.as_ref().filter(|_| seen == table.shown) {
+            return Ok(map.clone());
+        }
+        let mut map = match &table.map {
+            Some(map) => ClusterMap::clone(map),
+            None => read()?,
+        };
+        for (id, server) in &mut map.servers {
+            show(server, seen.get(id).copied().unwrap_or_default());
+        }
+        table.changes += 1;
+        map.version = (self.term << 32) | u64::from(table.changes);
+        table.shown = seen;
+        Ok(table.map.insert(Arc::new(map)).clone())
+    }
+
+    /// `(capacity, free)` of all servers that are up, in bytes; free of targets only.
+    pub(crate) fn space(&self) -> (u64, u64) {
+        let now = Instant::now();
+        let table = self.table();
+        let up = table.heard.values().filter(|heard| heard.is_up(now));
+        up.fold((0, 0), |(capacity, free), heard| {
+            let more = if heard.is_target(now) { heard.beat.free } else { 0 };
+            (capacity + heard.beat.capacity, free + more)
+        })
+    }
+
+    /// What is known of each server of the map.
+    pub(crate) fn status(&self, map: &ClusterMap) -> Vec<ServerStatus> {
+        let now = Instant::now();
+        let table = self.table();
+        let status = |(id, server): (&ServerId, &ServerInfo)| {
+            let heard = table.heard.get(id);
+            let beat = |get: fn(&Heartbeat) -> u64| heard.map_or(0, |heard| get(&heard.beat));
+            ServerStatus {
+                server: *id,
+                addr: server.addr.clone(),
+                up: server.up,
+                silent_ms: heard.map(|heard| {
+                    u64::try_from(now.saturating_duration_since(heard.at).as_millis()).unwrap_or(u64::MAX)
+                }),
+                capacity: beat(|b| b.capacity),
+                free: beat(|b| b.free),
+                chunks: beat(|b| b.chunks),
+                chunk_bytes: beat(|b| b.chunk_bytes),
+                corrupt: beat(|b| b.corrupt),
+                fenced_dirs: heard.map_or(0, |heard| heard.beat.fenced_dirs),
+            }
+        };
+        map.servers.iter().map(status).collect()
+    }
+}
+
+impl Heard {
+    fn is_up(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < DOWN_AFTER
+    }
+
+    fn is_target(&self, now: Instant) -> bool {
+        self.is_up(now) && now >= self.target_from && self.beat.free >= FREE_MIN
+    }
+}
+
+fn show(server: &mut ServerInfo, (up, writable): (bool, bool)) {
+    (server.up, server.writable) = (up, writable);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::id::{ClusterId, Epoch, LayoutVersion};
+    use common::layout::{Domain, Layout};
+
+    fn beat(server: u32, free: u64) -> Heartbeat {
+        Heartbeat {
+            server: ServerId(server),
+            instance: 1,
+            capacity: 1 << 40,
+            free,
+            chunks: 0,
+            chunk_bytes: 0,
+            corrupt: 0,
+            fenced_dirs: 0,
+            map_version: 0,
+        }
+    }
+
+    fn rows() -> Result<ClusterMap, ()> {
+        let info = |id: u32| ServerInfo {
+            addr: format!("h:{id}"),
+            domain: Domain::default(),
+            weight: 1,
+            up: false,
+            writable: false,
+        };
+        Ok(ClusterMap {
+            cluster: ClusterId(1),
+            epoch: Epoch(1),
+            version: 0,
+            replicas: 3,
+            min_replicas: 2,
+            metaservers: BTreeMap::new(),
+            servers: (1..=2).map(|id| (ServerId(id), info(id))).collect(),
+            layout: Layout { version: LayoutVersion(1), groups: vec![] },
+        })
+    }
+
+    fn seen(servers: &Servers) -> (u64, Vec<(bool, bool)>) {
+        let map = servers.map(rows).unwrap();
+        (map.version, map.servers.values().map(|s| (s.up, s.writable)).collect())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_up_while_it_beats_and_a_target_when_it_was_up_long_enough() {
+        let servers = Servers::new(3);
+        assert_eq!(seen(&servers), ((3 << 32) | 1, vec![(false, false), (false, false)]));
+        servers.heartbeat(beat(1, FREE_MIN));
+        servers.heartbeat(beat(2, FREE_MIN - 1)); // full
+        assert_eq!(seen(&servers), ((3 << 32) | 2, vec![(true, true), (true, false)]));
+        assert_eq!(seen(&servers).0, (3 << 32) | 2, "nothing changed");
+        tokio::time::advance(DOWN_AFTER).await;
+        assert_eq!(seen(&servers), ((3 << 32) | 3, vec![(false, false), (false, false)]));
+        servers.heartbeat(beat(1, FREE_MIN));
+        assert_eq!(seen(&servers).1[0], (true, false), "it just came back");
+        for _ in 0..30 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            servers.heartbeat(beat(1, FREE_MIN));
+        }
+        assert_eq!(seen(&servers).1[0], (true, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn servers_that_start_together_make_one_layout() {
+        let servers = Servers::new(1);
+        tokio::time::advance(LAYOUT_DELAY).await;
+        assert!(servers.layout_is_due() && !servers.layout_is_due());
+        servers.rows_changed(true);
+        tokio::time::advance(LAYOUT_DELAY / 2).await;
+        servers.rows_changed(true);
+        tokio::time::advance(LAYOUT_DELAY / 2).await;
+        assert!(!servers.layout_is_due());
+        tokio::time::advance(LAYOUT_DELAY / 2).await;
+        assert!(servers.layout_is_due());
+    }
+}

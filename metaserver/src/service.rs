@@ -1,0 +1,364 @@
+//! The control plane's requests: who may ask, check, hand on, map the error.
+
+use crate::leading::Leading;
+use crate::namespace::{self, Command, Done, Fail};
+use crate::node::Shared;
+use crate::raft::{Member, Message, Reply, decode, encode, node_of};
+use bytes::Bytes;
+use common::fault::{Fault, Kind};
+use common::hello::{Peer, Role};
+use common::id::{LogIndex, SessionId};
+use common::layout::ClusterMap;
+use common::proto::meta::{
+    Admin, AdminReply, Alive, Answered, Applied, Ask, Commit, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
+    Op, Query, Register, Registered, Request, Status,
+};
+use common::rpc::Handler;
+use openraft::Instant;
+use std::sync::Arc;
+use std::time::Duration;
+use tarpc::context::Context;
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+
+/// Bytes of proposals under way, at most; more wait to be let in.
+const PROPOSAL_BYTES_MAX: u32 = 64 << 20;
+/// What a proposal counts for at least, in bytes.
+const PROPOSAL_BYTES_MIN: u32 = 4 << 10;
+/// How long a proposal may wait to be let in.
+const PROPOSAL_WAIT: Duration = Duration::from_secs(5);
+
+/// What all requests share.
+pub(crate) struct Service {
+    node: Shared,
+    proposals: Semaphore,
+}
+
+/// One request of one peer.
+#[derive(Clone)]
+struct Call {
+    service: Arc<Service>,
+    peer: Arc<Peer>,
+}
+
+/// Answers the requests of all peers.
+pub(crate) fn handler(node: Shared) -> Handler {
+    let service = Arc::new(Service { node, proposals: Semaphore::new(permits(PROPOSAL_BYTES_MAX)) });
+    Arc::new(move |peer, context, request| {
+        let call = Call { service: service.clone(), peer };
+        Box::pin(call.serve_checked(context, request))
+    })
+}
+
+fn permits(bytes: u32) -> usize {
+    common::units::len_usize(u64::from(bytes))
+}
+
+/// Who may ask what: the only place that says so.
+fn roles(request: &MetaRequest) -> (&'static str, &'static [Role]) {
+    match request {
+        MetaRequest::Submit { .. } => ("submit", &[Role::Client]),
+        MetaRequest::Query { .. } => ("query", &[Role::Client]),
+        MetaRequest::KeepAlive { .. } => ("keep_alive", &[Role::Client]),
+        MetaRequest::ClusterMap { .. } => ("cluster_map", &[Role::Client, Role::Chunkserver, Role::Admin]),
+        MetaRequest::Register { .. } => ("register", &[Role::Chunkserver]),
+        MetaRequest::Heartbeat { .. } => ("heartbeat", &[Role::Chunkserver]),
+        // Clients too: `dfs admin` is a client with another verb until there are identities to tell them apart.
+        MetaRequest::Admin { .. } => ("admin", &[Role::Admin, Role::Client]),
+        MetaRequest::Raft { .. } => ("raft", &[Role::Metaserver]),
+    }
+}
+
+impl Call {
+    async fn serve_checked(
+        self,
+        context: Context,
+        request: MetaRequest,
+    ) -> Result<common::proto::meta::MetaResponse, tarpc::ServerError> {
+        let (what, allowed) = roles(&request);
+        if let Err(fault) = self.peer.require(allowed, what) {
+            return Err(tarpc::ServerError::new(std::io::ErrorKind::PermissionDenied, fault.message));
+        }
+        tarpc::server::Serve::serve(self.serve(), context, request).await
+    }
+
+    fn node(&self) -> &Shared {
+        &self.service.node
+    }
+
+    /// This member and what it knows as the leader.
+    async fn leading(&self) -> Result<(Member, Arc<Leading>), Fault> {
+        let member = self.node().member()?;
+        let leading = self.node().leadership.get(&member).await?;
+        Ok((member, leading))
+    }
+
+    /// Room for a proposal of this many bytes.
+    async fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Fault> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(PROPOSAL_BYTES_MIN, PROPOSAL_BYTES_MAX);
+        let busy = || Fault::new(Kind::Busy, "too many changes are under way");
+        match tokio::time::timeout(PROPOSAL_WAIT, self.service.proposals.acquire_many(bytes)).await {
+            Ok(permit) => permit.map_err(|_| busy()),
+            Err(_) => Err(busy()),
+        }
+    }
+
+    async fn propose(&self, member: &Member, command: &Command) -> Result<Done, Fault> {
+        let bytes = command.encode();
+        let _room = self.room(bytes.len()).await?;
+        member.propose_bytes(bytes).await
+    }
+
+    /// The map with who is up.
+    fn map(&self, member: &Member, leading: &Leading) -> Result<Arc<ClusterMap>, Fault> {
+        let mounted = member.state.mounted();
+        let read = || {
+            namespace::cluster_map(mounted.kv())
+                .map_err(|error| self.store_failed(&error))?
+                .ok_or_else(crate::leading::not_formatted)
+        };
+        leading.servers.map(read)
+    }
+
+    fn store_failed(&self, error: &dyn std::fmt::Display) -> Fault {
+        self.node().failed(&format!("the metadata store: {error}"));
+        Fault::new(Kind::Internal, format!("the metadata store failed: {error}"))
+    }
+
+    async fn status(&self) -> Result<Status, Fault> {
+        let (member, leading) = self.leading().await?;
+        let map = self.map(&member, &leading)?;
+        let mounted = member.state.mounted();
+        let counters = namespace::counters(mounted.kv()).map_err(|error| self.store_failed(&error))?;
+        let metrics = member.metrics();
+        let matched = |id: u64| {
+            if id == member.identity.raft_id {
+                return metrics.last_log_index;
+            }
+            let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(&id)).copied().flatten();
+            let alive = heard.is_some_and(|at| at.elapsed() < UNREACHABLE_AFTER);
+            let matched = metrics.replication.as_ref()?.get(&id)?.as_ref()?.index;
+            alive.then_some(matched)
+        };
+        let members = metrics.membership_config.nodes();
+        let metaservers = members.map(|(id, node)| (node_of(*id), node.addr.clone(), matched(*id).map(LogIndex)));
+        let (raw_capacity, raw_free) = leading.servers.space();
+        let fs = common::proto::meta::FsStat {
+            logical_bytes: counters.logical_bytes,
+            chunk_bytes: counters.chunk_bytes,
+            chunks: counters.chunks,
+            inodes: counters.inodes,
+            raw_capacity,
+            raw_free,
+            replicas: map.replicas,
+        };
+        Ok(Status {
+            cluster: map.cluster,
+            epoch: map.epoch,
+            leader: self.node_status(),
+            metaservers: metaservers.collect(),
+            servers: leading.servers.status(&map),
+            fs,
+            degraded: counters.degraded,
+            sessions: counters.sessions,
+        })
+    }
+
+    fn node_status(&self) -> NodeStatus {
+        let node = self.node().id();
+        let Some(member) = self.node().try_member() else {
+            let state = "unformatted".to_string();
+            return NodeStatus { node, state, term: 0, leader: None, applied: LogIndex(0), last_log: LogIndex(0) };
+        };
+        let metrics = member.metrics();
+        let formatted = namespace::config(member.state.mounted().kv()).is_ok_and(|config| config.is_some());
+        let state = match (&metrics.running_state, formatted) {
+            (Err(fatal), _) => format!("stopped: {fatal}"),
+            (Ok(()), false) if metrics.current_term == 0 => "unformatted".to_string(),
+            (Ok(()), _) => format!("{:?}", metrics.state).to_lowercase(),
+        };
+        NodeStatus {
+            node,
+            state,
+            term: metrics.current_term,
+            leader: metrics.current_leader.map(node_of),
+            applied: LogIndex(member.state.applied_index()),
+            last_log: LogIndex(metrics.last_log_index.unwrap_or(0)),
+        }
+    }
+
+    /// Formats in a task of its own: it goes on when the caller gives up.
+    async fn format(&self, request: Admin) -> Result<AdminReply, Fault> {
+        let (done, answer) = oneshot::channel();
+        let node = self.node().clone();
+        self.node().tasks.spawn_until_stop(async move {
+            let result = node.format(&request).await;
+            if let Err(fault) = &result {
+                tracing::warn!(error = %fault, "format");
+            }
+            let _ = done.send(result); // the caller gave up
+        });
+        answer.await.map_err(|_| Fault::new(Kind::Busy, "this metaserver is stopping"))?.map(|()| AdminReply::Formatted)
+    }
+
+    /// A session asks for something: it lives. One this leader has not heard of yet may be in the rows.
+    fn touch(&self, member: &Member, leading: &Leading, session: SessionId) -> Result<(), Fault> {
+        if leading.sessions.touch(session) {
+            return Ok(());
+        }
+        let mounted = member.state.mounted();
+        match namespace::session_is_open(mounted.kv(), session) {
+            Ok(true) => {
+                leading.sessions.opened(session);
+                Ok(())
+            }
+            Ok(false) => Err(Fault::new(Kind::NoSession, format!("session {session} is unknown or ended"))),
+            Err(error) => Err(self.store_failed(&error)),
+        }
+    }
+}
+
+/// A member whose last answer to a heartbeat is older than this is shown as unreachable.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
+
+/// Checks the receipts of a commit against the secret, and what else needs no state.
+fn check_commit(commit: &Commit, leading: &Leading) -> Result<(), Fault> {
+    namespace::validate_commit(commit)?;
+    for chunk in &commit.chunks {
+        for receipt in &chunk.receipts {
+            if !leading.ctx.secret.receipt_is_valid(receipt, chunk.id, chunk.len, commit.attempt) {
+                let text =
+                    format!("chunk {}: the receipt of {} does not hold for this commit", chunk.id, receipt.server);
+                return Err(Fault::new(Kind::Invalid, text));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads of a few rows, done at once; the others go to a thread where they may wait for the disk.
+fn is_small(query: &Query) -> bool {
+    match query {
+        Query::Lookup { .. }
+        | Query::GetAttr { .. }
+        | Query::ReadLink { .. }
+        | Query::Open { .. }
+        | Query::GetXattr { .. }
+        | Query::StatFs => true,
+        Query::Walk { .. } | Query::ReadDir { .. } | Query::Extents { .. } | Query::ListXattr { .. } => false,
+    }
+}
+
+impl Meta for Call {
+    async fn submit(self, _: Context, request: Request) -> Result<Applied, Fault> {
+        let (member, leading) = self.leading().await?;
+        if let Op::Commit(commit) = &request.op {
+            check_commit(commit, &leading)?;
+        }
+        let session = request.session;
+        let (opens, closes) = match &request.op {
+            Op::OpenSession { .. } => (true, false),
+            Op::CloseSession => (false, true),
+            _ => (false, false),
+        };
+        if !opens {
+            self.touch(&member, &leading, session)?;
+        }
+        let at = self.node().world.now();
+        match self.propose(&member, &Command::Client { request, at }).await? {
+            Done::Applied(applied) => {
+                if opens {
+                    leading.sessions.opened(session);
+                } else if closes {
+                    leading.sessions.ended(session);
+                }
+                Ok(applied)
+            }
+            other => Err(Fault::new(Kind::Internal, format!("submit: answered {other:?}"))),
+        }
+    }
+
+    async fn query(self, _: Context, ask: Ask) -> Result<Answered, Fault> {
+        let (member, leading) = self.leading().await?;
+        self.touch(&member, &leading, ask.session)?;
+        member.reads.wait().await?;
+        let mut ctx = leading.ctx;
+        (ctx.raw_capacity, ctx.raw_free) = leading.servers.space();
+        let small = is_small(&ask.query);
+        let read = move || {
+            let index = LogIndex(member.state.applied_index()); // before the view: never ahead of it
+            let mounted = member.state.mounted();
+            let view = mounted.kv().snapshot();
+            namespace::query(&*view, index, &ask, &ctx)
+        };
+        let answer = if small { read() } else { self.node().world.blocking(read).await };
+        answer.map_err(|fail| match fail {
+            Fail::Fault(fault) => fault,
+            Fail::Kv(error) => self.store_failed(&error),
+        })
+    }
+
+    async fn keep_alive(self, _: Context, session: SessionId) -> Result<Alive, Fault> {
+        let (member, leading) = self.leading().await?;
+        self.touch(&member, &leading, session)?;
+        let map_version = self.map(&member, &leading)?.version;
+        Ok(Alive { index: LogIndex(member.state.applied_index()), map_version, epoch: leading.ctx.epoch })
+    }
+
+    async fn cluster_map(self, _: Context) -> Result<ClusterMap, Fault> {
+        let (member, leading) = self.leading().await?;
+        Ok(ClusterMap::clone(&*self.map(&member, &leading)?))
+    }
+
+    async fn register(self, _: Context, register: Register) -> Result<Registered, Fault> {
+        let (member, leading) = self.leading().await?;
+        let first_beat = |server| Heartbeat {
+            server,
+            instance: register.instance,
+            capacity: register.capacity,
+            free: register.free,
+            chunks: 0,
+            chunk_bytes: 0,
+            corrupt: 0,
+            fenced_dirs: 0,
+            map_version: 0,
+        };
+        let (server, new) = match self.propose(&member, &Command::Register(register.clone())).await? {
+            Done::Registered { server, new } => (server, new),
+            other => return Err(Fault::new(Kind::Internal, format!("register: answered {other:?}"))),
+        };
+        tracing::info!(%server, new, peer = %self.peer, "a chunkserver registered");
+        leading.servers.heartbeat(first_beat(server));
+        leading.servers.rows_changed(new);
+        let map = self.map(&member, &leading)?;
+        Ok(Registered { server, secret: leading.ctx.secret, map: ClusterMap::clone(&*map) })
+    }
+
+    async fn heartbeat(self, _: Context, heartbeat: Heartbeat) -> Result<HeartbeatReply, Fault> {
+        let (member, leading) = self.leading().await?;
+        let (server, has) = (heartbeat.server, heartbeat.map_version);
+        if !self.map(&member, &leading)?.servers.contains_key(&server) {
+            return Err(Fault::new(Kind::NotFound, format!("chunkserver {server} is not registered")));
+        }
+        leading.servers.heartbeat(heartbeat);
+        let map = self.map(&member, &leading)?;
+        Ok(HeartbeatReply { map: (map.version != has).then(|| ClusterMap::clone(&*map)) })
+    }
+
+    async fn admin(self, _: Context, request: Admin) -> Result<AdminReply, Fault> {
+        match request {
+            Admin::Format { .. } => self.format(request).await,
+            Admin::Status => Ok(AdminReply::Status(Box::new(self.status().await?))),
+            Admin::NodeStatus => Ok(AdminReply::Node(self.node_status())),
+        }
+    }
+
+    async fn raft(self, _: Context, message: Bytes) -> Result<Bytes, Fault> {
+        let reply = match decode(&message)? {
+            Message::Member(to, message) => self.node().member()?.answer(to, message).await?,
+            Message::Prepare { cluster, node } => self.node().prepare(cluster, node).await?,
+            Message::Return { node, addr } => self.node().take_back(node, &addr).await?,
+            Message::Enter { raft_id, addr } => self.node().let_in(raft_id, &addr).await?,
+        };
+        encode::<Reply>(&reply)
+    }
+}

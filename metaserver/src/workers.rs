@@ -1,0 +1,174 @@
+//! The loops of a metaserver: each wakes up, does a little, and sleeps.
+//!
+//! | loop | who | does |
+//! | --- | --- | --- |
+//! | flush | every member | makes what is applied durable, so that a restart replays little |
+//! | leader | the leader | ends silent sessions, takes files that are gone apart, makes a layout for new servers |
+//! | return | a node without data, or not yet a voter | asks the others to take it back |
+//! | watch | every member | stops the process when openraft has stopped |
+
+use crate::leading::Leading;
+use crate::namespace::{self, Command, Done};
+use crate::node::{Shared, is_outside};
+use crate::raft::Member;
+use common::fault::{Fault, Kind};
+use common::id::LayoutVersion;
+use common::layout::{Candidate, Layout};
+use common::units::REPLICAS_MAX;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks of the flush loop.
+const FLUSH_LOOK: Duration = Duration::from_secs(1);
+/// What is applied is flushed at the latest after this many looks ...
+const FLUSH_LOOKS: u32 = 10;
+/// ... or when it is this many bytes.
+const FLUSH_BYTES: u64 = 32 << 20;
+/// Between two looks of the leader.
+const LEADER_LOOK: Duration = Duration::from_millis(250);
+/// Silent sessions ended in one look, at most.
+const EXPIRE_MAX: usize = 64;
+/// Extents taken apart by one command.
+const PURGE_EXTENTS: u32 = 2048;
+/// Between two attempts to return.
+const RETURN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Starts all loops. They find out by themselves what there is to do.
+pub(crate) fn start(node: &Shared) {
+    let own = node.clone();
+    node.tasks.spawn("flush", |stop| flush(own, stop));
+    let own = node.clone();
+    node.tasks.spawn("leader", |stop| leader(own, stop));
+    let own = node.clone();
+    node.tasks.spawn("return", |stop| come_back(own, stop));
+}
+
+/// Sleeps; false when it is time to stop.
+async fn next(stop: &CancellationToken, pause: Duration) -> bool {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(pause) => true,
+    }
+}
+
+async fn flush(node: Shared, stop: CancellationToken) {
+    let mut looks = 0;
+    while next(&stop, FLUSH_LOOK).await {
+        let Some(member) = node.try_member() else { continue };
+        looks += 1;
+        let unflushed = member.state.unflushed();
+        if unflushed == 0 || (unflushed < FLUSH_BYTES && looks < FLUSH_LOOKS) {
+            continue;
+        }
+        looks = 0;
+        let state = member.state.clone();
+        if let Err(error) = node.world.blocking(move || state.flush()).await {
+            tracing::error!(%error, "flush the metadata store");
+            node.failed(&format!("flush the metadata store: {error}"));
+        }
+    }
+}
+
+async fn leader(node: Shared, stop: CancellationToken) {
+    while next(&stop, LEADER_LOOK).await {
+        let Some(member) = node.try_member() else { continue };
+        if let Err(fatal) = &member.metrics().running_state {
+            node.failed(&format!("consensus stopped: {fatal}"));
+        }
+        if !member.is_leader() {
+            continue;
+        }
+        let Ok(leading) = node.leadership.get(&member).await else { continue };
+        let work = async {
+            expire(&node, &member, &leading).await?;
+            layout(&node, &member, &leading).await?;
+            purge(&member, &stop).await
+        };
+        if let Err(fault) = work.await
+            && !fault.kind.is_transient()
+        {
+            tracing::warn!(error = %fault, "work of the leader");
+        }
+    }
+}
+
+async fn expire(node: &Shared, member: &Member, leading: &Leading) -> Result<(), Fault> {
+    for session in leading.sessions.silent(tokio::time::Instant::now(), EXPIRE_MAX) {
+        member.propose(&Command::ExpireSession { session, at: node.world.now() }).await?;
+        leading.sessions.ended(session);
+        tracing::info!(%session, "a silent session was ended");
+    }
+    Ok(())
+}
+
+/// Makes a layout if the present one is not what the servers ask for.
+async fn layout(node: &Shared, member: &Member, leading: &Leading) -> Result<(), Fault> {
+    if !leading.servers.layout_is_due() {
+        return Ok(());
+    }
+    let state = member.state.clone();
+    let made = node.world.blocking(move || {
+        let mounted = state.mounted();
+        let map = namespace::cluster_map(mounted.kv()).map_err(|e| Fault::new(Kind::Internal, e.to_string()))?;
+        let now = map.ok_or_else(crate::leading::not_formatted)?;
+        let candidate = |(id, server): (&common::id::ServerId, &common::layout::ServerInfo)| Candidate {
+            server: *id,
+            domain: server.domain.clone(),
+            weight: server.weight,
+        };
+        let candidates: Vec<Candidate> = now.servers.iter().map(candidate).collect();
+        let version = LayoutVersion(now.layout.version.0 + 1);
+        let new = Layout::compute(version, now.layout.pg_count(), REPLICAS_MAX, &candidates);
+        Ok::<_, Fault>((new.groups != now.layout.groups).then_some(new))
+    });
+    let set = match made.await {
+        Ok(Some(layout)) => member.propose(&Command::SetLayout(layout)).await,
+        Ok(None) => return Ok(()),
+        Err(fault) => Err(fault),
+    };
+    leading.servers.rows_changed(false);
+    match set {
+        Ok(_) => {
+            tracing::info!("a new layout was set");
+            Ok(())
+        }
+        Err(fault) => {
+            leading.servers.layout_again();
+            Err(fault)
+        }
+    }
+}
+
+/// Takes files that are gone apart, a piece at a time, until there are none.
+async fn purge(member: &Member, stop: &CancellationToken) -> Result<(), Fault> {
+    let mounted = member.state.mounted();
+    let failed = |error: common::kv::KvError| Fault::new(Kind::Internal, error.to_string());
+    if !namespace::has_purge(mounted.kv()).map_err(failed)? {
+        return Ok(());
+    }
+    drop(mounted);
+    while !stop.is_cancelled() {
+        match member.propose(&Command::Purge { limit: PURGE_EXTENTS }).await? {
+            Done::Purged { more: true } => {}
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+async fn come_back(node: Shared, stop: CancellationToken) {
+    while next(&stop, RETURN_PAUSE).await {
+        let result = match node.try_member() {
+            None => node.try_return().await,
+            // Only a node that came back asks to be let in: at format all are members from the start.
+            Some(member) if member.identity.raft_id > crate::raft::NODE_MASK && is_outside(&member) => {
+                node.try_enter(&member).await
+            }
+            Some(_) => Ok(()),
+        };
+        if let Err(fault) = result {
+            tracing::debug!(error = %fault, "come back");
+        }
+    }
+}
