@@ -80,7 +80,8 @@ impl Meta for FakeMeta {
         if !self.instances.lock().unwrap().contains_key(&heartbeat.instance) {
             return Err(Fault::new(Kind::NotFound, "unknown server"));
         }
-        let map = (heartbeat.map_version != *self.map_version.lock().unwrap()).then(|| self.map());
+        let map = self.map();
+        let map = (heartbeat.map_version != map.version).then_some(map);
         self.heartbeats.lock().unwrap().push(heartbeat);
         Ok(HeartbeatReply { map })
     }
