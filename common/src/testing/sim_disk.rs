@@ -9,9 +9,14 @@
 //!
 //! Left out: slow disks, file systems that write names and data in one order (they lose less than this one).
 
+mod held;
+#[cfg(test)]
+mod tests;
+
 use crate::disk::{AlignedBuf, Disk, File, Lock};
 use crate::units::{len_u64, len_usize};
-use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use held::{Change, Content, Link, NameChange, Node, reachable, surviving};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
@@ -19,8 +24,6 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What reaches the disk as a whole, in bytes.
-const SECTOR: usize = 512;
 /// What a hole consists of, in bytes.
 const BLOCK: u64 = 4096;
 const ROOT: Ino = Ino(0);
@@ -50,39 +53,6 @@ struct Sim {
     bad_blocks: BTreeSet<(Ino, u64)>,
     total: u64,
     free: u64,
-}
-
-#[derive(Clone)]
-enum Node {
-    Dir { live: BTreeMap<OsString, Ino>, durable: BTreeMap<OsString, Ino> },
-    File(Content),
-}
-
-#[derive(Clone, Default)]
-struct Content {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    /// What makes `live` of `durable`, oldest first.
-    unsynced: Vec<Change>,
-    /// Space taken: the length, or what was reserved beyond it, in bytes.
-    allocated: u64,
-}
-
-#[derive(Clone)]
-enum Change {
-    Write { at: usize, bytes: Vec<u8> },
-    SetLen(usize),
-    Punch { from: usize, to: usize },
-}
-
-/// A name in a directory and what it stands for.
-type Link = (Ino, OsString, Ino);
-
-/// Takes one name away, puts one there, or both at once (a rename).
-#[derive(Clone)]
-struct NameChange {
-    gone: Option<Link>,
-    new: Option<Link>,
 }
 
 impl SimDisk {
@@ -226,143 +196,6 @@ impl SimDisk {
 impl fmt::Debug for SimDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SimDisk")
-    }
-}
-
-/// Which of these changes survive: each by chance, with the earlier ones that touch the same name.
-fn surviving(changes: &[NameChange], random: &mut StdRng) -> Vec<bool> {
-    let mut kept: Vec<bool> = changes.iter().map(|_| random.random()).collect();
-    for late in (0..changes.len()).rev() {
-        for early in 0..late {
-            kept[early] |= kept[late] && changes[early].shares_name(&changes[late]);
-        }
-    }
-    kept
-}
-
-fn reachable(nodes: &BTreeMap<Ino, Node>) -> BTreeSet<Ino> {
-    let (mut seen, mut open) = (BTreeSet::new(), vec![ROOT]);
-    while let Some(ino) = open.pop() {
-        if seen.insert(ino)
-            && let Some(Node::Dir { live, .. }) = nodes.get(&ino)
-        {
-            open.extend(live.values());
-        }
-    }
-    seen
-}
-
-impl Node {
-    fn allocated(&self) -> u64 {
-        match self {
-            Node::Dir { .. } => 0,
-            Node::File(content) => content.allocated,
-        }
-    }
-
-    fn names(&mut self, live: bool) -> &mut BTreeMap<OsString, Ino> {
-        match self {
-            Node::Dir { live: names, .. } if live => names,
-            Node::Dir { durable, .. } => durable,
-            Node::File(_) => unreachable!("names are in directories"),
-        }
-    }
-}
-
-impl NameChange {
-    fn links(&self) -> impl Iterator<Item = &Link> {
-        self.gone.iter().chain(&self.new)
-    }
-
-    fn shares_name(&self, other: &NameChange) -> bool {
-        self.links().any(|a| other.links().any(|b| (a.0, &a.1) == (b.0, &b.1)))
-    }
-
-    fn apply(&self, nodes: &mut BTreeMap<Ino, Node>, live: bool) {
-        if let Some((dir, name, ino)) = &self.gone
-            && let Some(node) = nodes.get_mut(dir)
-            && node.names(live).get(name) == Some(ino)
-        {
-            node.names(live).remove(name);
-        }
-        if let Some((dir, name, ino)) = &self.new
-            && let Some(node) = nodes.get_mut(dir)
-        {
-            node.names(live).insert(name.clone(), *ino);
-        }
-    }
-}
-
-impl Change {
-    fn apply(&self, to: &mut Vec<u8>) {
-        match self {
-            Change::Write { at, bytes } => overwrite(to, *at, bytes),
-            Change::SetLen(len) => to.resize(*len, 0),
-            Change::Punch { from, to: end } => {
-                let end = (*end).min(to.len());
-                if *from < end {
-                    to[*from..end].fill(0);
-                }
-            }
-        }
-    }
-
-    /// Applies any part of it.
-    fn apply_torn(&self, to: &mut Vec<u8>, random: &mut StdRng) {
-        let Change::Write { at, bytes } = self else {
-            if random.random() {
-                self.apply(to);
-            }
-            return;
-        };
-        // All, nothing or any sectors.
-        let share = [1.0, 0.0, 0.5, 0.9][random.random_range(0..4)];
-        let mut from = 0;
-        while from < bytes.len() {
-            let end = ((at + from) / SECTOR * SECTOR + SECTOR - at).min(bytes.len());
-            if random.random_bool(share) {
-                overwrite(to, at + from, &bytes[from..end]);
-            }
-            from = end;
-        }
-        if at + bytes.len() > to.len() && random.random() {
-            to.resize(at + bytes.len(), 0);
-        }
-    }
-}
-
-fn overwrite(to: &mut Vec<u8>, at: usize, bytes: &[u8]) {
-    if bytes.is_empty() {
-        return;
-    }
-    if to.len() < at + bytes.len() {
-        to.resize(at + bytes.len(), 0);
-    }
-    to[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
-impl Content {
-    fn change(&mut self, change: Change) {
-        change.apply(&mut self.live);
-        self.unsynced.push(change);
-    }
-
-    fn sync(&mut self) {
-        for change in self.unsynced.drain(..) {
-            change.apply(&mut self.durable);
-        }
-    }
-
-    fn sync_some(&mut self, random: &mut StdRng) {
-        for change in self.unsynced.drain(..) {
-            change.apply_torn(&mut self.durable, random);
-        }
-    }
-
-    fn crash(&mut self, random: &mut StdRng) {
-        self.sync_some(random);
-        self.live.clone_from(&self.durable);
-        self.allocated = len_u64(self.live.len());
     }
 }
 
@@ -715,117 +548,5 @@ impl File for SimFile {
         }
         let mut sim = self.disk.lock();
         sim.change_content(self.ino, Change::Punch { from: len_usize(from), to: len_usize(to) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::SimDisk;
-    use crate::disk::Disk;
-    use std::collections::BTreeSet;
-    use std::io;
-    use std::path::{Path, PathBuf};
-
-    const FILE: &str = "/d/f";
-
-    /// A synced block of ones, then an unsynced one of twos over it and one behind it.
-    fn two_blocks(seed: u64) -> SimDisk {
-        let disk = SimDisk::new(seed);
-        disk.create_dir_all(Path::new("/d")).expect("create");
-        let file = disk.create(Path::new(FILE)).expect("create");
-        file.write_all_at(&[&[1; 4096]], 0).expect("write");
-        file.sync().expect("sync");
-        disk.sync_dir(Path::new("/d")).expect("sync");
-        file.write_all_at(&[&[2; 8192]], 0).expect("write");
-        disk
-    }
-
-    fn bytes(disk: &SimDisk, path: &str) -> Vec<u8> {
-        let file = disk.open(Path::new(path)).expect("open");
-        let mut bytes = vec![0; usize::try_from(file.len().expect("len")).expect("small")];
-        file.read_exact_at(&mut bytes, 0).expect("read");
-        bytes
-    }
-
-    #[test]
-    fn a_power_cut_keeps_what_was_synced_and_any_sectors_of_the_rest() {
-        let mut outcomes = BTreeSet::new();
-        for seed in 0..200 {
-            let disk = two_blocks(seed);
-            let after = bytes(&disk.after_crash(), FILE);
-            assert_eq!(after, bytes(&two_blocks(seed).after_crash(), FILE), "the same seed, the same outcome");
-            assert!(disk.open(Path::new(FILE)).is_err() && disk.list(Path::new("/d")).is_err(), "no power");
-            for (number, sector) in after.chunks(512).enumerate() {
-                assert!(sector.iter().all(|byte| *byte == sector[0]), "sectors are whole");
-                assert!(sector[0] == 2 || sector[0] == u8::from(number < 8), "old or new (or a hole)");
-            }
-            assert!((4096..=8192).contains(&after.len()));
-            outcomes.insert(after);
-        }
-        assert!(outcomes.contains(&vec![1; 4096][..]) && outcomes.contains(&vec![2; 8192][..]) && outcomes.len() > 50);
-    }
-
-    #[test]
-    fn names_are_durable_after_a_sync_of_the_directory() {
-        let mut outcomes = BTreeSet::new();
-        for seed in 0..100 {
-            let disk = two_blocks(seed);
-            disk.create(Path::new("/d/new")).expect("create");
-            disk.rename(Path::new("/d/new"), Path::new("/d/newer")).expect("rename");
-            disk.remove(Path::new(FILE)).expect("remove");
-            outcomes.insert(disk.after_crash().list(Path::new("/d")).expect("list"));
-        }
-        let names = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
-        let possible = [&["f"][..], &["f", "new"], &["f", "newer"], &[], &["new"], &["newer"]].map(names);
-        assert_eq!(outcomes, possible.into(), "a rename implies the creation");
-        let disk = two_blocks(0);
-        disk.create(Path::new("/d/new")).expect("create");
-        disk.remove(Path::new(FILE)).expect("remove");
-        disk.sync_dir(Path::new("/d")).expect("sync");
-        assert_eq!(disk.after_crash().list(Path::new("/d")).expect("list"), names(&["new"]));
-    }
-
-    #[test]
-    fn the_power_goes_after_so_many_writes() {
-        let disk = two_blocks(0);
-        let writes = disk.writes();
-        let disk = disk.cut_after(writes + 1);
-        let file = disk.open(Path::new(FILE)).expect("open");
-        file.write_all_at(&[b"x"], 0).expect("one more");
-        assert!(disk.has_power());
-        assert!(file.sync().is_err() && !disk.has_power());
-        assert!(file.read_exact_at(&mut [0], 0).is_err());
-    }
-
-    #[test]
-    fn a_failed_sync_may_lose_what_can_still_be_read() {
-        let outcomes: BTreeSet<Vec<u8>> = (0..100)
-            .map(|seed| {
-                let disk = two_blocks(seed);
-                disk.fail_sync(Path::new(FILE));
-                let file = disk.open(Path::new(FILE)).expect("open");
-                assert_eq!(file.sync().expect_err("fails").raw_os_error(), Some(5));
-                assert_eq!(bytes(&disk, FILE), [2; 8192]);
-                file.sync().expect("and then does not");
-                bytes(&disk.after_crash(), FILE)
-            })
-            .collect();
-        assert!(outcomes.contains(&vec![1; 4096][..]) && outcomes.contains(&vec![2; 8192][..]));
-    }
-
-    #[test]
-    fn a_full_disk_says_so() {
-        let disk = two_blocks(0);
-        disk.set_space(100_000, 5000);
-        let file = disk.open(Path::new(FILE)).expect("open");
-        let full = file.write_all_at(&[&[3; 6000]], 8192).expect_err("no room");
-        assert_eq!((full.kind(), file.len().expect("len")), (io::ErrorKind::StorageFull, 8192));
-        assert_eq!(file.reserve(8192, 6000).expect_err("no room").kind(), io::ErrorKind::StorageFull);
-        file.reserve(8192, 4000).expect("room");
-        assert_eq!(disk.space(Path::new("/d")).expect("space"), (100_000, 1000));
-        file.write_all_at(&[&[3; 5000]], 8192).expect("partly reserved");
-        assert_eq!(disk.space(Path::new("/d")).expect("space"), (100_000, 0));
-        disk.remove(Path::new(FILE)).expect("remove");
-        assert_eq!(disk.space(Path::new("/d")).expect("space"), (100_000, 8192 + 5000));
     }
 }
