@@ -1,0 +1,243 @@
+//! `dfs admin`: make a cluster of empty metaservers, and see how one is.
+
+use super::connect::Target;
+use super::failure::{Failure, Outcome};
+use super::format::size_text;
+use clap::Subcommand;
+use client_fuse::{Client, ClientConfig};
+use common::fault::Fault;
+use common::id::{ClusterId, NodeId};
+use common::proto::meta::{Admin, AdminReply, ServerStatus, Status};
+use common::units::{MIN_REPLICAS_DEFAULT, REPLICAS_DEFAULT};
+use common::world::World;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// What a metaserver says of itself before it belongs to a cluster.
+pub(crate) const UNFORMATTED: &str = "unformatted";
+/// How long making a cluster may take.
+const FORMAT_LIMIT: Duration = Duration::from_secs(30);
+/// How long a look at the cluster may take.
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
+
+/// What an administrator can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    /// Make a new cluster of the empty metaservers named by --meta (or --config), in the order of their node ids from 1
+    Format {
+        #[command(flatten)]
+        shape: Shape,
+    },
+    /// Show metaservers, chunkservers and use
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What is fixed when a cluster is made.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Placement groups: a power of two from 16 to 65536. Fixed for ever: about 100 for each disk you will ever have
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) pg_count: u32,
+    /// Copies of each chunk
+    #[arg(long, default_value_t = REPLICAS_DEFAULT, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) replicas: u8,
+    /// Durable copies below which a write is not acknowledged
+    #[arg(long, default_value_t = MIN_REPLICAS_DEFAULT, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) min_replicas: u8,
+}
+
+/// Runs a `dfs admin` command.
+pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome {
+    let config = target.client_config("admin")?;
+    let world = World::real();
+    match command {
+        AdminCommand::Format { shape } => {
+            if !shape.pg_count.is_power_of_two() || !(16..=65_536).contains(&shape.pg_count) {
+                return Err(Failure::new("format: --pg-count must be a power of two from 16 to 65536"));
+            }
+            if shape.min_replicas > shape.replicas {
+                return Err(Failure::new("format: --min-replicas must not be above --replicas"));
+            }
+            let request = format_request(&world, &config.metaservers, shape);
+            ask(&world, &config.metaservers[..1], request, FORMAT_LIMIT).await?;
+            println!("formatted: {} metaservers, {} replicas", config.metaservers.len(), shape.replicas);
+            Ok(())
+        }
+        AdminCommand::Status { json } => {
+            let limit = STATUS_LIMIT.min(config.op_timeout);
+            let status = match ask(&world, &config.metaservers, Admin::Status, limit).await {
+                Ok(AdminReply::Status(status)) => *status,
+                Ok(other) => return Err(Failure::new(format!("status: unexpected answer {other:?}"))),
+                Err(failure) => {
+                    eprint!("{}", nodes_text(&world, &config.metaservers).await);
+                    return Err(failure);
+                }
+            };
+            if json {
+                println!("{}", status_json(&status));
+            } else {
+                print!("{}", status_text(&status));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The request that makes a cluster of these metaservers: node ids are 1, 2, ... in this order.
+pub(crate) fn format_request(world: &World, addresses: &[String], shape: Shape) -> Admin {
+    Admin::Format {
+        cluster: ClusterId(world.random_u128()),
+        metaservers: (1..).map(NodeId).zip(addresses.iter().cloned()).collect(),
+        pg_count: shape.pg_count,
+        replicas: shape.replicas,
+        min_replicas: shape.min_replicas,
+    }
+}
+
+/// Asks metaservers something, within `limit`.
+pub(crate) async fn ask(world: &World, addresses: &[String], request: Admin, limit: Duration) -> Outcome<AdminReply> {
+    let mut config = ClientConfig::new(addresses.to_vec());
+    config.op_timeout = limit;
+    config.label = "dfs admin".into();
+    let answer = Client::admin(&config, world, request).await;
+    answer.map_err(|fault: Fault| Failure::fault("ask", addresses.join(","), &fault))
+}
+
+/// What each metaserver says of itself: for when there is no leader to ask.
+async fn nodes_text(world: &World, addresses: &[String]) -> String {
+    let mut text = String::new();
+    for address in addresses {
+        let line = match ask(world, std::slice::from_ref(address), Admin::NodeStatus, Duration::from_secs(2)).await {
+            Ok(AdminReply::Node(n)) => {
+                format!("{}: {}, term {}, applied {}, last log {}", n.node, n.state, n.term, n.applied, n.last_log)
+            }
+            Ok(_) => "unexpected answer".to_owned(),
+            Err(failure) => failure.to_string(),
+        };
+        let _ = writeln!(text, "metaserver {address}: {line}"); // writing to a string cannot fail
+    }
+    text
+}
+
+/// The cluster for people.
+pub(crate) fn status_text(status: &Status) -> String {
+    let mut text = String::new();
+    // writing to a string cannot fail
+    let _ = writeln!(text, "cluster {} epoch {}, {} client sessions", status.cluster, status.epoch.0, status.sessions);
+    let _ = writeln!(text, "\n{:<5} {:<22} {:<9} {:>6} {:>10}", "META", "ADDRESS", "STATE", "TERM", "LOG");
+    for (node, address, matched) in &status.metaservers {
+        let leads = *node == status.leader.node;
+        let (state, term) = match (leads, matched) {
+            (true, _) => ("leader", status.leader.term.to_string()),
+            (false, Some(_)) => ("follower", status.leader.term.to_string()),
+            (false, None) => ("down", "-".into()),
+        };
+        let log = if leads { Some(status.leader.last_log) } else { *matched };
+        let log = log.map_or("-".into(), |index| index.0.to_string());
+        let _ = writeln!(text, "{:<5} {address:<22} {state:<9} {term:>6} {log:>10}", node.to_string());
+    }
+    let _ = writeln!(text, "applied index {}", status.leader.applied.0);
+    let _ = writeln!(
+        text,
+        "\n{:<5} {:<22} {:<6} {:>11} {:>11} {:>9} {:>11} {:>8}",
+        "CHUNK", "ADDRESS", "STATE", "CAPACITY", "FREE", "CHUNKS", "BYTES", "CORRUPT"
+    );
+    for server in &status.servers {
+        text.push_str(&server_line(server));
+    }
+    let fs = &status.fs;
+    let _ = writeln!(
+        text,
+        "\n{} inodes, {} chunks ({} degraded); logical {}, stored once {}, deduplication {:.2}x; raw {} free of {}",
+        fs.inodes,
+        fs.chunks,
+        status.degraded,
+        size_text(fs.logical_bytes),
+        size_text(fs.chunk_bytes),
+        dedup_ratio(status),
+        size_text(fs.raw_free),
+        size_text(fs.raw_capacity)
+    );
+    text
+}
+
+fn server_line(server: &ServerStatus) -> String {
+    let state = if server.up { "up" } else { "down" };
+    let fenced =
+        if server.fenced_dirs > 0 { format!("  {} directories fenced", server.fenced_dirs) } else { String::new() };
+    format!(
+        "{:<5} {:<22} {state:<6} {:>11} {:>11} {:>9} {:>11} {:>8}{fenced}\n",
+        server.server.to_string(),
+        server.addr,
+        size_text(server.capacity),
+        size_text(server.free),
+        server.chunks,
+        size_text(server.chunk_bytes),
+        server.corrupt
+    )
+}
+
+/// Logical bytes for each byte of a distinct chunk; 1 when nothing is stored.
+#[expect(clippy::as_conversions, reason = "a ratio for people: the nearest float is what is wanted")]
+fn dedup_ratio(status: &Status) -> f64 {
+    if status.fs.chunk_bytes == 0 { 1.0 } else { status.fs.logical_bytes as f64 / status.fs.chunk_bytes as f64 }
+}
+
+/// The cluster as JSON.
+pub(crate) fn status_json(status: &Status) -> serde_json::Value {
+    let metaservers: Vec<serde_json::Value> = status
+        .metaservers
+        .iter()
+        .map(|(node, address, matched)| {
+            let leads = *node == status.leader.node;
+            serde_json::json!({
+                "node": node.0,
+                "name": format!("meta-{}", node.0),
+                "addr": address,
+                "leader": leads,
+                "up": leads || matched.is_some(),
+                "log": if leads { Some(status.leader.last_log.0) } else { matched.map(|index| index.0) },
+            })
+        })
+        .collect();
+    let servers: Vec<serde_json::Value> = status.servers.iter().map(server_json).collect();
+    let fs = &status.fs;
+    serde_json::json!({
+        "cluster": status.cluster.to_string(),
+        "epoch": status.epoch.0,
+        "leader": status.leader.node.0,
+        "term": status.leader.term,
+        "applied": status.leader.applied.0,
+        "metaservers": metaservers,
+        "chunkservers": servers,
+        "inodes": fs.inodes,
+        "chunks": fs.chunks,
+        "logical_bytes": fs.logical_bytes,
+        "chunk_bytes": fs.chunk_bytes,
+        "raw_capacity": fs.raw_capacity,
+        "raw_free": fs.raw_free,
+        "replicas": fs.replicas,
+        "dedup_ratio": dedup_ratio(status),
+        "degraded": status.degraded,
+        "sessions": status.sessions,
+    })
+}
+
+fn server_json(server: &ServerStatus) -> serde_json::Value {
+    serde_json::json!({
+        "server": server.server.0,
+        "addr": server.addr,
+        "up": server.up,
+        "silent_ms": server.silent_ms,
+        "capacity": server.capacity,
+        "free": server.free,
+        "chunks": server.chunks,
+        "chunk_bytes": server.chunk_bytes,
+        "corrupt": server.corrupt,
+        "fenced_dirs": server.fenced_dirs,
+    })
+}

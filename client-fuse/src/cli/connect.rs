@@ -1,0 +1,204 @@
+//! Which cluster a command talks to, and the connection to it.
+//!
+//! First of these that is there: `--meta`, `--config`, `DFS_META`, `DFS_CONFIG`, `/etc/dfs/dfs.toml`,
+//! `~/.config/dfs/dfs.toml`.
+
+use super::failure::{Failure, Outcome};
+use super::remote::Remote;
+use clap::Args;
+use client_fuse::{Client, ClientConfig};
+use common::id::{ClusterId, InodeId};
+use common::proto::meta::{Attr, Cred};
+use common::world::World;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The options every command has.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Target {
+    /// Metaservers as host:port, separated by commas (or set DFS_META)
+    #[arg(long, global = true, value_delimiter = ',', value_name = "HOST:PORT")]
+    pub(crate) meta: Vec<String>,
+    /// Client configuration (or set DFS_CONFIG) [default: /etc/dfs/dfs.toml, then ~/.config/dfs/dfs.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Seconds until an operation gives up [default: 30]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) op_timeout: Option<u64>,
+}
+
+/// The client's configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClientFile {
+    /// Control-plane addresses of metaservers, `host:port`.
+    meta: Vec<String>,
+    /// The cluster they must belong to, 32 hex digits. Default: whichever answers.
+    cluster: Option<String>,
+    /// When an operation gives up, in seconds. Default 30.
+    op_timeout_s: Option<u64>,
+    /// Memory for unsaved data, chunk cache and read-ahead together, in MiB.
+    memory_mib: Option<usize>,
+}
+
+/// What the environment says; a value of its own so that tests need not change the process.
+#[derive(Debug, Default)]
+struct Environment {
+    meta: Option<String>,
+    config: Option<PathBuf>,
+    home: Option<PathBuf>,
+}
+
+impl Environment {
+    fn read() -> Environment {
+        let path = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        Environment {
+            meta: std::env::var("DFS_META").ok().filter(|v| !v.is_empty()),
+            config: path("DFS_CONFIG"),
+            home: path("HOME"),
+        }
+    }
+}
+
+impl Target {
+    /// The client configuration for this cluster.
+    pub(crate) fn client_config(&self, purpose: &str) -> Outcome<ClientConfig> {
+        let file = self.find(&Environment::read())?;
+        let mut config = ClientConfig::new(file.meta);
+        if let Some(hex) = file.cluster {
+            let parsed: Result<ClusterId, _> = hex.parse();
+            config.cluster = parsed.map_err(|e| Failure::at("read", "cluster id", e))?;
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        config.label = format!("{} {purpose}", host.trim_end());
+        if let Some(seconds) = self.op_timeout.or(file.op_timeout_s) {
+            config.op_timeout = Duration::from_secs(seconds);
+        }
+        if let Some(mib) = file.memory_mib {
+            config.memory_bytes = mib << 20;
+        }
+        Ok(config)
+    }
+
+    fn find(&self, environment: &Environment) -> Outcome<ClientFile> {
+        if !self.meta.is_empty() {
+            return with_addresses(self.meta.clone(), "--meta");
+        }
+        if let Some(path) = &self.config {
+            return read_file(path);
+        }
+        if let Some(meta) = &environment.meta {
+            return with_addresses(meta.split(',').map(str::to_owned).collect(), "DFS_META");
+        }
+        if let Some(path) = &environment.config {
+            return read_file(path);
+        }
+        let mut usual = vec![PathBuf::from("/etc/dfs/dfs.toml")];
+        usual.extend(environment.home.as_ref().map(|home| home.join(".config/dfs/dfs.toml")));
+        match usual.iter().find(|path| path.exists()) {
+            Some(path) => read_file(path),
+            None => Err(Failure::new("no cluster is named").advice(
+                "use --meta host:port,... or --config FILE, set DFS_META or DFS_CONFIG, or write /etc/dfs/dfs.toml",
+            )),
+        }
+    }
+
+    /// Connects, runs a command with the caller's identity, and closes the session. Returns the command's number of
+    /// failed paths.
+    pub(crate) async fn with_client(&self, command: impl AsyncFnOnce(&Shell) -> Outcome<u64>) -> Outcome<u64> {
+        let config = self.client_config("command line")?;
+        let servers = config.metaservers.join(",");
+        let connected = Client::connect(config, World::real()).await;
+        let client = connected.map_err(|fault| Failure::fault("connect to", servers, &fault))?;
+        let shell = Shell { client, cred: own_cred() };
+        let done = command(&shell).await;
+        let closed = shell.client.shutdown().await.map_err(|fault| Failure::fault("close", "the session", &fault));
+        let failures = done?;
+        closed.map(|()| failures)
+    }
+}
+
+/// What a command works with.
+#[derive(Clone)]
+pub(crate) struct Shell {
+    /// The connection.
+    pub(crate) client: Client,
+    /// Who runs the command.
+    pub(crate) cred: Cred,
+}
+
+impl Shell {
+    /// Attributes of a path's end; `doing` is for the error.
+    pub(crate) async fn walk(&self, doing: &str, path: &Remote, follow: bool) -> Outcome<Attr> {
+        let found = self.client.walk(&self.cred, InodeId::ROOT, path.as_bytes(), follow).await;
+        found.map(|(attr, _)| attr).map_err(|fault| Failure::fault(doing, path, &fault))
+    }
+}
+
+/// The user who runs this program.
+fn own_cred() -> Cred {
+    let groups = nix::unistd::getgroups().unwrap_or_default();
+    Cred {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        groups: groups.into_iter().map(nix::unistd::Gid::as_raw).collect(),
+    }
+}
+
+fn with_addresses(addresses: Vec<String>, source: &str) -> Outcome<ClientFile> {
+    let meta: Vec<String> = addresses.iter().map(|a| a.trim().to_owned()).filter(|a| !a.is_empty()).collect();
+    for address in &meta {
+        let port = address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(1..))) {
+            return Err(Failure::new(format!("{source}: {address} is not host:port")));
+        }
+    }
+    if meta.is_empty() {
+        return Err(Failure::new(format!("{source}: no address")));
+    }
+    Ok(ClientFile { meta, ..ClientFile::default() })
+}
+
+fn read_file(path: &Path) -> Outcome<ClientFile> {
+    let text = std::fs::read_to_string(path).map_err(|e| Failure::at("read", path.display(), e))?;
+    let file: ClientFile = toml::from_str(&text).map_err(|e| Failure::at("read", path.display(), e.message()))?;
+    let checked = with_addresses(file.meta.clone(), &path.display().to_string())?;
+    Ok(ClientFile { meta: checked.meta, ..file })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(meta: &str) -> Environment {
+        Environment { meta: Some(meta.into()), ..Environment::default() }
+    }
+
+    #[test]
+    fn flags_win_over_the_environment() {
+        let flags = Target { meta: vec!["a:1".into(), "b:2".into()], ..Target::default() };
+        assert_eq!(flags.find(&environment("c:3")).unwrap().meta, ["a:1", "b:2"]);
+        assert_eq!(Target::default().find(&environment("c:3, d:4")).unwrap().meta, ["c:3", "d:4"]);
+    }
+
+    #[test]
+    fn a_config_flag_wins_over_dfs_meta_and_unknown_keys_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dfs.toml");
+        std::fs::write(&path, "meta = [\"x:9\"]\n").unwrap();
+        let target = Target { config: Some(path.clone()), ..Target::default() };
+        assert_eq!(target.find(&environment("c:3")).unwrap().meta, ["x:9"]);
+        std::fs::write(&path, "meta = [\"x:9\"]\nmeat = 1\n").unwrap();
+        let line = target.find(&Environment::default()).unwrap_err().to_string();
+        assert!(line.contains("meat") && line.contains("dfs.toml"), "{line}");
+    }
+
+    #[test]
+    fn addresses_without_a_port_are_refused() {
+        for bad in ["host", "host:", "host:x", "host:0", ""] {
+            assert!(with_addresses(vec![bad.into()], "--meta").is_err(), "{bad}");
+        }
+        assert!(with_addresses(vec!["[::1]:80".into()], "--meta").is_ok());
+    }
+}

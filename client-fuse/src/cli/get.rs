@@ -1,0 +1,273 @@
+//! `dfs get` and `dfs cat`: files out of dfs. Every byte is checked against its chunk's hash before it is handed out.
+//!
+//! A local file appears whole or not at all: it is written under a temporary name beside its place and renamed. Mode and
+//! modification time are kept. Local files are not fsync'ed, as with `cp`.
+
+use super::connect::Shell;
+use super::copy::{CopyArgs, Workers, standard_file, temporary_name};
+use super::failure::{Failure, Outcome};
+use super::remote::Remote;
+use clap::Args;
+use client_fuse::OpenFlags;
+use common::proto::meta::{Attr, DirEntry, FileKind, LISTING_MAX};
+use common::time::Time;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+/// `dfs get`.
+#[derive(Args, Debug)]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    copy: CopyArgs,
+    /// Files or directories in dfs
+    #[arg(required = true)]
+    sources: Vec<OsString>,
+    /// Where to: a local directory that is there, or the new name; `-` is standard output
+    #[arg(required = true)]
+    destination: OsString,
+}
+
+/// `dfs cat`.
+#[derive(Args, Debug)]
+pub(crate) struct CatArgs {
+    /// Files in dfs
+    #[arg(required = true)]
+    paths: Vec<OsString>,
+}
+
+struct Get {
+    shell: Shell,
+    recursive: bool,
+    workers: Workers,
+    /// Directories whose mode and time are set at the end.
+    dirs: Vec<(PathBuf, Attr)>,
+}
+
+/// Runs `dfs get`. Returns how many paths failed.
+pub(crate) async fn run(shell: &Shell, args: GetArgs) -> Outcome<u64> {
+    let workers = Workers::new(&args.copy);
+    let mut get = Get { shell: shell.clone(), recursive: args.copy.recursive, workers, dirs: Vec::new() };
+    if args.destination == "-" {
+        for source in &args.sources {
+            let path = Remote::new(source);
+            match to_stdout(shell, &path).await {
+                Ok(length) => get.workers.tally.file(length),
+                Err(failure) => get.workers.fail(failure),
+            }
+        }
+    } else {
+        tokio::select! {
+            result = get.all(&args.sources, Path::new(&args.destination)) => result?,
+            _ = tokio::signal::ctrl_c() => {
+                get.workers.abort().await; // dropped jobs remove their temporary files
+                get.workers.progress.finish();
+                return Err(Failure::new("get: interrupted"));
+            }
+        }
+    }
+    get.workers.progress.finish();
+    if args.copy.json {
+        eprintln!("{}", get.workers.tally.json(shell.client.stats()));
+    }
+    Ok(get.workers.tally.failed.load(Ordering::Relaxed))
+}
+
+/// Runs `dfs cat`. Returns how many paths failed.
+pub(crate) async fn cat(shell: &Shell, args: CatArgs) -> Outcome<u64> {
+    let mut failed = 0;
+    for path in &args.paths {
+        if let Err(failure) = to_stdout(shell, &Remote::new(path)).await {
+            eprintln!("dfs: {failure}");
+            failed += 1;
+        }
+    }
+    Ok(failed)
+}
+
+async fn to_stdout(shell: &Shell, path: &Remote) -> Outcome<u64> {
+    let attr = shell.walk("read", path, true).await?;
+    if attr.kind != FileKind::File {
+        return Err(Failure::at("read", path, "not a regular file"));
+    }
+    let mut out = standard_file(&std::io::stdout()).map_err(|e| Failure::at("open", "standard output", e))?;
+    let length = read_into(shell, path, &attr, &mut out, None).await?;
+    out.flush().await.map_err(|e| Failure::at("write", "standard output", e))?;
+    Ok(length)
+}
+
+async fn read_into(
+    shell: &Shell,
+    path: &Remote,
+    attr: &Attr,
+    sink: &mut (dyn AsyncWrite + Send + Unpin),
+    progress: Option<client_fuse::Progress>,
+) -> Outcome<u64> {
+    let flags = OpenFlags { read: true, ..OpenFlags::default() };
+    let opened = shell.client.open(&shell.cred, attr.ino, flags).await;
+    let handle = opened.map_err(|fault| Failure::fault("read", path, &fault))?;
+    let read = shell.client.get_stream(&handle, sink, progress).await;
+    let released = shell.client.release(&handle).await;
+    let length = read.map_err(|fault| Failure::fault("read", path, &fault))?;
+    released.map_err(|fault| Failure::fault("close", path, &fault))?;
+    Ok(length)
+}
+
+impl Get {
+    async fn all(&mut self, sources: &[OsString], destination: &Path) -> Outcome {
+        let into_dir = destination.is_dir();
+        if sources.len() > 1 && !into_dir {
+            return Err(Failure::at("get", destination.display(), "not a directory")
+                .advice("several sources need a directory that is there"));
+        }
+        for source in sources {
+            let path = Remote::new(source);
+            if let Err(failure) = self.source(path, destination, into_dir).await {
+                self.workers.fail(failure);
+            }
+        }
+        self.workers.finish().await;
+        for (path, attr) in std::mem::take(&mut self.dirs).into_iter().rev() {
+            let kept = fs::File::open(&path).and_then(|dir| keep(&dir, &attr));
+            if let Err(error) = kept {
+                self.workers.fail(Failure::at("set mode and time of", path.display(), error));
+            }
+        }
+        Ok(())
+    }
+
+    async fn source(&mut self, path: Remote, destination: &Path, into_dir: bool) -> Outcome {
+        let attr = self.shell.walk("get", &path, true).await?;
+        if attr.kind == FileKind::Dir && !self.recursive {
+            return Err(Failure::at("get", &path, "is a directory").advice("use -r"));
+        }
+        let local = match path.name() {
+            Some(name) if into_dir => destination.join(OsStr::from_bytes(name.as_bytes())),
+            _ => destination.to_owned(), // the root has no name: its entries go into the destination
+        };
+        self.entry(path, attr, local).await
+    }
+
+    async fn entry(&mut self, path: Remote, attr: Attr, local: PathBuf) -> Outcome {
+        match attr.kind {
+            FileKind::Dir => Box::pin(self.directory(path, attr, local)).await,
+            FileKind::Symlink => self.symlink(&path, &attr, &local).await,
+            FileKind::File => {
+                self.workers.progress.expect(attr.size);
+                let (shell, progress) = (self.shell.clone(), self.workers.progress.clone());
+                let tally = Arc::clone(&self.workers.tally);
+                self.workers
+                    .start(async move {
+                        progress.name(&path);
+                        let length = get_file(&shell, &path, &attr, &local, progress.of_file()).await?;
+                        tally.file(length);
+                        Ok(())
+                    })
+                    .await;
+                Ok(())
+            }
+            FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => {
+                Err(Failure::at("get", path, "is neither file, directory nor symlink: skipped"))
+            }
+        }
+    }
+
+    async fn directory(&mut self, path: Remote, attr: Attr, local: PathBuf) -> Outcome {
+        if !local.is_dir() {
+            fs::create_dir(&local).map_err(|e| Failure::at("make directory", local.display(), e))?;
+        }
+        self.workers.tally.dirs.fetch_add(1, Ordering::Relaxed);
+        let mut after = 0;
+        loop {
+            let listed = self.shell.client.readdir(&self.shell.cred, attr.ino, after, LISTING_MAX, true).await;
+            let listing = listed.map_err(|fault| Failure::fault("list", &path, &fault))?;
+            for entry in listing.entries {
+                after = entry.cookie;
+                if let Err(failure) = self.child(&path, &local, entry).await {
+                    self.workers.fail(failure);
+                }
+            }
+            if listing.end {
+                break;
+            }
+        }
+        self.dirs.push((local, attr));
+        Ok(())
+    }
+
+    async fn child(&mut self, parent: &Remote, local: &Path, entry: DirEntry) -> Outcome {
+        let path = parent.join(entry.name.as_bytes());
+        let local = local.join(OsStr::from_bytes(entry.name.as_bytes()));
+        let attr = match entry.attr {
+            Some(attr) => attr,
+            None => {
+                let found = self.shell.client.getattr(&self.shell.cred, entry.ino).await;
+                found.map_err(|fault| Failure::fault("get", &path, &fault))?
+            }
+        };
+        self.entry(path, attr, local).await
+    }
+
+    async fn symlink(&self, path: &Remote, attr: &Attr, local: &Path) -> Outcome {
+        let read = self.shell.client.readlink(&self.shell.cred, attr.ino).await;
+        let target = read.map_err(|fault| Failure::fault("get", path, &fault))?;
+        let temporary = Temporary::beside(local);
+        let made = std::os::unix::fs::symlink(OsStr::from_bytes(&target), &temporary.0);
+        made.and_then(|()| fs::rename(&temporary.0, local)).map_err(|e| Failure::at("write", local.display(), e))?;
+        self.workers.tally.links.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A local file that is not complete yet; removed when dropped (unless it was renamed before).
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn beside(local: &Path) -> Temporary {
+        Temporary(local.with_file_name(temporary_name("get")))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0); // it is not there if it was renamed
+    }
+}
+
+async fn get_file(
+    shell: &Shell,
+    path: &Remote,
+    attr: &Attr,
+    local: &Path,
+    progress: client_fuse::Progress,
+) -> Outcome<u64> {
+    let temporary = Temporary::beside(local);
+    let failed = |e: std::io::Error| Failure::at("write", local.display(), e);
+    let mut file = tokio::fs::File::create_new(&temporary.0).await.map_err(failed)?;
+    file.set_max_buf_size(1 << 20);
+    let length = read_into(shell, path, attr, &mut file, Some(progress)).await?;
+    file.flush().await.map_err(failed)?;
+    keep(&file.into_std().await, attr).map_err(failed)?;
+    fs::rename(&temporary.0, local).map_err(failed)?;
+    Ok(length)
+}
+
+/// Sets mode and time of a local file or directory.
+fn keep(file: &fs::File, attr: &Attr) -> std::io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(attr.mode & 0o7777))?;
+    file.set_times(fs::FileTimes::new().set_modified(system_time(attr.mtime)))
+}
+
+/// A time as the standard library has it.
+pub(crate) fn system_time(time: Time) -> SystemTime {
+    let nanos = Duration::from_nanos(u64::from(time.nanos));
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let second = if time.secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    second.and_then(|second| second.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}

@@ -1,0 +1,145 @@
+//! The `dfs` command: one file for each thing it does, all front ends of one `Client`.
+//!
+//! Exit codes: 0 all done, 1 something failed (one line on standard error for each path), 2 the command line is wrong.
+//! With several paths the others are still done when one fails.
+
+mod admin;
+mod change;
+mod connect;
+mod copy;
+mod dev;
+mod failure;
+mod format;
+mod get;
+mod list;
+mod mount;
+pub(crate) mod mounts;
+mod progress;
+mod put;
+mod remote;
+mod remove;
+pub(crate) mod show;
+mod umount;
+
+use clap::{Parser, Subcommand};
+use connect::Target;
+use failure::Outcome;
+use std::process::ExitCode;
+
+/// dfs: a distributed file system. Put, get and manage files; mount it; run a cluster.
+#[derive(Debug, Parser)]
+#[command(name = "dfs", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Copy local files into dfs (`-`: standard input)
+    Put(put::PutArgs),
+    /// Copy files out of dfs (`-`: standard output)
+    Get(get::GetArgs),
+    /// List directories
+    Ls(list::LsArgs),
+    /// Write files to standard output
+    Cat(get::CatArgs),
+    /// Remove files, with -r directories
+    Rm(remove::RmArgs),
+    /// Move or rename
+    Mv(change::MvArgs),
+    /// Make directories
+    Mkdir(change::MkdirArgs),
+    /// Make hard links, with -s symbolic links
+    Ln(change::LnArgs),
+    /// Show all attributes
+    Stat(show::StatArgs),
+    /// Space used by files and directories
+    Du(list::DuArgs),
+    /// Space of the whole file system
+    Df(show::DfArgs),
+    /// Show a directory tree
+    Tree(list::TreeArgs),
+    /// Change permission bits
+    Chmod(change::ChmodArgs),
+    /// Change owner and group
+    Chown(change::ChownArgs),
+    /// Mount the file system
+    Mount(mount::MountArgs),
+    /// Unmount it and wait until everything is saved
+    Umount(umount::UmountArgs),
+    /// Administer a cluster
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
+    /// A whole cluster of real processes on this machine
+    #[command(subcommand)]
+    Dev(dev::DevCommand),
+}
+
+/// Runs the program.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("dfs: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome<ExitCode> {
+    if let Command::Mount(args) = cli.command {
+        return mount::run(&cli.target, args).map(|()| ExitCode::SUCCESS); // makes its own runtime
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| failure::Failure::at("start", "threads", e))?;
+    runtime.block_on(dispatch_async(cli))
+}
+
+async fn dispatch_async(cli: Cli) -> Outcome<ExitCode> {
+    let target = &cli.target;
+    let failures = match cli.command {
+        Command::Put(args) => target.with_client(async move |shell| put::run(shell, args).await).await?,
+        Command::Get(args) => target.with_client(async move |shell| get::run(shell, args).await).await?,
+        Command::Ls(args) => target.with_client(async move |shell| list::ls(shell, args).await).await?,
+        Command::Cat(args) => target.with_client(async move |shell| get::cat(shell, args).await).await?,
+        Command::Rm(args) => target.with_client(async move |shell| remove::run(shell, args).await).await?,
+        Command::Mv(args) => target.with_client(async move |shell| change::mv(shell, args).await).await?,
+        Command::Mkdir(args) => target.with_client(async move |shell| change::mkdir(shell, args).await).await?,
+        Command::Ln(args) => target.with_client(async move |shell| change::ln(shell, args).await).await?,
+        Command::Stat(args) => target.with_client(async move |shell| show::stat(shell, args).await).await?,
+        Command::Du(args) => target.with_client(async move |shell| list::du(shell, args).await).await?,
+        Command::Df(args) => target.with_client(async move |shell| show::df(shell, args).await).await?,
+        Command::Tree(args) => target.with_client(async move |shell| list::tree(shell, args).await).await?,
+        Command::Chmod(args) => target.with_client(async move |shell| change::chmod(shell, args).await).await?,
+        Command::Chown(args) => target.with_client(async move |shell| change::chown(shell, args).await).await?,
+        Command::Mount(_) => unreachable!("handled before the runtime was made"),
+        Command::Umount(args) => umount::run(args).await.map(|()| 0)?,
+        Command::Admin(command) => admin::run(target, command).await.map(|()| 0)?,
+        Command::Dev(command) => dev::run(command).await.map(|()| 0)?,
+    };
+    Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_told_apart_from_a_failed_command() {
+        let error = Cli::try_parse_from(["dfs", "put"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(Cli::try_parse_from(["dfs", "ls", "--meta", "a:1,b:2", "/x"]).is_ok());
+    }
+}

@@ -1,0 +1,348 @@
+//! `dfs put`: local files into dfs.
+//!
+//! Each file appears whole or not at all: it is written under a temporary name, made durable, and renamed. Mode and
+//! modification time are kept. Nothing is trusted to be there already: a `put` that is run again reads the local files
+//! again, but chunks that are stored are found by their hash and not sent (that is what makes it resumable).
+//! A `put` that is interrupted removes its temporary files; one that is killed leaves some `.dfs-put-*` behind.
+
+use super::connect::Shell;
+use super::copy::{CopyArgs, Tally, Workers, standard_file, temporary_name, time_of};
+use super::failure::{Failure, Outcome};
+use super::remote::Remote;
+use clap::Args;
+use client_fuse::OpenFlags;
+use common::fault::{Fault, Kind};
+use common::id::InodeId;
+use common::name::Name;
+use common::proto::meta::{FileKind, NewNode, RenameMode, SetAttr, SetTime};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use tokio::io::AsyncRead;
+
+/// `dfs put`.
+#[derive(Args, Debug)]
+pub(crate) struct PutArgs {
+    #[command(flatten)]
+    copy: CopyArgs,
+    /// Local files or directories; `-` is standard input
+    #[arg(required = true)]
+    sources: Vec<OsString>,
+    /// Where to in dfs: a directory that is there, or the new name
+    #[arg(required = true)]
+    destination: OsString,
+}
+
+/// Temporary files that are there now: an interruption removes them.
+type Unfinished = Arc<Mutex<BTreeSet<(InodeId, Vec<u8>)>>>;
+
+struct Put {
+    shell: Shell,
+    recursive: bool,
+    workers: Workers,
+    unfinished: Unfinished,
+    /// Directories whose mode and time are set at the end, when nothing is written into them any more.
+    dirs: Vec<(InodeId, Metadata, Remote)>,
+}
+
+/// Where one file goes.
+struct Goal {
+    parent: InodeId,
+    name: Name,
+    shown: Remote,
+}
+
+/// Runs the command. Returns how many paths failed.
+pub(crate) async fn run(shell: &Shell, args: PutArgs) -> Outcome<u64> {
+    let mut put = Put {
+        shell: shell.clone(),
+        recursive: args.copy.recursive,
+        workers: Workers::new(&args.copy),
+        unfinished: Unfinished::default(),
+        dirs: Vec::new(),
+    };
+    let destination = Remote::new(&args.destination);
+    let interrupted = tokio::select! {
+        result = put.all(&args.sources, &destination) => {
+            result?;
+            false
+        }
+        _ = tokio::signal::ctrl_c() => true,
+    };
+    put.workers.progress.finish();
+    if interrupted {
+        put.workers.abort().await;
+        put.remove_unfinished().await;
+        return Err(Failure::new("put: interrupted").advice("run it again: what is stored is not sent again"));
+    }
+    let tally = Arc::clone(&put.workers.tally);
+    if args.copy.json {
+        println!("{}", tally.json(shell.client.stats()));
+    }
+    Ok(tally.failed.load(Ordering::Relaxed))
+}
+
+impl Put {
+    async fn all(&mut self, sources: &[OsString], destination: &Remote) -> Outcome {
+        let into_dir = self.is_dir(destination).await?;
+        if sources.len() > 1 && !into_dir {
+            return Err(Failure::at("put", destination, "not a directory")
+                .advice("several sources need a directory that is there: `dfs mkdir` it"));
+        }
+        for source in sources {
+            if let Err(failure) = self.source(source, destination, into_dir).await {
+                self.workers.fail(failure);
+            }
+        }
+        self.workers.finish().await;
+        for (ino, local, shown) in std::mem::take(&mut self.dirs).into_iter().rev() {
+            let set = self.shell.client.setattr(&self.shell.cred, ino, kept(&local)).await;
+            if let Err(fault) = set {
+                self.workers.fail(Failure::fault("put", shown, &fault));
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_dir(&self, path: &Remote) -> Outcome<bool> {
+        match self.shell.client.walk(&self.shell.cred, InodeId::ROOT, path.as_bytes(), true).await {
+            Ok((attr, _)) => Ok(attr.kind == FileKind::Dir),
+            Err(Fault { kind: Kind::NotFound, .. }) => Ok(false),
+            Err(fault) => Err(Failure::fault("put", path, &fault)),
+        }
+    }
+
+    async fn source(&mut self, source: &OsString, destination: &Remote, into_dir: bool) -> Outcome {
+        if source == "-" {
+            if into_dir {
+                return Err(Failure::at("put", destination, "is a directory").advice("name the new file"));
+            }
+            let goal = self.goal(destination.clone()).await?;
+            let mut input = standard_file(&std::io::stdin()).map_err(|e| Failure::at("open", "standard input", e))?;
+            let length = put_one(&self.shell, &self.unfinished, &goal, &mut input, None, None).await?;
+            self.workers.tally.file(length);
+            return Ok(());
+        }
+        let path = PathBuf::from(source);
+        let local = fs::metadata(&path).map_err(|e| Failure::at("read", path.display(), e))?;
+        let target = if into_dir {
+            let full = path.canonicalize().map_err(|e| Failure::at("read", path.display(), e))?;
+            let name = path.file_name().or(full.file_name()).map(|n| n.to_owned());
+            let name =
+                name.ok_or_else(|| Failure::at("put", path.display(), "has no name").advice("name the target"))?;
+            destination.join(name.as_bytes())
+        } else {
+            destination.clone()
+        };
+        if local.is_dir() && !self.recursive {
+            return Err(Failure::at("put", path.display(), "is a directory").advice("use -r"));
+        }
+        let goal = self.goal(target).await?;
+        self.entry(path, local, goal).await
+    }
+
+    /// The directory and name of a path. The directory must be there.
+    async fn goal(&self, path: Remote) -> Outcome<Goal> {
+        let (parent, name) = path.split("put")?;
+        let parent = self.shell.walk("put", &parent, true).await?.ino;
+        Ok(Goal { parent, name, shown: path })
+    }
+
+    /// Copies one local entry: files in the background, directories with all that is in them.
+    async fn entry(&mut self, path: PathBuf, local: Metadata, goal: Goal) -> Outcome {
+        let kind = local.file_type();
+        if kind.is_dir() {
+            Box::pin(self.directory(path, local, goal)).await
+        } else if kind.is_symlink() {
+            self.symlink(&path, &goal).await
+        } else if kind.is_file() {
+            self.workers.progress.expect(local.len());
+            let (shell, unfinished) = (self.shell.clone(), Arc::clone(&self.unfinished));
+            let (progress, tally) = (self.workers.progress.clone(), Arc::clone(&self.workers.tally));
+            self.workers
+                .start(async move {
+                    progress.name(&goal.shown);
+                    put_file(&shell, &unfinished, &path, &local, &goal, progress.of_file(), &tally).await
+                })
+                .await;
+            Ok(())
+        } else {
+            Err(Failure::at("put", path.display(), "is neither file, directory nor symlink: skipped"))
+        }
+    }
+
+    async fn directory(&mut self, path: PathBuf, local: Metadata, goal: Goal) -> Outcome {
+        let list = fs::read_dir(&path).map_err(|e| Failure::at("read", path.display(), e))?;
+        let ino = self.make_dir(&goal, local.mode()).await?;
+        self.workers.tally.dirs.fetch_add(1, Ordering::Relaxed);
+        for entry in list {
+            let result = match entry {
+                Ok(entry) => self.child(ino, &goal.shown, &entry).await,
+                Err(error) => Err(Failure::at("read", path.display(), error)),
+            };
+            if let Err(failure) = result {
+                self.workers.fail(failure);
+            }
+        }
+        self.dirs.push((ino, local, goal.shown));
+        Ok(())
+    }
+
+    async fn child(&mut self, parent: InodeId, into: &Remote, entry: &fs::DirEntry) -> Outcome {
+        let path = entry.path();
+        let local = entry.metadata().map_err(|e| Failure::at("read", path.display(), e))?;
+        let bytes = entry.file_name().into_vec();
+        let shown = into.join(&bytes);
+        let name = Name::new(bytes).map_err(|e| Failure::at("put", &shown, e))?;
+        self.entry(path, local, Goal { parent, name, shown }).await
+    }
+
+    /// A directory of that name, new or there already.
+    async fn make_dir(&self, goal: &Goal, mode: u32) -> Outcome<InodeId> {
+        let (client, cred) = (&self.shell.client, &self.shell.cred);
+        match client.create(cred, goal.parent, &goal.name, NewNode::Dir, (mode & 0o7777) | 0o700).await {
+            Ok(attr) => Ok(attr.ino),
+            Err(Fault { kind: Kind::Exists, .. }) => {
+                let attr = self.shell.walk("put", &goal.shown, true).await?;
+                if attr.kind == FileKind::Dir {
+                    return Ok(attr.ino);
+                }
+                Err(Failure::at("put", &goal.shown, "is there and not a directory").advice("move it away"))
+            }
+            Err(fault) => Err(Failure::fault("put", &goal.shown, &fault)),
+        }
+    }
+
+    async fn symlink(&self, path: &Path, goal: &Goal) -> Outcome {
+        let target = fs::read_link(path).map_err(|e| Failure::at("read", path.display(), e))?;
+        let target = target.into_os_string().into_vec();
+        let (client, cred) = (&self.shell.client, &self.shell.cred);
+        let temporary = Name::new(temporary_name("put")).expect("a short plain name");
+        let mark = Mark::new(&self.unfinished, goal.parent, &temporary);
+        let made = client.create(cred, goal.parent, &temporary, NewNode::Symlink(target), 0o777).await;
+        made.map_err(|fault| Failure::fault("put", &goal.shown, &fault))?;
+        finish_rename(&self.shell, goal, &temporary).await?;
+        mark.settled();
+        self.workers.tally.links.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn remove_unfinished(&self) {
+        let left = std::mem::take(&mut *self.unfinished.lock().expect("no panic holds this lock"));
+        for (parent, name) in left {
+            if let Ok(name) = Name::new(name) {
+                let _ = self.shell.client.unlink(&self.shell.cred, parent, &name).await; // the best we can do now
+            }
+        }
+    }
+}
+
+/// A temporary file's entry in the list; gone from it when the file has its real name or was removed.
+struct Mark<'a>(&'a Unfinished, Option<(InodeId, Vec<u8>)>);
+
+impl<'a> Mark<'a> {
+    fn new(list: &'a Unfinished, parent: InodeId, name: &Name) -> Mark<'a> {
+        let key = (parent, name.as_bytes().to_vec());
+        list.lock().expect("no panic holds this lock").insert(key.clone());
+        Mark(list, Some(key))
+    }
+
+    /// It is no temporary file any more.
+    fn settled(mut self) {
+        if let Some(key) = self.1.take() {
+            self.0.lock().expect("no panic holds this lock").remove(&key);
+        }
+    }
+}
+
+async fn put_file(
+    shell: &Shell,
+    unfinished: &Unfinished,
+    path: &Path,
+    local: &Metadata,
+    goal: &Goal,
+    progress: client_fuse::Progress,
+    tally: &Tally,
+) -> Outcome {
+    let mut source = tokio::fs::File::open(path).await.map_err(|e| Failure::at("read", path.display(), e))?;
+    source.set_max_buf_size(1 << 20);
+    let length = put_one(shell, unfinished, goal, &mut source, Some(local), Some(progress)).await?;
+    tally.file(length);
+    Ok(())
+}
+
+/// Writes one file under a temporary name, makes it durable and gives it its name. Returns its length.
+async fn put_one(
+    shell: &Shell,
+    unfinished: &Unfinished,
+    goal: &Goal,
+    source: &mut (dyn AsyncRead + Send + Unpin),
+    local: Option<&Metadata>,
+    progress: Option<client_fuse::Progress>,
+) -> Outcome<u64> {
+    let temporary = Name::new(temporary_name("put")).expect("a short plain name");
+    let mark = Mark::new(unfinished, goal.parent, &temporary);
+    let written = write_temporary(shell, goal, &temporary, source, local, progress).await;
+    let done = match written {
+        Ok(length) => finish_rename(shell, goal, &temporary).await.map(|()| length),
+        Err(fault) => {
+            let _ = shell.client.unlink(&shell.cred, goal.parent, &temporary).await; // the first error is told
+            Err(Failure::fault("put", &goal.shown, &fault))
+        }
+    };
+    mark.settled();
+    done
+}
+
+async fn write_temporary(
+    shell: &Shell,
+    goal: &Goal,
+    temporary: &Name,
+    source: &mut (dyn AsyncRead + Send + Unpin),
+    local: Option<&Metadata>,
+    progress: Option<client_fuse::Progress>,
+) -> Result<u64, Fault> {
+    let (client, cred) = (&shell.client, &shell.cred);
+    let mode = local.map_or(0o666 & !umask(), Metadata::mode) & 0o7777;
+    let flags = OpenFlags { write: true, ..OpenFlags::default() };
+    let (handle, _) = client.create_open(cred, goal.parent, temporary, mode | 0o200, true, flags).await?;
+    let written = client.put_stream(&handle, source, progress).await;
+    let released = client.release(&handle).await;
+    let length = written?;
+    released?;
+    if let Some(local) = local {
+        client.setattr(cred, handle.ino(), kept(local)).await?;
+    }
+    Ok(length)
+}
+
+async fn finish_rename(shell: &Shell, goal: &Goal, temporary: &Name) -> Outcome {
+    let (from, to) = ((goal.parent, temporary), (goal.parent, &goal.name));
+    if let Err(fault) = shell.client.rename(&shell.cred, from, to, RenameMode::Replace).await {
+        let _ = shell.client.unlink(&shell.cred, goal.parent, temporary).await; // the first error is told
+        return Err(Failure::fault("put", &goal.shown, &fault));
+    }
+    Ok(())
+}
+
+/// What is kept of a local file: permission bits and times.
+fn kept(local: &Metadata) -> SetAttr {
+    SetAttr {
+        mode: Some(local.mode() & 0o7777),
+        mtime: Some(SetTime::At(time_of(local.mtime(), local.mtime_nsec()))),
+        atime: Some(SetTime::At(time_of(local.atime(), local.atime_nsec()))),
+        ..SetAttr::default()
+    }
+}
+
+/// The process's file creation mask.
+pub(super) fn umask() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022)
+}

@@ -1,0 +1,284 @@
+//! Open files: from the kernel's handle to the client's.
+
+use super::Shared;
+use super::inodes::without_privilege;
+use bytes::Bytes;
+use client_fuse::{Client, Fallocate, Handle, OpenFlags, Seek};
+use common::fault::{Fault, Kind};
+use common::id::InodeId;
+use common::proto::meta::{Attr, Cred, SetAttr};
+use fuser::{FopenFlags, ReplyData};
+use nix::fcntl::OFlag;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::sync::OnceCell;
+
+/// The kernel's own flag for a file that is opened to be executed (`__FMODE_EXEC`).
+const OPEN_FOR_EXEC: i32 = 0x20;
+/// `fallocate` modes.
+const KEEP_SIZE: i32 = 1;
+const PUNCH_HOLE: i32 = 2;
+const ZERO_RANGE: i32 = 16;
+/// `lseek` origins that reach a file system.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// An open file.
+pub(super) struct OpenFile {
+    handle: Handle,
+    flags: OpenFlags,
+    /// Of a file opened for appending: a second handle that writes where it is told, for pages written through `mmap`.
+    plain: OnceCell<Handle>,
+}
+
+/// Open files by the kernel's handle.
+#[derive(Default)]
+pub(super) struct OpenFiles {
+    last: AtomicU64,
+    open: Mutex<HashMap<u64, Arc<OpenFile>>>,
+}
+
+impl OpenFiles {
+    fn insert(&self, file: OpenFile) -> u64 {
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.lock().expect("no panic holds this lock").insert(number, Arc::new(file));
+        number
+    }
+
+    fn get(&self, number: u64) -> Result<Arc<OpenFile>, Fault> {
+        let found = self.open.lock().expect("no panic holds this lock").get(&number).cloned();
+        found.ok_or_else(|| Fault::new(Kind::Internal, format!("file handle {number} is not open")))
+    }
+
+    fn remove(&self, number: u64) -> Option<Arc<OpenFile>> {
+        self.open.lock().expect("no panic holds this lock").remove(&number)
+    }
+}
+
+/// What a program's `open(2)` flags ask for.
+pub(super) fn open_flags(flags: i32) -> OpenFlags {
+    let bits = OFlag::from_bits_retain(flags);
+    let access = bits & OFlag::O_ACCMODE;
+    let write = access == OFlag::O_WRONLY || access == OFlag::O_RDWR;
+    OpenFlags {
+        read: access != OFlag::O_WRONLY,
+        write,
+        append: write && bits.contains(OFlag::O_APPEND),
+        truncate: write && bits.contains(OFlag::O_TRUNC),
+        sync: bits.intersects(OFlag::O_SYNC | OFlag::O_DSYNC),
+    }
+}
+
+impl Shared {
+    /// Opens a file. Its handle is registered by [`Shared::register`] once the answer is on time.
+    pub(super) async fn open_file(&self, cred: Cred, ino: InodeId, flags: i32) -> Result<Opened, Fault> {
+        // Who may execute need not be allowed to read: the kernel has checked the one and reads for the other.
+        let cred = if flags & OPEN_FOR_EXEC != 0 { Cred::default() } else { cred };
+        let wanted = open_flags(flags);
+        if wanted.truncate && cred.uid != 0 {
+            self.drop_privilege(ino).await?;
+        }
+        let handle = self.client.open(&cred, ino, wanted).await?;
+        if wanted.truncate {
+            self.inodes.changed(ino);
+        }
+        Ok(Opened { client: self.client.clone(), handle: Some(handle), flags: wanted })
+    }
+
+    /// Makes a file known to the kernel: its handle number and how its pages are treated.
+    pub(super) fn register(&self, opened: Opened, flags: i32) -> (u64, FopenFlags) {
+        let (handle, wanted) = opened.take();
+        let keep = self.inodes.opened(handle.ino(), handle.version());
+        let mut answer = FopenFlags::empty();
+        if OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT) {
+            answer |= FopenFlags::FOPEN_DIRECT_IO;
+        } else if keep {
+            answer |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
+        let number = self.files.insert(OpenFile { handle, flags: wanted, plain: OnceCell::new() });
+        (number, answer)
+    }
+
+    /// Reads; the pieces go to the kernel by [`reply_pieces`].
+    pub(super) async fn read_file(&self, number: u64, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
+        let file = self.files.get(number)?;
+        self.client.read(&file.handle, offset, len).await
+    }
+
+    /// Writes. `from_pages`: the kernel writes back a mapped page; it chose any handle of the file that may write.
+    /// `kill`: a program that is not root wrote, setuid and setgid go.
+    pub(super) async fn write_file(
+        &self,
+        number: u64,
+        offset: u64,
+        bytes: Bytes,
+        from_pages: bool,
+        kill: bool,
+    ) -> Result<(), Fault> {
+        let file = self.files.get(number)?;
+        let ino = file.handle.ino();
+        if kill && self.inodes.is_privileged(ino) {
+            self.drop_privilege(ino).await?;
+        }
+        let written = if from_pages && file.flags.append {
+            let flags = OpenFlags { append: false, truncate: false, ..file.flags };
+            let root = Cred::default(); // the right to write was checked when the file was opened
+            let plain = file.plain.get_or_try_init(|| self.client.open(&root, ino, flags)).await?;
+            self.client.write(plain, offset, bytes).await
+        } else {
+            self.client.write(&file.handle, offset, bytes).await
+        };
+        self.inodes.changed(ino);
+        written.map(|_| ())
+    }
+
+    /// Takes setuid and setgid away before somebody who is not root changes the contents.
+    pub(super) async fn drop_privilege(&self, ino: InodeId) -> Result<(), Fault> {
+        if !self.inodes.is_privileged(ino) {
+            return Ok(());
+        }
+        let root = Cred::default(); // on behalf of the rule, not of the caller, who may not chmod
+        let attr = self.client.getattr(&root, ino).await?;
+        let set = SetAttr { mode: Some(without_privilege(attr.mode)), ..SetAttr::default() };
+        let attr = self.client.setattr(&root, ino, set).await?;
+        self.inodes.refreshed(&attr);
+        self.inodes.changed(ino);
+        Ok(())
+    }
+
+    /// `close(2)`: nothing to do for who cannot write.
+    pub(super) async fn flush_file(&self, number: u64) -> Result<(), Fault> {
+        let file = self.files.get(number)?;
+        if !file.flags.write {
+            return Ok(());
+        }
+        let flushed = self.client.flush(&file.handle).await;
+        let plain = match file.plain.get() {
+            Some(plain) => self.client.flush(plain).await,
+            None => Ok(()),
+        };
+        flushed.and(plain)
+    }
+
+    /// `fsync(2)`.
+    pub(super) async fn sync_file(&self, number: u64) -> Result<(), Fault> {
+        let file = self.files.get(number)?;
+        self.client.fsync(&file.handle).await
+    }
+
+    /// The last `close`.
+    pub(super) async fn release_file(&self, number: u64) -> Result<(), Fault> {
+        let Some(file) = self.files.remove(number) else { return Ok(()) };
+        if let Some(plain) = file.plain.get() {
+            self.client.release(plain).await?;
+        }
+        self.client.release(&file.handle).await
+    }
+
+    /// `fallocate(2)`.
+    pub(super) async fn allocate(&self, number: u64, offset: u64, len: u64, mode: i32) -> Result<(), Fault> {
+        let file = self.files.get(number)?;
+        let what = fallocate_mode(mode)
+            .ok_or_else(|| Fault::new(Kind::Unsupported, format!("fallocate mode {mode:#x} is not supported")))?;
+        let done = self.client.fallocate(&file.handle, offset, len, what).await;
+        self.inodes.changed(file.handle.ino());
+        done
+    }
+
+    /// `lseek(2)` to data or a hole. `None`: `ENXIO`.
+    pub(super) async fn seek(&self, number: u64, offset: i64, whence: i32) -> Result<Option<u64>, Fault> {
+        let file = self.files.get(number)?;
+        let what = match whence {
+            SEEK_DATA => Seek::Data,
+            SEEK_HOLE => Seek::Hole,
+            _ => return Err(Fault::new(Kind::Invalid, format!("lseek origin {whence} is not supported"))),
+        };
+        match u64::try_from(offset) {
+            Ok(offset) => self.client.seek(&file.handle, offset, what).await,
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// A file that was opened but is not known to the kernel yet. If that never happens (the answer came too late), it is
+/// released.
+pub(super) struct Opened {
+    client: Client,
+    handle: Option<Handle>,
+    flags: OpenFlags,
+}
+
+impl Opened {
+    /// After `create_open`.
+    pub(super) fn new(client: &Client, handle: Handle, flags: OpenFlags) -> Opened {
+        Opened { client: client.clone(), handle: Some(handle), flags }
+    }
+
+    /// Its attributes when it was opened.
+    pub(super) fn attr(&self) -> Attr {
+        self.handle.as_ref().expect("not taken").attr()
+    }
+
+    fn take(mut self) -> (Handle, OpenFlags) {
+        (self.handle.take().expect("taken once"), self.flags)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let Some(handle) = self.handle.take() else { return };
+        let client = self.client.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            #[expect(clippy::disallowed_methods, reason = "ends with the client, whose deadline bounds it")]
+            runtime.spawn(async move {
+                let _ = client.release(&handle).await; // nobody is left to be told
+            });
+        }
+    }
+}
+
+/// Hands the pieces of a read to the kernel; one piece goes without a copy.
+pub(super) fn reply_pieces(reply: ReplyData, pieces: &[Bytes]) {
+    match pieces {
+        [] => reply.data(&[]),
+        [piece] => reply.data(piece),
+        several => reply.data(&several.concat()),
+    }
+}
+
+fn fallocate_mode(mode: i32) -> Option<Fallocate> {
+    const PUNCH_KEEP: i32 = PUNCH_HOLE | KEEP_SIZE;
+    const ZERO_KEEP: i32 = ZERO_RANGE | KEEP_SIZE;
+    match mode {
+        0 => Some(Fallocate::Allocate),
+        KEEP_SIZE => Some(Fallocate::KeepSize),
+        PUNCH_KEEP => Some(Fallocate::PunchHole),
+        ZERO_RANGE => Some(Fallocate::ZeroRange),
+        ZERO_KEEP => Some(Fallocate::ZeroKeepSize),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_flags_mean_what_open_says() {
+        let flags = |bits: OFlag| open_flags(bits.bits());
+        let read = flags(OFlag::O_RDONLY | OFlag::O_TRUNC | OFlag::O_APPEND);
+        assert_eq!(read, OpenFlags { read: true, ..OpenFlags::default() }, "who only reads neither cuts nor appends");
+        let append = flags(OFlag::O_WRONLY | OFlag::O_APPEND);
+        assert!(append.write && append.append && !append.read && !append.sync);
+        let both = flags(OFlag::O_RDWR | OFlag::O_TRUNC | OFlag::O_DSYNC);
+        assert!(both.read && both.write && both.truncate && both.sync);
+    }
+
+    #[test]
+    fn unknown_fallocate_modes_are_refused() {
+        assert_eq!(fallocate_mode(3), Some(Fallocate::PunchHole));
+        assert_eq!(fallocate_mode(2), None, "punching always keeps the size");
+        assert_eq!(fallocate_mode(8), None, "collapsing is not supported");
+    }
+}

@@ -1,0 +1,508 @@
+//! Every request the kernel can send, in the order of `fuser::Filesystem`: takes it apart and hands it on.
+
+use super::attrs::{file_attr, ino, new_node, set_time};
+use super::files::{Opened, open_flags, reply_pieces};
+use super::serve::{Op, Refuse};
+use super::{BACKGROUND_MAX, Shared, TTL, WRITE_MAX};
+use bytes::Bytes;
+use common::fault::Fault;
+use common::id::InodeId;
+use common::name::Name;
+use common::proto::meta::{Attr, Cred, NewNode, RenameMode, SetAttr, XattrMode};
+use common::units::len_u32;
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// The kernel's side of the mount.
+pub(super) struct Kernel(pub(super) Arc<Shared>);
+
+/// Capabilities used where the kernel offers them; what each is for stands at the top of the module.
+const CAPABILITIES: [InitFlags; 9] = [
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_SPLICE_WRITE,
+    InitFlags::FUSE_SPLICE_MOVE,
+];
+/// Extended attributes that would promise what is not kept: file capabilities and ACLs.
+const REFUSED_XATTRS: [&[u8]; 3] = [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
+/// `setxattr(2)` flags.
+const XATTR_CREATE: i32 = 1;
+const XATTR_REPLACE: i32 = 2;
+
+fn op(name: &'static str, number: INodeNo) -> Op {
+    Op { name, ino: ino(number) }
+}
+
+/// The checked name, or the answer that it is none.
+fn checked<R: Refuse>(name: &OsStr, reply: R) -> Option<(Name, R)> {
+    match Name::new(name.as_bytes()) {
+        Ok(name) => Some((name, reply)),
+        Err(error) => {
+            reply.refuse(super::errno::errno(Fault::from(error).kind));
+            None
+        }
+    }
+}
+
+fn done_entry(shared: &Shared, reply: ReplyEntry, attr: Attr) {
+    shared.inodes.shown(&attr); // before the kernel can ask about it
+    reply.entry(&TTL, &file_attr(&attr), Generation(0));
+}
+
+fn done_attr(shared: &Shared, reply: ReplyAttr, attr: Attr) {
+    shared.inodes.refreshed(&attr);
+    reply.attr(&TTL, &file_attr(&attr));
+}
+
+fn done_empty(_: &Shared, reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}
+
+/// Answers a value or, to a caller who asks with no buffer, its length.
+fn done_value(reply: ReplyXattr, value: &[u8], size: u32) {
+    let len = len_u32(value.len());
+    match size {
+        0 => reply.size(len),
+        room if room < len => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
+    }
+}
+
+impl Kernel {
+    /// Makes an entry that must not exist.
+    fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, node: NewNode, mode: u32, reply: ReplyEntry) {
+        let Some((name, reply)) = checked(name, reply) else { return };
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move {
+            let made = shared.client.create(&cred, ino(parent), &name, node, mode & 0o7777).await;
+            shared.inodes.changed(ino(parent));
+            made
+        };
+        self.0.serve(op("create", parent), reply, work, done_entry);
+    }
+}
+
+async fn set_attr(shared: &Shared, cred: Cred, number: InodeId, set: SetAttr) -> Result<Attr, Fault> {
+    if set.size.is_some() && cred.uid != 0 {
+        shared.drop_privilege(number).await?;
+    }
+    let changed = if set == SetAttr::default() {
+        shared.client.getattr(&cred, number).await
+    } else {
+        shared.client.setattr(&cred, number, set).await
+    };
+    shared.inodes.changed(number);
+    changed
+}
+
+impl Filesystem for Kernel {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if config.add_capabilities(capability).is_err() {
+                tracing::info!(?capability, "the kernel does not offer this");
+            }
+        }
+        // Refusals give the nearest value the kernel takes.
+        let _ = config.set_max_write(WRITE_MAX);
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        if let Err(most) = config.set_max_readahead(WRITE_MAX) {
+            let _ = config.set_max_readahead(most);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some((name, reply)) = checked(name, reply) else { return };
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { shared.client.lookup(&cred, ino(parent), &name).await };
+        self.0.serve(op("lookup", parent), reply, work, done_entry);
+    }
+
+    fn forget(&self, _: &Request, number: INodeNo, lookups: u64) {
+        self.0.inodes.forget(ino(number), lookups);
+    }
+
+    fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { shared.client.getattr(&cred, ino(number)).await };
+        self.0.serve(op("getattr", number), reply, work, done_attr);
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            opened: handle.is_some(),
+            ..SetAttr::default()
+        };
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { set_attr(&shared, cred, ino(number), set).await };
+        self.0.serve(op("setattr", number), reply, work, done_attr);
+    }
+
+    fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { shared.client.readlink(&cred, ino(number)).await };
+        self.0.serve(op("readlink", number), reply, work, |_, reply, target| reply.data(&target));
+    }
+
+    fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, rdev: u32, reply: ReplyEntry) {
+        match new_node(mode, rdev) {
+            Some(node) => self.make(request, parent, name, node, mode, reply),
+            None => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        self.make(request, parent, name, NewNode::Dir, mode, reply);
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some((name, reply)) = checked(name, reply) else { return };
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move {
+            let removed = shared.client.unlink(&cred, ino(parent), &name).await;
+            shared.inodes.changed(ino(parent));
+            removed
+        };
+        self.0.serve(op("unlink", parent), reply, work, done_empty);
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some((name, reply)) = checked(name, reply) else { return };
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move {
+            let removed = shared.client.rmdir(&cred, ino(parent), &name).await;
+            shared.inodes.changed(ino(parent));
+            removed
+        };
+        self.0.serve(op("rmdir", parent), reply, work, done_empty);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
+        self.make(request, parent, name, node, 0o777, reply);
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let Some((name, reply)) = checked(name, reply) else { return };
+        let Some((new_name, reply)) = checked(new_name, reply) else { return };
+        let mode = match flags {
+            f if f.is_empty() => RenameMode::Replace,
+            f if f == RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            f if f == RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move {
+            let (from, to) = ((ino(parent), &name), (ino(new_parent), &new_name));
+            let renamed = shared.client.rename(&cred, from, to, mode).await;
+            shared.inodes.changed(ino(parent));
+            shared.inodes.changed(ino(new_parent));
+            renamed
+        };
+        self.0.serve(op("rename", parent), reply, work, done_empty);
+    }
+
+    fn link(&self, request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some((name, reply)) = checked(name, reply) else { return };
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move {
+            let linked = shared.client.link(&cred, ino(number), ino(parent), &name).await;
+            shared.inodes.changed(ino(parent));
+            shared.inodes.changed(ino(number));
+            linked
+        };
+        self.0.serve(op("link", number), reply, work, done_entry);
+    }
+
+    fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { shared.open_file(cred, ino(number), flags.0).await };
+        self.0.serve(op("open", number), reply, work, move |shared, reply, opened| {
+            let (handle, answer) = shared.register(opened, flags.0);
+            reply.opened(FileHandle(handle), answer);
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let shared = Arc::clone(&self.0);
+        let work = async move { shared.read_file(handle.0, offset, size).await };
+        self.0.serve(op("read", number), reply, work, |_, reply, pieces| reply_pieces(reply, &pieces));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let shared = Arc::clone(&self.0);
+        let bytes = Bytes::copy_from_slice(data); // the only copy: the kernel's buffer is used again at once
+        let len = len_u32(data.len());
+        let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let work = async move { shared.write_file(handle.0, offset, bytes, from_pages, kill).await };
+        self.0.serve(op("write", number), reply, work, move |_, reply, ()| reply.written(len));
+    }
+
+    fn flush(&self, _: &Request, number: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let shared = Arc::clone(&self.0);
+        let work = async move { shared.flush_file(handle.0).await };
+        self.0.serve(op("flush", number), reply, work, done_empty);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let shared = Arc::clone(&self.0);
+        let work = async move { shared.release_file(handle.0).await };
+        self.0.serve(op("release", number), reply, work, done_empty);
+    }
+
+    fn fsync(&self, _: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+        let shared = Arc::clone(&self.0);
+        let work = async move { shared.sync_file(handle.0).await };
+        self.0.serve(op("fsync", number), reply, work, done_empty);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(self.0.dirs.open()), FopenFlags::empty());
+    }
+
+    fn readdir(&self, request: &Request, number: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { shared.list(cred, ino(number), handle.0, offset, false).await };
+        self.0.serve(op("readdir", number), reply, work, |shared, reply, rows| shared.reply_rows(reply, &rows));
+    }
+
+    fn readdirplus(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { shared.list(cred, ino(number), handle.0, offset, true).await };
+        let done = |shared: &Shared, reply, rows: Vec<_>| shared.reply_rows_plus(reply, &rows);
+        self.0.serve(op("readdirplus", number), reply, work, done);
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.0.dirs.close(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok(); // a change of a directory is durable on a majority when its call returns
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.0.statfs(reply);
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        if REFUSED_XATTRS.contains(&name.as_bytes()) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let mode = match flags {
+            0 => XattrMode::Any,
+            XATTR_CREATE => XattrMode::Create,
+            XATTR_REPLACE => XattrMode::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move {
+            let set = shared.client.setxattr(&cred, ino(number), &name, &value, mode).await;
+            shared.inodes.changed(ino(number));
+            set
+        };
+        self.0.serve(op("setxattr", number), reply, work, done_empty);
+    }
+
+    fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if REFUSED_XATTRS.contains(&name.as_bytes()) {
+            return reply.error(Errno::ENODATA); // never set, so never there: no need to ask
+        }
+        let name = name.as_bytes().to_vec();
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { shared.client.getxattr(&cred, ino(number), &name).await };
+        let done = move |_: &Shared, reply, value: Vec<u8>| done_value(reply, &value, size);
+        self.0.serve(op("getxattr", number), reply, work, done);
+    }
+
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move { shared.client.listxattr(&cred, ino(number)).await };
+        self.0.serve(op("listxattr", number), reply, work, move |_, reply, names: Vec<Vec<u8>>| {
+            let mut list = Vec::new();
+            for name in names {
+                list.extend_from_slice(&name);
+                list.push(0);
+            }
+            done_value(reply, &list, size);
+        });
+    }
+
+    fn removexattr(&self, request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move {
+            let removed = shared.client.removexattr(&cred, ino(number), &name).await;
+            shared.inodes.changed(ino(number));
+            removed
+        };
+        self.0.serve(op("removexattr", number), reply, work, done_empty);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let Some((name, reply)) = checked(name, reply) else { return };
+        let wanted = open_flags(flags);
+        let exclusive = nix::fcntl::OFlag::from_bits_retain(flags).contains(nix::fcntl::OFlag::O_EXCL);
+        let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let work = async move {
+            let (parent, mode) = (ino(parent), mode & 0o7777);
+            let made = shared.client.create_open(&cred, parent, &name, mode, exclusive, wanted).await;
+            shared.inodes.changed(parent);
+            let (handle, _) = made?;
+            shared.inodes.changed(handle.ino());
+            Ok(Opened::new(&shared.client, handle, wanted))
+        };
+        self.0.serve(op("create", parent), reply, work, move |shared, reply, opened| {
+            let attr = opened.attr();
+            shared.inodes.shown(&attr);
+            let (handle, answer) = shared.register(opened, flags);
+            reply.created(&TTL, &file_attr(&attr), Generation(0), FileHandle(handle), answer);
+        });
+    }
+
+    fn lseek(&self, _: &Request, number: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let shared = Arc::clone(&self.0);
+        let work = async move { shared.seek(handle.0, offset, whence).await };
+        let done = |_: &Shared, reply: ReplyLseek, found: Option<u64>| match found.map(i64::try_from) {
+            Some(Ok(offset)) => reply.offset(offset),
+            Some(Err(_)) | None => reply.error(Errno::ENXIO),
+        };
+        self.0.serve(op("lseek", number), reply, work, done);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let shared = Arc::clone(&self.0);
+        let work = async move { shared.allocate(handle.0, offset, len, mode).await };
+        self.0.serve(op("fallocate", number), reply, work, done_empty);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the trait's")]
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: fuser::CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS); // the kernel reads and writes instead, and does not ask again
+    }
+}

@@ -1,0 +1,194 @@
+//! The mount: kernel request -> `Client` -> reply. No decision about data is made here.
+//!
+//! A request is read by one of a few `fuser` threads, which polls its future once: what needs no waiting (a buffered
+//! write, a cached read) is answered there and then. Otherwise the future goes to the async threads, so a slow request
+//! never holds up another. At most [`REQUESTS_MAX`] are under way; beyond that the reading threads wait.
+//!
+//! Promises:
+//! 1. Every request is answered within the operation timeout (and [`GRACE`]), with `ETIMEDOUT` if nothing else is
+//!    known; what it had begun goes on and is cleaned up in the background, its late answer is dropped.
+//! 2. `close(2)` and `fsync(2)` return success only when everything written to the file is committed and durable.
+//! 3. The kernel's pages of a file survive an `open` only if the file's data version is the one they were read at.
+//! 4. `statfs` never waits for the cluster.
+//!
+//! What is asked of the kernel, and why:
+//!
+//! | capability | why |
+//! | --- | --- |
+//! | `ASYNC_READ`, `MAX_PAGES`, `BIG_WRITES` | several reads of one file at once; requests of 1 MiB |
+//! | `ASYNC_DIO` | the same for `O_DIRECT` |
+//! | `PARALLEL_DIROPS` | lookups and listings of one directory at once |
+//! | `DO_READDIRPLUS`, `READDIRPLUS_AUTO` | attributes come with the listing when they are used |
+//! | `ATOMIC_O_TRUNC` | `open(O_TRUNC)` is one request |
+//! | `HANDLE_KILLPRIV_V2` | writes need not ask for `security.capability` each time; setuid is taken away here |
+//! | `CACHE_SYMLINKS` | a symlink's target never changes |
+//! | `SPLICE_WRITE`, `SPLICE_MOVE` | large answers without a copy, where `fuser` comes to use it |
+//!
+//! Not asked for: `WRITEBACK_CACHE` (the kernel would own size and times), `POSIX_LOCKS` and `FLOCK_LOCKS` (locks are
+//! local to this mount until the metadata service has them), `EXPORT_SUPPORT`, `POSIX_ACL`.
+//! `default_permissions` is on: the kernel checks, and the metaservers check again.
+//!
+//! Entries and attributes are believed by the kernel for [`TTL`]: two mounts may disagree for that long. Leases replace
+//! it with the next step.
+//!
+//! Left out: `copy_file_range` (the kernel then reads and writes), interrupts (`fuser` does not pass them on, so a
+//! request ends by itself or by its deadline), file capabilities and ACLs (setting them is refused), `syncfs` (the
+//! kernel does not pass it on to FUSE: unsaved data of open files is written back by age).
+
+mod attrs;
+mod creds;
+mod dirs;
+mod errno;
+mod files;
+mod inodes;
+mod kernel;
+mod serve;
+mod usage;
+
+use client_fuse::Client;
+use common::task::Tasks;
+use creds::Creds;
+use dirs::OpenDirs;
+use files::OpenFiles;
+use fuser::{Config, MountOption, Session, SessionACL};
+use inodes::Inodes;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::{Semaphore, oneshot};
+use usage::Usage;
+
+/// How long the kernel believes a name or attributes.
+const TTL: Duration = Duration::from_secs(1);
+/// How many requests are under way at once.
+const REQUESTS_MAX: usize = 4096;
+/// How much later than the client's own deadline a request is given up: its error tells more.
+const GRACE: Duration = Duration::from_secs(2);
+/// The largest write request, in bytes (the kernel's own limit for requests, unless raised by an administrator).
+const WRITE_MAX: u32 = 1 << 20;
+/// How many background requests (read-ahead, asynchronous direct I/O) the kernel sends at once.
+const BACKGROUND_MAX: u16 = 128;
+/// How far the kernel reads ahead, in KiB. More helps sequential reads and hurts page faults in the middle of files.
+const READ_AHEAD_KIB: u32 = 1024;
+/// The fewest and the most threads that read requests.
+const THREADS: (usize, usize) = (2, 8);
+/// How long requests under way may take when the mount ends.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Shown as the source of the mount.
+    pub(crate) source: String,
+    /// Mount options as in `mount -o`, checked by [`mount_option`].
+    pub(crate) flags: Vec<String>,
+    /// A request that has not succeeded after this long fails.
+    pub(crate) op_timeout: Duration,
+}
+
+/// All that requests share.
+struct Shared {
+    client: Client,
+    runtime: Runtime,
+    tasks: Tasks,
+    slots: Arc<Semaphore>,
+    limit: Duration,
+    creds: Creds,
+    inodes: Inodes,
+    files: OpenFiles,
+    dirs: OpenDirs,
+    usage: Usage,
+}
+
+/// A mount that serves.
+pub(crate) struct Mounted {
+    shared: Arc<Shared>,
+    ended: oneshot::Receiver<io::Result<()>>,
+}
+
+/// The option of that name. `None`: there is none such.
+pub(crate) fn mount_option(name: &str) -> Option<MountOption> {
+    Some(match name {
+        "ro" => MountOption::RO,
+        "rw" => MountOption::RW,
+        "dev" => MountOption::Dev,
+        "nodev" => MountOption::NoDev,
+        "suid" => MountOption::Suid,
+        "nosuid" => MountOption::NoSuid,
+        "exec" => MountOption::Exec,
+        "noexec" => MountOption::NoExec,
+        "atime" => MountOption::Atime,
+        "noatime" => MountOption::NoAtime,
+        "sync" => MountOption::Sync,
+        "dirsync" => MountOption::DirSync,
+        _ => return None,
+    })
+}
+
+/// Mounts and serves. Blocks until the kernel has agreed; call it off the async threads.
+///
+/// # Errors
+/// `/dev/fuse` or the mount point is missing, or the kernel refuses.
+pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Options) -> io::Result<Mounted> {
+    let shared = Arc::new(Shared {
+        client,
+        runtime,
+        tasks: Tasks::new(),
+        slots: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        limit: options.op_timeout + GRACE,
+        creds: Creds::default(),
+        inodes: Inodes::default(),
+        files: OpenFiles::default(),
+        dirs: OpenDirs::default(),
+        usage: Usage::default(),
+    });
+    shared.refresh_usage();
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(options.source.clone()),
+        MountOption::CUSTOM("subtype=dfs".into()), // `Subtype` would not reach the kernel
+        MountOption::DefaultPermissions,
+    ];
+    config.mount_options.extend(options.flags.iter().filter_map(|name| mount_option(name)));
+    config.acl = SessionACL::All;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    config.n_threads = Some(cores.clamp(THREADS.0, THREADS.1));
+    config.clone_fd = true;
+    let session = Session::new(kernel::Kernel(Arc::clone(&shared)), point, &config)?;
+    let (sender, ended) = oneshot::channel();
+    std::thread::Builder::new().name("fuse".into()).spawn(move || {
+        let _ = sender.send(session.run()); // nobody waits any more: the program ends
+    })?;
+    set_read_ahead(point);
+    Ok(Mounted { shared, ended })
+}
+
+impl Mounted {
+    /// Waits until it is unmounted.
+    pub(crate) async fn ended(&mut self) -> io::Result<()> {
+        match (&mut self.ended).await {
+            Ok(result) => result,
+            Err(_) => Err(io::Error::other("the thread that serves the mount is gone")),
+        }
+    }
+
+    /// After the end: lets requests under way finish and closes what was still open. Unsaved data of open files is
+    /// saved by `Client::shutdown`, which comes next.
+    pub(crate) async fn finish(self) {
+        if !self.shared.tasks.shutdown(END_LIMIT).await {
+            tracing::warn!(grace_s = END_LIMIT.as_secs(), "requests were still under way at the end");
+        }
+    }
+}
+
+/// Asks the kernel to read further ahead than FUSE may ask for when it connects. Not allowed, not done: only speed.
+fn set_read_ahead(point: &Path) {
+    if let Some(device) = crate::cli::mounts::device(point) {
+        let knob = format!("/sys/class/bdi/{device}/read_ahead_kb");
+        if let Err(error) = std::fs::write(&knob, format!("{READ_AHEAD_KIB}\n")) {
+            tracing::debug!(knob, %error, "read-ahead stays as it is");
+        }
+    }
+}
