@@ -15,10 +15,12 @@
 //! Numbers are little-endian.
 
 use super::error::{OpenError, disk_error};
-use common::disk::Disk;
+use common::disk::{Disk, Lock};
 use common::id::{ClusterId, ServerId};
+use std::io::ErrorKind;
 use std::path::Path;
 
+const LOCK: &str = "lock";
 const FILE: &str = "identity";
 const FILE_TMP: &str = "identity.tmp";
 const MAGIC: [u8; 8] = *b"DFSSTORE";
@@ -36,6 +38,15 @@ pub struct Identity {
     pub instance: u128,
     /// This directory.
     pub store: u128,
+}
+
+/// Takes a data directory for this process. It must be there. Comes before its identity is read or written.
+pub(super) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Lock, OpenError> {
+    let path = dir.join(LOCK);
+    disk.lock(&path).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => OpenError::InUse { dir: dir.to_path_buf() },
+        _ => disk_error("lock", &path)(error),
+    })
 }
 
 /// Reads the identity of a data directory. `None`: it has none, so nothing was ever stored in it.

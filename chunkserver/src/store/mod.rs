@@ -71,10 +71,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-/// Chunks of puts that wait for the disk, at most, per store; more wait to be let in.
+/// Chunks of puts that wait for the disk, at most, per store; more wait to be let in. (Their bytes are the caller's to
+/// bound: it has them in memory already.)
 pub const PUTS_IN_FLIGHT_MAX: usize = 4096;
 /// How long a caller waits for the disk before it is told that nobody knows.
 pub const DISK_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -91,7 +93,7 @@ const LEAF_CACHE_LEN_MAX: usize = 32 << 20;
 
 /// How a store is set up.
 #[derive(Clone, Debug)]
-pub struct StoreConfig {
+pub(crate) struct StoreConfig {
     /// The data directory.
     pub dir: PathBuf,
     /// Bytes that puts leave free on its file system.
@@ -158,14 +160,20 @@ struct Inner {
 }
 
 impl Store {
-    /// Opens a data directory that has an [`Identity`]: takes its lock, brings the index up to date with the segments.
+    /// Opens a data directory that has an [`Identity`], with its lock: brings the index up to date with the segments.
     /// What was acknowledged before a crash is there; so may be puts that were not.
     ///
     /// # Errors
     /// See [`OpenError`]. A torn tail is no error, nor are damaged records: they are counted.
-    pub async fn open(world: &World, tasks: &Tasks, config: StoreConfig, store: u128) -> Result<Store, OpenError> {
+    pub(crate) async fn open(
+        world: &World,
+        tasks: &Tasks,
+        config: StoreConfig,
+        store: u128,
+        lock: Lock,
+    ) -> Result<Store, OpenError> {
         let outside = world.clone();
-        let inner = world.blocking(move || recover::open(outside, config, store)).await?;
+        let inner = world.blocking(move || recover::open(outside, config, store, lock)).await?;
         let inner = Arc::new(inner);
         let (weak, due) = (Arc::downgrade(&inner), inner.flush_due.clone());
         tasks.spawn("index flush", |stop| flush_when_due(weak, due, stop));
@@ -214,7 +222,7 @@ impl Store {
     /// `pg_count` is a power of two up to 65,536, `pg` below it.
     ///
     /// # Errors
-    /// `Fenced`: this store does not say what it has.
+    /// `Fenced`: this store does not say what it has. `Slow`.
     pub async fn list(
         &self,
         pg: PgId,
@@ -223,7 +231,8 @@ impl Store {
         limit: usize,
     ) -> Result<(Vec<ChunkRef>, bool), StoreError> {
         let inner = self.inner.clone();
-        self.inner.world.blocking(move || inner.list(pg, pg_count, after, limit)).await
+        let work = self.inner.world.blocking(move || inner.list(pg, pg_count, after, limit));
+        timeout(DISK_WAIT_MAX, work).await.unwrap_or_else(|_| Err(self.slow("list")))
     }
 
     /// Makes the index durable, then gives the space of deleted chunks back. Happens by itself now and then; also at

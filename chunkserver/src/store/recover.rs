@@ -3,12 +3,12 @@
 //! The index remembers, in the same batch as its rows, how far it follows each log; a scan from there finds the rest.
 //! An index that is lost, damaged, another store's, or ahead of its log is made anew from the first segment.
 
-use super::error::disk_error;
 use super::format::{self, CHUNK, DEAD, KIND_CHUNK, KIND_TOMBSTONE, LOG, Log, LogRow, Row, leaves_len};
 use super::index::Index;
 use super::lane::Lane;
 use super::leaves::LeafCache;
 use super::{Inner, LEAF_CACHE_LEN_MAX, OpenError, PUTS_IN_FLIGHT_MAX, Recovered, StoreConfig};
+use common::disk::Lock;
 use common::hash::hash_chunk;
 use common::id::ChunkId;
 use common::kv::{Batch, KvError};
@@ -16,7 +16,6 @@ use common::segment::{Align, Found, Header, Options, Owner, Position, Recovery, 
 use common::units::{len_u32, len_u64};
 use common::world::World;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::{Notify, Semaphore};
@@ -27,12 +26,7 @@ const ROWS_AT_ONCE: usize = 8192;
 /// Tombstones remembered, to tell records that were punched in part from damaged ones.
 const TOMBSTONES_MAX: usize = 1 << 20;
 
-pub(super) fn open(world: World, config: StoreConfig, store: u128) -> Result<Inner, OpenError> {
-    let path = config.dir.join("lock");
-    let lock = world.disk.lock(&path).map_err(|error| match error.kind() {
-        ErrorKind::WouldBlock => OpenError::InUse { dir: config.dir.clone() },
-        _ => disk_error("lock", &path)(error),
-    })?;
+pub(super) fn open(world: World, config: StoreConfig, store: u128, lock: Lock) -> Result<Inner, OpenError> {
     let mut index = Index::open(&world, &config, store)?;
     let (lanes, recovered) = match open_lanes(&world, &config, store, &index) {
         Err(OpenError::Segments(gone @ SegmentError::Absent { .. })) => {

@@ -6,6 +6,7 @@
 use super::error::{OpenError, disk_error};
 use super::identity::{self, Identity};
 use super::{Part, Store, StoreConfig, StoreError, StoreStats, VerifiedChunk};
+use common::disk::Lock;
 use common::id::{ChunkId, ClusterId, PgId, ServerId};
 use common::proto::chunk::ChunkRef;
 use common::task::Tasks;
@@ -66,17 +67,18 @@ impl StoreSet {
         let (outside, wanted) = (world.clone(), config.clone());
         let found = world.blocking(move || identities(&outside, &wanted)).await?;
         let share = config.index_cache_bytes / common::units::len_u64(found.len().max(1));
-        let opening = found.iter().map(|(dir, identity)| {
+        let (mut opening, mut identity) = (Vec::new(), Vec::new());
+        for Dir { dir, identity: of, lock } in found {
             let config = StoreConfig {
-                dir: dir.clone(),
+                dir,
                 reserve_bytes: config.reserve_bytes,
                 segment_len_max: SEGMENT_LEN_MAX,
                 index_cache_bytes: share,
             };
-            Store::open(world, tasks, config, identity.store)
-        });
+            opening.push(Store::open(world, tasks, config, of.store, lock));
+            identity.push(of);
+        }
         let stores = futures::future::try_join_all(opening).await?;
-        let identity = found.into_iter().map(|(_, identity)| identity).collect();
         Ok(StoreSet { world: world.clone(), stores: Arc::new(stores), identity: Arc::new(Mutex::new(identity)) })
     }
 
@@ -303,53 +305,80 @@ impl fmt::Debug for StoreSet {
     }
 }
 
+/// A data directory to open.
+struct Dir {
+    dir: PathBuf,
+    identity: Identity,
+    lock: Lock,
+}
+
 /// The directories to open with their identities, made where they are new.
-fn identities(world: &World, config: &SetConfig) -> Result<Vec<(PathBuf, Identity)>, OpenError> {
+fn identities(world: &World, config: &SetConfig) -> Result<Vec<Dir>, OpenError> {
     if config.dirs.is_empty() || config.dirs.len() > DIRS_MAX {
         let what = format!("1 to {DIRS_MAX} data directories are needed, not {}", config.dirs.len());
         return Err(OpenError::Config { what });
     }
-    let disk = &*world.disk;
     let mut found = Vec::new();
-    for dir in &config.dirs {
-        let identity = if disk.exists(dir) { identity::read(disk, dir)? } else { None };
-        found.push((dir.clone(), identity));
+    for (at, dir) in config.dirs.iter().enumerate() {
+        if config.dirs[..at].contains(dir) {
+            return Err(OpenError::Config { what: format!("{}: the same data directory twice", dir.display()) });
+        }
+        found.push((dir.clone(), look(world, dir)?));
     }
+    let seen = |(dir, found): &(PathBuf, Option<(Lock, Option<Identity>)>)| {
+        found.as_ref().and_then(|(_, identity)| *identity).map(|identity| (dir.clone(), identity))
+    };
     // Before the first registration nothing was stored: then an empty directory is one that the first start did not reach.
-    let known = found.iter().find_map(|(dir, identity)| identity.map(|identity| (dir.clone(), identity)));
-    let (first_dir, first) = known.unwrap_or_else(|| {
+    let (first_dir, first) = found.iter().find_map(seen).unwrap_or_else(|| {
         let (instance, store) = (world.random_u128(), world.random_u128());
         (config.dirs[0].clone(), Identity { cluster: ClusterId::default(), server: None, instance, store })
     });
-    let mut opened: Vec<(PathBuf, Identity)> = Vec::new();
-    for (dir, identity) in found {
-        let identity = match (identity, first.server.is_some(), config.missing) {
-            (Some(identity), ..) => identity,
-            (None, true, MissingDir::Refuse) => return Err(OpenError::Missing { dir }),
-            (None, true, MissingDir::Skip) => {
+    let mut opened: Vec<Dir> = Vec::new();
+    for (dir, found) in found {
+        let (lock, identity) = match (found, first.server.is_some(), config.missing) {
+            (Some((lock, Some(identity))), ..) => (lock, identity),
+            (_, true, MissingDir::Refuse) => return Err(OpenError::Missing { dir }),
+            (_, true, MissingDir::Skip) => {
                 warn!(dir = %dir.display(), "data directory is missing or empty: going on without it");
                 continue;
             }
-            (None, true, MissingDir::Create) | (None, false, _) => {
-                create(world, &dir, Identity { store: world.random_u128(), ..first })?
-            }
+            (found, ..) => create(world, &dir, found.map(|(lock, _)| lock), first)?,
         };
         check_cluster(&dir, &identity, config.cluster)?;
         if identity.instance != first.instance {
             return Err(OpenError::OtherServer { dir, other: first_dir });
         }
-        if opened.iter().any(|(_, other)| other.store == identity.store) {
-            return Err(OpenError::Config { what: format!("{}: the same data directory twice", dir.display()) });
+        if opened.iter().any(|other| other.identity.store == identity.store) {
+            let what = format!("{}: a copy of another data directory of this server", dir.display());
+            return Err(OpenError::Config { what });
         }
-        opened.push((dir, identity));
+        opened.push(Dir { dir, identity, lock });
     }
     Ok(opened)
 }
 
-fn create(world: &World, dir: &Path, identity: Identity) -> Result<Identity, OpenError> {
+/// Locks a directory and reads whose it is. `None`: it is not there.
+fn look(world: &World, dir: &Path) -> Result<Option<(Lock, Option<Identity>)>, OpenError> {
+    if !world.disk.exists(dir) {
+        return Ok(None);
+    }
+    let lock = identity::lock(&*world.disk, dir)?;
+    Ok(Some((lock, identity::read(&*world.disk, dir)?)))
+}
+
+/// Makes a store for this server in a directory that holds none.
+fn create(world: &World, dir: &Path, lock: Option<Lock>, of: Identity) -> Result<(Lock, Identity), OpenError> {
     world.disk.create_dir_all(dir).map_err(disk_error("create", dir))?;
+    let lock = match lock {
+        Some(lock) => lock,
+        None => identity::lock(&*world.disk, dir)?,
+    };
+    if let Some(identity) = identity::read(&*world.disk, dir)? {
+        return Ok((lock, identity)); // somebody was quicker
+    }
+    let identity = Identity { store: world.random_u128(), ..of };
     identity::write(&*world.disk, dir, &identity)?;
-    Ok(identity)
+    Ok((lock, identity))
 }
 
 fn check_cluster(dir: &Path, identity: &Identity, wanted: Option<ClusterId>) -> Result<(), OpenError> {

@@ -41,7 +41,12 @@ fn config(dir: impl Into<PathBuf>) -> StoreConfig {
 async fn open(disk: &SimDisk, seed: u64) -> Result<Store, super::OpenError> {
     let world = world(disk, seed);
     world.disk.create_dir_all(Path::new("/d")).map_err(super::error::disk_error("create", Path::new("/d")))?;
-    Store::open(&world, &Tasks::new(), config("/d"), STORE).await
+    open_dir(&world, config("/d"), STORE).await
+}
+
+async fn open_dir(world: &World, config: StoreConfig, store: u128) -> Result<Store, super::OpenError> {
+    let lock = super::identity::lock(&*world.disk, &config.dir)?;
+    Store::open(world, &Tasks::new(), config, store, lock).await
 }
 
 /// Bytes that no other (seed, length) has.

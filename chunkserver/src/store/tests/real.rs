@@ -1,9 +1,8 @@
 //! The real disk, RocksDB, real threads, kill -9.
 
-use super::{STORE, StoreConfig, bytes, chunk, name, read};
-use crate::store::{Store, StoreError};
+use super::{STORE, StoreConfig, bytes, chunk, name, open_dir, read};
+use crate::store::StoreError;
 use common::disk::{Disk, File, Lock, RealDisk};
-use common::task::Tasks;
 use common::world::World;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -30,7 +29,7 @@ async fn child() {
     let Ok(at) = std::env::var(CHILD_DIR) else { return };
     let (dir, run) = at.rsplit_once('|').unwrap();
     let run: u64 = run.parse().unwrap();
-    let store = Store::open(&World::real(), &Tasks::new(), config(Path::new(dir)), STORE).await.unwrap();
+    let store = open_dir(&World::real(), config(Path::new(dir)), STORE).await.unwrap();
     let work = (0..8u64).map(|task| {
         let store = store.clone();
         async move {
@@ -72,7 +71,7 @@ async fn kill_9_keeps_what_was_acknowledged() {
         if run == 3 {
             std::fs::remove_dir_all(dir.path().join("index")).unwrap();
         }
-        let store = Store::open(&World::real(), &Tasks::new(), config(dir.path()), STORE).await.unwrap();
+        let store = open_dir(&World::real(), config(dir.path()), STORE).await.unwrap();
         assert!(held.len() >= wanted);
         assert_eq!(store.recovered().rebuilt, run == 3);
         for (of, n) in &held {
@@ -195,7 +194,7 @@ async fn puts_that_come_while_a_sync_runs_share_the_next_one() {
     let gate = Arc::new(Gate::default());
     let mut world = World::real();
     world.disk = Arc::new(GatedDisk(gate.clone()));
-    let store = Store::open(&world, &Tasks::new(), config(dir.path()), STORE).await.unwrap();
+    let store = open_dir(&world, config(dir.path()), STORE).await.unwrap();
     for (lane, len) in [(0, 4096), (1, 100_000)] {
         let before = store.stats().syncs;
         let lane = &store.inner.lanes[lane];

@@ -1,6 +1,6 @@
 //! Duplicates, touches, deletes, ranges, listings, fences, full disks.
 
-use super::{Store, bytes, chunk, name, open, read, segment_files, world};
+use super::{Store, bytes, chunk, name, open, open_dir, read, segment_files, world};
 use crate::store::StoreError;
 use common::id::PgId;
 use common::proto::chunk::ChunkRef;
@@ -207,7 +207,7 @@ async fn a_full_disk_refuses_puts_before_anything_is_written() {
     let world = world(&disk, 1);
     world.disk.create_dir_all(Path::new("/d")).unwrap();
     let config = crate::store::StoreConfig { reserve_bytes: 50 << 20, ..super::config("/d") };
-    let store = Store::open(&world, &common::task::Tasks::new(), config, super::STORE).await.unwrap();
+    let store = open_dir(&world, config, super::STORE).await.unwrap();
     let held = bytes(1, 100_000);
     store.put(chunk(&held)).await.unwrap();
     let (total, _) = world.disk.space(Path::new("/d")).unwrap();
@@ -239,7 +239,7 @@ async fn a_store_is_open_once_and_another_stores_segments_are_refused() {
     assert!(matches!(open(&disk, 2).await, Err(crate::store::OpenError::InUse { .. })));
     store.put(chunk(&bytes(1, 10))).await.unwrap();
     drop(store);
-    let other = Store::open(&world(&disk, 1), &common::task::Tasks::new(), super::config("/d"), super::STORE + 1).await;
+    let other = open_dir(&world(&disk, 1), super::config("/d"), super::STORE + 1).await;
     assert!(matches!(other, Err(crate::store::OpenError::Segments(_))));
     let store = open(&disk, 3).await.unwrap();
     assert!(read(&store, name(&bytes(1, 10))).await.is_some(), "the attempt did no harm");
