@@ -432,9 +432,7 @@ impl Chunks {
 impl Work<'_> {
     /// For each chunk the servers that should still get it.
     fn missing(&self, map: &ClusterMap, avoided: &BTreeSet<ServerId>) -> Vec<BTreeSet<ServerId>> {
-        let usable = |id: &&ServerId| {
-            !avoided.contains(id) && map.servers.get(id).is_some_and(|s| s.up && s.writable)
-        };
+        let usable = |id: &&ServerId| !avoided.contains(id) && map.servers.get(id).is_some_and(|s| s.up && s.writable);
         let for_one = |(out, have): (&Outgoing, &BTreeMap<ServerId, Receipt>)| {
             let (_, order) = map.layout.place(&out.chunk.id);
             let wanted = usize::from(self.replicas).saturating_sub(have.len());
@@ -522,7 +520,8 @@ fn nobody(spot: &Spot, said: &[(ServerId, Fault)]) -> Fault {
     let all_silent = said.iter().all(|(_, f)| matches!(f.kind, Kind::Unavailable | Kind::Unsure));
     let some_silent = said.iter().any(|(_, f)| matches!(f.kind, Kind::Unavailable | Kind::Unsure));
     let any_bad = said.iter().any(|(_, f)| f.kind == Kind::Corrupt);
-    let kind = if said.is_empty() || all_silent || (some_silent && !any_bad) { Kind::Unavailable } else { Kind::Corrupt };
+    let kind =
+        if said.is_empty() || all_silent || (some_silent && !any_bad) { Kind::Unavailable } else { Kind::Corrupt };
     let each: Vec<String> = said.iter().map(|(server, fault)| format!("{server}: {fault}")).collect();
     let each = if each.is_empty() { "no chunkserver is known".to_owned() } else { each.join("; ") };
     Fault::new(kind, format!("no good copy of chunk {} of file {}: {each}", spot.id, spot.ino))

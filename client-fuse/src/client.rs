@@ -121,13 +121,7 @@ impl Client {
 
     /// A whole path in one round trip: attributes of its end, and the directory that holds it. Symlinks on the way are
     /// followed, one at the end only if `follow`.
-    pub async fn walk(
-        &self,
-        cred: &Cred,
-        from: InodeId,
-        path: &[u8],
-        follow: bool,
-    ) -> Result<(Attr, InodeId), Fault> {
+    pub async fn walk(&self, cred: &Cred, from: InodeId, path: &[u8], follow: bool) -> Result<(Attr, InodeId), Fault> {
         match self.query(cred, Query::Walk { from, path: path.to_vec(), follow }).await? {
             Answer::Walked { attr, parent } => Ok((self.core.seen(attr), parent)),
             other => Err(unexpected("walk", &other)),

@@ -37,6 +37,8 @@ pub(crate) struct Core {
     pub(crate) cache: ChunkCache,
     /// Bytes that may still become unsaved.
     pub(crate) unsaved: Semaphore,
+    /// How many that is when nothing is unsaved.
+    #[cfg(test)]
     pub(crate) unsaved_max: u64,
     /// Somebody waits for room in `unsaved`.
     pub(crate) pressure: Notify,
@@ -80,6 +82,7 @@ impl Core {
             chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone()),
             cache: ChunkCache::new(len_u64(memory - unsaved_max)),
             unsaved: Semaphore::new(unsaved_max),
+            #[cfg(test)]
             unsaved_max: len_u64(unsaved_max),
             pressure: Notify::new(),
             uploads: Semaphore::new(UPLOADS_MAX),

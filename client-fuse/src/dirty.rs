@@ -187,7 +187,8 @@ impl DirtyMap {
 
     /// Moves everything by `by` bytes: the end of the file was not where we thought.
     pub(crate) fn shift(&mut self, by: i64) {
-        let moved = std::mem::take(&mut self.pieces).into_iter().map(|(at, piece)| (at.saturating_add_signed(by), piece));
+        let moved =
+            std::mem::take(&mut self.pieces).into_iter().map(|(at, piece)| (at.saturating_add_signed(by), piece));
         self.pieces = moved.collect();
     }
 }

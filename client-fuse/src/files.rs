@@ -165,7 +165,11 @@ impl Client {
             Fallocate::Allocate => {
                 let longer = end > inside.inode.lock().size();
                 let set = SetAttr { size: Some(end), opened: true, ..SetAttr::default() };
-                if longer { self.core.set_attr_saved(&inside.inode, &inside.cred, set).await.map(|_| ()) } else { Ok(()) }
+                if longer {
+                    self.core.set_attr_saved(&inside.inode, &inside.cred, set).await.map(|_| ())
+                } else {
+                    Ok(())
+                }
             }
             Fallocate::PunchHole | Fallocate::ZeroKeepSize => self.core.punch(&inside.inode, offset, len, 0).await,
             Fallocate::ZeroRange => self.core.punch(&inside.inode, offset, len, end).await,

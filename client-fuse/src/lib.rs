@@ -38,6 +38,10 @@ mod meta;
 mod read;
 mod session;
 pub mod stats;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use client::{Client, Listing};

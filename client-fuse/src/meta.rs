@@ -149,6 +149,7 @@ impl Meta {
         if pending.guard.is_open() {
             add(&self.counters.meta_retries, 1);
         }
+        assert!(!pending.guard.is_settling(), "its reply might be that of the settling operation");
         pending.guard.sending();
         let result = self.link.submit(&pending.request, deadline).await;
         match &result {
@@ -166,6 +167,7 @@ impl Meta {
         if !guard.is_open() {
             return Ok(None);
         }
+        guard.begin_settling();
         let slot = guard.slot();
         let op = Op::Release { ino: InodeId(0) };
         let session = guard.session().id;
@@ -213,8 +215,7 @@ impl Meta {
             return Ok(());
         }
         let generation = old.generation + 1;
-        let (session, index) =
-            open_session(self.link.as_ref(), &self.world, &self.label, generation, deadline).await?;
+        let (session, index) = open_session(self.link.as_ref(), &self.world, &self.label, generation, deadline).await?;
         warn!(session = ?session.id, before = ?old.id, "the session had ended; opened a new one, unsaved data is lost");
         add(&self.counters.sessions_reopened, 1);
         if session.epoch == old.epoch {

@@ -70,12 +70,7 @@ impl Ahead {
 
 impl Core {
     /// Up to `len` bytes from `offset`.
-    pub(crate) async fn read(
-        self: &Arc<Self>,
-        handle: &Inside,
-        offset: u64,
-        len: u32,
-    ) -> Result<Vec<Bytes>, Fault> {
+    pub(crate) async fn read(self: &Arc<Self>, handle: &Inside, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
         let inode = &handle.inode;
         let (range, overlay, chunk_size) = {
             let state = inode.lock();
@@ -118,7 +113,8 @@ impl Core {
     ) -> Result<(), Fault> {
         for again in [true, false] {
             let parts = self.extents(&handle.inode, &handle.cred, range.clone(), deadline).await?;
-            let reads = parts.into_iter().map(|(range, extent)| self.part(&handle.inode, range, extent, whole, deadline));
+            let reads =
+                parts.into_iter().map(|(range, extent)| self.part(&handle.inode, range, extent, whole, deadline));
             match try_join_all(reads).await {
                 Ok(parts) => {
                     out.extend(parts.into_iter().flatten());

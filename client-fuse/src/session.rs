@@ -56,6 +56,8 @@ pub(crate) struct SlotGuard {
     session: Arc<Session>,
     slot: Slot,
     used: Used,
+    /// Something else was sent under the number: sending the request again might bring back that one's reply.
+    settling: bool,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -82,13 +84,13 @@ impl Session {
     pub(crate) async fn take(self: &Arc<Self>) -> SlotGuard {
         let permit = self.available.clone().acquire_owned().await.expect("never closed");
         let slot = self.free.lock().expect("no panic holds this lock").pop().expect("a permit is a free slot");
-        SlotGuard { session: self.clone(), slot, used: Used::No, permit: Some(permit) }
+        SlotGuard { session: self.clone(), slot, used: Used::No, settling: false, permit: Some(permit) }
     }
 
     /// Takes a slot that has to be settled.
     pub(crate) fn take_unsettled(self: &Arc<Self>) -> Option<SlotGuard> {
         let (slot, permit) = self.unsettled.lock().expect("no panic holds this lock").pop()?;
-        Some(SlotGuard { session: self.clone(), slot, used: Used::Maybe, permit: Some(permit) })
+        Some(SlotGuard { session: self.clone(), slot, used: Used::Maybe, settling: true, permit: Some(permit) })
     }
 
     fn put_back(&self, slot: Slot, used: Used, permit: OwnedSemaphorePermit) {
@@ -127,6 +129,16 @@ impl SlotGuard {
         if fault.is_none_or(is_recorded) {
             self.used = Used::Yes;
         }
+    }
+
+    /// From now on only [`crate::meta::Meta::settle`] sends under this number.
+    pub(crate) fn begin_settling(&mut self) {
+        self.settling = true;
+    }
+
+    /// Whether it was begun to be settled.
+    pub(crate) fn is_settling(&self) -> bool {
+        self.settling
     }
 
     /// Whether a copy of the request may still be run.

@@ -184,8 +184,7 @@ impl Core {
         let _slot = self.uploads.acquire().await.expect("never closed");
         let replicas = job.replicas;
         let bytes: u64 = job.pieces.iter().map(|(_, b)| len_u64(b.len())).sum();
-        let planned =
-            if bytes <= HASH_IN_PLACE_MAX { plan(job) } else { self.world.blocking(move || plan(job)).await };
+        let planned = if bytes <= HASH_IN_PLACE_MAX { plan(job) } else { self.world.blocking(move || plan(job)).await };
         add(&self.counters.zero_bytes, planned.zero_bytes);
         add(&self.counters.inline_bytes, planned.inline_bytes);
         let mut stored = None;
@@ -364,7 +363,8 @@ impl Core {
         };
         if let Some(receiver) = first {
             // Only this task takes flights from the front, so it is the same one afterwards.
-            let result = receiver.await.unwrap_or_else(|_| Err(Fault::new(Kind::Unavailable, "the client is stopping")));
+            let result =
+                receiver.await.unwrap_or_else(|_| Err(Fault::new(Kind::Unavailable, "the client is stopping")));
             let (upload, fault) = match result {
                 Ok(uploaded) => (Upload::Done(uploaded), None),
                 Err(fault) => (Upload::No, Some(fault)),
@@ -420,10 +420,14 @@ impl Core {
                 Err(fault) if matches!(fault.kind, Kind::TouchAgain | Kind::PutAgain) => {
                     add(&self.counters.commit_retries, 1);
                     // No copy of the old attempt may be run later, over what comes after it.
-                    if let Some(applied) = self.meta.settle(&mut pending.guard, deadline).await? {
-                        return self.landed(inode, &batch, applied);
+                    match self.meta.settle(&mut pending.guard, deadline).await {
+                        Ok(Some(applied)) => return self.landed(inode, &batch, applied),
+                        Ok(None) => drop(pending),
+                        Err(fault) => {
+                            *open = Some((pending, batch));
+                            return Err(fault);
+                        }
                     }
-                    drop(pending);
                     self.store_again(inode, &mut batch, deadline).await?;
                 }
                 Err(fault) if fault.kind == Kind::NoSession => {
@@ -458,25 +462,31 @@ impl Core {
         open: &mut Option<(Pending, Batch)>,
     ) -> Result<(), Fault> {
         let deadline = self.meta.deadline();
-        match self.meta.send(&mut pending, deadline).await {
-            Ok(applied) => self.landed(inode, &batch, applied),
+        if !pending.guard.is_settling() {
+            match self.meta.send(&mut pending, deadline).await {
+                Ok(applied) => return self.landed(inode, &batch, applied),
+                Err(fault) if fault.kind == Kind::NoSession => {
+                    self.meta.reopen(&pending.guard.session().clone(), deadline).await?;
+                    return Err(fault);
+                }
+                Err(fault) if fault.kind.is_transient() => {
+                    *open = Some((pending, batch));
+                    return Err(fault);
+                }
+                Err(_) => {} // refused for now, but an older copy may still be run: make sure that it is not
+            }
+        }
+        match self.meta.settle(&mut pending.guard, deadline).await {
+            Ok(Some(applied)) => self.landed(inode, &batch, applied),
+            Ok(None) => Ok(()), // it never happened: begin anew
             Err(fault) if fault.kind == Kind::NoSession => {
                 self.meta.reopen(&pending.guard.session().clone(), deadline).await?;
                 Err(fault)
             }
-            Err(fault) if fault.kind.is_transient() => {
+            Err(fault) => {
                 *open = Some((pending, batch));
                 Err(fault)
             }
-            // Refused for now, but an older copy may still be run: make sure that it is not, then begin anew.
-            Err(_) => match self.meta.settle(&mut pending.guard, deadline).await {
-                Ok(Some(applied)) => self.landed(inode, &batch, applied),
-                Ok(None) => Ok(()),
-                Err(fault) => {
-                    *open = Some((pending, batch));
-                    Err(fault)
-                }
-            },
         }
     }
 

@@ -1,0 +1,314 @@
+//! The client's promises, against a cluster in memory with faults.
+
+#![allow(clippy::unwrap_used, clippy::as_conversions, reason = "test code")]
+
+use crate::testing::FakeCluster;
+use crate::{Client, ClientConfig, Fallocate, Handle, OpenFlags, Seek};
+use bytes::Bytes;
+use common::fault::{Fault, Kind};
+use common::id::{InodeId, ServerId};
+use common::name::Name;
+use common::proto::meta::{Cred, SetAttr};
+use common::task::Tasks;
+use common::world::World;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::sync::Arc;
+use std::time::Duration;
+
+const CHUNK: u32 = 64 << 10;
+const READ_WRITE: OpenFlags = OpenFlags { read: true, write: true, append: false, truncate: false, sync: false };
+const APPEND: OpenFlags = OpenFlags { append: true, ..READ_WRITE };
+
+async fn client(cluster: &Arc<FakeCluster>) -> Client {
+    let config = ClientConfig { op_timeout: Duration::from_secs(20), ..ClientConfig::new(vec!["fake".into()]) };
+    Client::over(cluster.clone(), config, World::real(), Tasks::new()).await.unwrap()
+}
+
+async fn create(client: &Client, name: &str, flags: OpenFlags) -> Handle {
+    let name = Name::new(name).unwrap();
+    // A lost reply ends as `Unsure`; creating it once more is what a person would do.
+    for _ in 0..100 {
+        let made = client.create_open(&Cred::default(), InodeId::ROOT, &name, 0o644, false, flags).await;
+        if let Ok((handle, _)) = made {
+            return handle;
+        }
+    }
+    panic!("no create succeeds");
+}
+
+async fn bytes_of(client: &Client, handle: &Handle, at: u64, len: usize) -> Result<Vec<u8>, Fault> {
+    Ok(client.read(handle, at, u32::try_from(len).unwrap()).await?.concat())
+}
+
+fn noise(random: &mut StdRng, len: usize) -> Bytes {
+    let mut bytes = vec![0; len];
+    random.fill(&mut bytes[..]);
+    Bytes::from(bytes)
+}
+
+/// Saves with faults on: errors are told, nothing is lost, and in the end it works.
+async fn saved(client: &Client, handle: &Handle) {
+    for _ in 0..200 {
+        if client.fsync(handle).await.is_ok() {
+            return;
+        }
+    }
+    panic!("it never gets saved");
+}
+
+/// One random step on the file and on the bytes it should hold.
+async fn step(client: &Client, handle: &Handle, appender: &Handle, model: &mut Vec<u8>, random: &mut StdRng) {
+    let at = random.random_range(0..300_000usize);
+    let len = *[1, 100, 4096, 5000, 70_000, 140_000].get(random.random_range(0..6)).unwrap();
+    let what = random.random_range(0..12);
+    println!("{what} at {at} len {len} of {} size {}", model.len(), handle.0.inode.lock().size());
+    match what {
+        0..=3 => {
+            let bytes = if random.random_ratio(1, 6) { Bytes::from(vec![0; len]) } else { noise(random, len) };
+            model.resize(model.len().max(at + len), 0);
+            model[at..at + len].copy_from_slice(&bytes);
+            // An error told here is of an earlier write; the bytes of this one were not taken then.
+            while client.write(handle, at as u64, bytes.clone()).await.is_err() {}
+        }
+        4..=5 => {
+            let bytes = noise(random, len.min(9000));
+            while client.write(appender, 0, bytes.clone()).await.is_err() {}
+            model.extend_from_slice(&bytes);
+        }
+        6..=7 => saved(client, handle).await,
+        8 => {
+            let set = SetAttr { size: Some(at as u64), opened: true, ..SetAttr::default() };
+            while client.setattr(&Cred::default(), handle.ino(), set.clone()).await.is_err() {}
+            model.resize(at, 0);
+        }
+        9 => {
+            while client.fallocate(handle, at as u64, len as u64, Fallocate::PunchHole).await.is_err() {}
+            let end = (at + len).min(model.len());
+            model[at.min(end)..end].fill(0);
+        }
+        _ => {
+            let got = bytes_of(client, handle, at as u64, len).await.unwrap();
+            let end = (at + len).min(model.len());
+            assert!(got == model[at.min(end)..end], "read {len} at {at} of {}", model.len());
+        }
+    }
+}
+
+async fn run_model(seed: u64, faults: bool) {
+    println!("seed {seed}");
+    let cluster = Arc::new(FakeCluster::new(seed, CHUNK));
+    let first = client(&cluster).await;
+    let handle = create(&first, "f", READ_WRITE).await;
+    let appender = create(&first, "f", APPEND).await;
+    cluster.lock().faults = faults;
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut model = Vec::new();
+    for _ in 0..60 {
+        step(&first, &handle, &appender, &mut model, &mut random).await;
+        if random.random_ratio(1, 15) {
+            cluster.lock().condemn();
+        }
+    }
+    saved(&first, &handle).await;
+    saved(&first, &appender).await; // each handle is told of failures
+    cluster.lock().faults = false;
+    let second = client(&cluster).await;
+    let ino = handle.ino();
+    let other = second.open(&Cred::default(), ino, READ_WRITE).await.unwrap();
+    for (client, handle) in [(&first, &handle), (&second, &other)] {
+        let got = bytes_of(client, handle, 0, 1 << 20).await.unwrap();
+        println!("{:?}", client.getattr(&Cred::default(), ino).await.unwrap());
+        assert_eq!(got.len(), model.len(), "seed {seed}");
+        assert!(got == model, "seed {seed}");
+        let attr = client.getattr(&Cred::default(), ino).await.unwrap();
+        assert_eq!(attr.size, model.len() as u64);
+    }
+    first.release(&handle).await.unwrap();
+    first.release(&appender).await.unwrap();
+    assert!(first.core.files().is_empty(), "nothing unsaved is left");
+    assert_eq!(len(first.core.unsaved.available_permits()), first.core.unsaved_max, "the budget is whole again");
+}
+
+fn len(n: usize) -> u64 {
+    n as u64
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_is_what_a_byte_array_is() {
+    for seed in 0..30 {
+        run_model(seed, false).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn also_when_requests_and_replies_are_lost() {
+    for seed in 100..160 {
+        run_model(seed, true).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_down_is_gone_round_and_full_ones_are_no_space() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    let mut random = StdRng::seed_from_u64(1);
+    cluster.lock().servers.get_mut(&ServerId(1)).unwrap().down = true;
+    let data = noise(&mut random, 1_000_000);
+    client.write(&handle, 0, data.clone()).await.unwrap();
+    client.fsync(&handle).await.unwrap();
+    assert!(bytes_of(&client, &handle, 0, 2_000_000).await.unwrap() == data);
+    for server in cluster.lock().servers.values_mut() {
+        server.full = true;
+    }
+    client.write(&handle, 0, noise(&mut random, 100_000)).await.unwrap();
+    assert_eq!(client.fsync(&handle).await.unwrap_err().kind, Kind::NoSpace);
+    for server in cluster.lock().servers.values_mut() {
+        server.full = false;
+    }
+    saved(&client, &handle).await; // the bytes were kept
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_replica_is_never_shown() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let first = client(&cluster).await;
+    let handle = create(&first, "f", READ_WRITE).await;
+    let data = noise(&mut StdRng::seed_from_u64(1), 500_000);
+    first.write(&handle, 0, data.clone()).await.unwrap();
+    first.fsync(&handle).await.unwrap();
+    let damage = |server: u32| {
+        for bytes in cluster.lock().servers.get_mut(&ServerId(server)).unwrap().chunks.values_mut() {
+            let mut wrong = bytes.to_vec();
+            let middle = wrong.len() / 2;
+            wrong[middle] ^= 4;
+            *bytes = Bytes::from(wrong);
+        }
+    };
+    damage(1);
+    damage(2);
+    let second = client(&cluster).await;
+    let other = second.open(&Cred::default(), handle.ino(), READ_WRITE).await.unwrap();
+    assert!(bytes_of(&second, &other, 0, 500_000).await.unwrap() == data);
+    assert!(second.stats().corrupt_replicas > 0);
+    damage(3);
+    damage(4);
+    let third = client(&cluster).await;
+    let other = third.open(&Cred::default(), handle.ino(), READ_WRITE).await.unwrap();
+    let fault = third.read(&other, 200_000, 100_000).await.unwrap_err();
+    assert_eq!(fault.kind, Kind::Corrupt);
+    assert!(fault.message.contains(&handle.ino().to_string()) && fault.message.contains("s3"), "{fault}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_bytes_are_sent_once() {
+    let cluster = Arc::new(FakeCluster::new(1, 1 << 20));
+    let client = client(&cluster).await;
+    let data = noise(&mut StdRng::seed_from_u64(1), 4 << 20);
+    for name in ["a", "b"] {
+        let handle = create(&client, name, READ_WRITE).await;
+        let mut source = &data[..];
+        assert_eq!(client.put_stream(&handle, &mut source, None).await.unwrap(), 4 << 20);
+        client.release(&handle).await.unwrap();
+    }
+    let stats = client.stats();
+    assert_eq!((stats.sent_bytes, stats.dedup_bytes), (4 << 20, 4 << 20));
+    let zeros = create(&client, "c", READ_WRITE).await;
+    client.write(&zeros, 0, Bytes::from(vec![0; 4 << 20])).await.unwrap();
+    client.fsync(&zeros).await.unwrap();
+    assert_eq!(client.stats().sent_bytes, 4 << 20, "zeros are holes");
+    assert_eq!(client.seek(&zeros, 0, Seek::Data).await.unwrap(), None);
+    let mut out = Vec::new();
+    assert_eq!(client.get_stream(&zeros, &mut out, None).await.unwrap(), 4 << 20);
+    assert!(out.iter().all(|b| *b == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn appends_of_two_clients_lose_nothing() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let (a, b) = (client(&cluster).await, client(&cluster).await);
+    let (to_a, to_b) = (create(&a, "log", APPEND).await, create(&b, "log", APPEND).await);
+    cluster.lock().faults = true;
+    for i in 0..50u32 {
+        for (client, handle, tag) in [(&a, &to_a, 'a'), (&b, &to_b, 'b')] {
+            let line = Bytes::from(format!("{tag}{i:06}\n"));
+            while client.write(handle, 0, line.clone()).await.is_err() {}
+            if i % 3 == 0 {
+                saved(client, handle).await;
+            }
+        }
+    }
+    saved(&a, &to_a).await;
+    saved(&b, &to_b).await;
+    cluster.lock().faults = false;
+    let reader = a.open(&Cred::default(), to_a.ino(), READ_WRITE).await.unwrap();
+    let text = String::from_utf8(bytes_of(&a, &reader, 0, 10_000).await.unwrap()).unwrap();
+    for tag in ['a', 'b'] {
+        let seen: Vec<&str> = text.lines().filter(|line| line.starts_with(tag)).collect();
+        let wanted: Vec<String> = (0..50).map(|i| format!("{tag}{i:06}")).collect();
+        assert_eq!(seen, wanted);
+    }
+    assert_eq!(text.lines().count(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_majority_calls_fail_in_time_and_unsaved_bytes_are_kept() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    client.write(&handle, 0, Bytes::from_static(b"kept")).await.unwrap();
+    cluster.lock().no_majority = true;
+    assert!(client.fsync(&handle).await.is_err());
+    assert!(client.getattr(&Cred::default(), handle.ino()).await.is_err());
+    assert_eq!(bytes_of(&client, &handle, 0, 10).await.unwrap(), b"kept");
+    cluster.lock().no_majority = false;
+    saved(&client, &handle).await;
+    assert_eq!(cluster.lock().commits, 1);
+    client.release(&handle).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_session_is_told_to_who_had_unsaved_data_and_to_nobody_else() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let (unsaved, clean) = (create(&client, "u", READ_WRITE).await, create(&client, "c", READ_WRITE).await);
+    client.write(&unsaved, 0, Bytes::from_static(b"lost")).await.unwrap();
+    cluster.lock().forget_sessions();
+    client.write(&clean, 0, Bytes::from_static(b"x")).await.unwrap();
+    assert!(client.getattr(&Cred::default(), clean.ino()).await.is_ok(), "opens a new session");
+    assert_eq!(client.fsync(&unsaved).await.unwrap_err().kind, Kind::NoSession);
+    assert_eq!(client.write(&unsaved, 0, Bytes::from_static(b"y")).await.unwrap_err().kind, Kind::NoSession);
+    let again = client.open(&Cred::default(), unsaved.ino(), READ_WRITE).await.unwrap();
+    client.write(&again, 0, Bytes::from_static(b"new")).await.unwrap();
+    client.fsync(&again).await.unwrap();
+    assert_eq!(bytes_of(&client, &again, 0, 10).await.unwrap(), b"new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removed_file_lives_until_its_last_handle_is_released() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    client.write(&handle, 0, Bytes::from_static(b"here")).await.unwrap();
+    client.unlink(&Cred::default(), InodeId::ROOT, &Name::new("f").unwrap()).await.unwrap();
+    client.fsync(&handle).await.unwrap();
+    assert_eq!(bytes_of(&client, &handle, 0, 10).await.unwrap(), b"here");
+    client.write(&handle, 4, Bytes::from_static(b"more")).await.unwrap();
+    assert_eq!(cluster.lock().orphans.len(), 1);
+    client.release(&handle).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await; // paused clock: lets the release request run
+    assert!(cluster.lock().orphans.is_empty());
+    assert!(client.core.files().is_empty());
+    assert_eq!(len(client.core.unsaved.available_permits()), client.core.unsaved_max);
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_unsaved_data_is_written_back_without_being_asked() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    client.write(&handle, 0, Bytes::from_static(b"old")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(cluster.lock().commits, 1);
+}
