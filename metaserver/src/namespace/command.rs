@@ -70,6 +70,7 @@ pub enum Command {
 pub type Reply = Result<Done, Fault>;
 
 /// What was done.
+#[expect(clippy::large_enum_variant, reason = "almost every reply is the large one")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Done {
     /// `Client`.

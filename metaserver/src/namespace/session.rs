@@ -223,3 +223,30 @@ pub(super) fn need_open(read: &dyn KvRead, session: SessionId) -> Result<(), Fai
         _ => Err(refuse(Kind::NoSession, format!("session {session} is unknown or ended"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::keys::FAMILIES;
+    use common::disk::RealDisk;
+    use common::kv::memory::MemoryKv;
+    use common::proto::meta::Cred;
+
+    #[test]
+    fn what_fails_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let kv = MemoryKv::open(std::sync::Arc::new(RealDisk), dir.path(), &FAMILIES).unwrap();
+        let request = Request { session: SessionId(1), slot: 0, seq: 1, cred: Cred::default(), op: Op::CloseSession };
+        let mut txn = Txn::new(&kv);
+        txn.put(SESSION, *b"before", Vec::new());
+        let reply = guarded(&mut txn, LogIndex(1), Time::default(), &request, |call| {
+            call.counters.inodes += 1;
+            call.txn.delete(SESSION, *b"before");
+            call.txn.put(SESSION, *b"during", Vec::new());
+            Err(refuse(Kind::Exists, "after all"))
+        });
+        assert_eq!(reply.unwrap().unwrap_err().kind, Kind::Exists);
+        let batch = txn.into_batch();
+        assert_eq!(batch.changes, [(SESSION, b"before".to_vec(), Some(Vec::new()))]);
+    }
+}

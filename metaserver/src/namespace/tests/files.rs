@@ -1,0 +1,242 @@
+//! The extent map against a byte array.
+
+use super::*;
+use bytes::Bytes;
+use common::proto::meta::SetAttr;
+use proptest::prelude::*;
+
+/// Files the operations are spread over, chunks they are made of: few, so that they overlap and share.
+const FILES: usize = 3;
+const POOL: u8 = 6;
+const SPAN: u64 = 160;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Edits { file: usize, edits: Vec<(u64, u64, What)>, append: bool, grow: u64 },
+    Truncate { file: usize, size: u64 },
+    Remove { file: usize, keep: bool },
+    Release,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Hole,
+    /// Chunk of the pool, from this offset on (as far as it goes).
+    Chunk(u8, u32),
+    Inline(u8),
+}
+
+fn what() -> impl Strategy<Value = What> {
+    prop_oneof![
+        1 => Just(What::Hole),
+        4 => (0..POOL, 0u32..40).prop_map(|(chunk, offset)| What::Chunk(chunk, offset)),
+        2 => any::<u8>().prop_map(What::Inline),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let edits = prop::collection::vec((0..SPAN, 1u64..60, what()), 1..4);
+    prop_oneof![
+        8 => (0..FILES, edits, any::<bool>(), 0..SPAN)
+            .prop_map(|(file, edits, append, grow)| Step::Edits { file, edits, append, grow }),
+        3 => (0..FILES, 0..SPAN).prop_map(|(file, size)| Step::Truncate { file, size }),
+        1 => (0..FILES, any::<bool>()).prop_map(|(file, keep)| Step::Remove { file, keep }),
+        1 => Just(Step::Release),
+    ]
+}
+
+/// The bytes of a chunk of the pool: chunk `n` has 40 + n bytes.
+fn pool(n: u8) -> Vec<u8> {
+    (0..40 + n).map(|i| i.wrapping_mul(7).wrapping_add(n.wrapping_mul(31)) | 1).collect()
+}
+
+struct Model {
+    world: World,
+    files: Vec<(InodeId, Vec<u8>)>,
+    orphans: Vec<InodeId>,
+    made: u32,
+}
+
+impl Model {
+    fn new() -> Model {
+        let mut model = Model { world: World::new(), files: Vec::new(), orphans: Vec::new(), made: 0 };
+        for n in 0..POOL {
+            model.world.store(&pool(n));
+        }
+        (0..FILES).for_each(|n| model.remake(n));
+        model
+    }
+
+    fn remake(&mut self, file: usize) {
+        let ino = self.world.file(0, ROOT, &format!("f{file}"), 0o644);
+        self.made += 1;
+        match self.files.get_mut(file) {
+            Some(there) => *there = (ino, Vec::new()),
+            None => self.files.push((ino, Vec::new())),
+        }
+    }
+
+    fn run(&mut self, step: &Step) {
+        match step {
+            Step::Edits { file, edits, append, grow } => self.edit(*file, edits, *append, *grow),
+            Step::Truncate { file, size } => {
+                let (ino, bytes) = &mut self.files[*file];
+                bytes.resize(*size as usize, 0);
+                let set = SetAttr { size: Some(*size), ..SetAttr::default() };
+                self.world.op(0, Op::SetAttr { ino: *ino, set }).unwrap();
+            }
+            Step::Remove { file, keep } => {
+                let op = Op::Unlink { parent: ROOT, name: name(&format!("f{file}")), keep: *keep };
+                self.world.op(0, op).unwrap();
+                if *keep {
+                    self.orphans.push(self.files[*file].0);
+                }
+                self.remake(*file);
+            }
+            Step::Release => {
+                if let Some(ino) = self.orphans.pop() {
+                    self.world.op(0, Op::Release { ino }).unwrap();
+                }
+            }
+        }
+    }
+
+    fn edit(&mut self, file: usize, edits: &[(u64, u64, What)], append: bool, grow: u64) {
+        let (ino, mut bytes) = self.files[file].clone();
+        let base = if append { bytes.len() as u64 } else { 0 };
+        let mut commit = Commit { append, grow, ..empty(ino) };
+        let mut named: Vec<u8> = Vec::new();
+        let ends = edits.iter().map(|(at, len, _)| at + len).max().unwrap_or(0);
+        commit.grow = grow.max(ends);
+        let size = bytes.len().max((base + commit.grow) as usize);
+        bytes.resize(size, 0);
+        for (at, len, what) in edits {
+            let (len, data, content) = source(*len, *what);
+            if let What::Chunk(n, _) = what
+                && !named.contains(n)
+            {
+                named.push(*n);
+            }
+            commit.edits.push(Edit { at: *at, len, data });
+            let start = (base + at) as usize;
+            bytes[start..start + len as usize].copy_from_slice(&content);
+        }
+        commit.chunks = named.iter().map(|n| self.world.store(&pool(*n))).collect();
+        let (attr, offset) = self.world.commit(commit).unwrap();
+        assert_eq!((attr.size, offset), (size as u64, base));
+        self.files[file].1 = bytes;
+    }
+
+    fn compare(&self) {
+        for (ino, bytes) in &self.files {
+            assert_eq!(&self.world.read(*ino), bytes, "{ino}");
+            let covered: u64 = self.world.extents(*ino).iter().map(|extent| extent.len).sum();
+            assert_eq!(self.world.attr(*ino).allocated, covered);
+        }
+        self.world.check();
+    }
+}
+
+/// (length, where from, the bytes) of one edit.
+fn source(len: u64, what: What) -> (u64, Source, Vec<u8>) {
+    match what {
+        What::Hole => (len, Source::Hole, vec![0; len as usize]),
+        What::Chunk(n, offset) => {
+            let chunk = pool(n);
+            let rest = &chunk[offset as usize..];
+            let content = rest[..rest.len().min(len as usize)].to_vec();
+            (content.len() as u64, Source::Chunk { id: ChunkId::of(&chunk), offset }, content)
+        }
+        What::Inline(byte) => {
+            let content = vec![byte; len as usize];
+            (len, Source::Inline { id: ChunkId::of(&content), offset: 0, bytes: Bytes::from(content.clone()) }, content)
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn reading_through_the_extents_gives_what_was_written(steps in prop::collection::vec(step(), 1..25)) {
+        let mut model = Model::new();
+        for step in &steps {
+            model.run(step);
+            model.compare();
+        }
+    }
+}
+
+#[test]
+fn extents_that_continue_each_other_become_one() {
+    let mut world = World::new();
+    let ino = world.file(0, ROOT, "f", 0o644);
+    let chunk = world.store(&pool(0));
+    let edit = |at, offset, len| Edit { at, len, data: Source::Chunk { id: chunk.id, offset } };
+    let commit = |edits| Commit { edits, chunks: vec![chunk.clone()], grow: 40, ..empty(ino) };
+    world.commit(commit(vec![edit(0, 0, 40)])).unwrap();
+    world.commit(Commit { edits: vec![Edit { at: 10, len: 10, data: Source::Hole }], ..empty(ino) }).unwrap();
+    assert_eq!(world.extents(ino).len(), 2);
+    world.commit(commit(vec![edit(10, 10, 10)])).unwrap();
+    assert_eq!(world.extents(ino).len(), 2, "joined on the left; the right neighbour stays");
+    assert_eq!(world.read(ino), pool(0));
+    world.check();
+}
+
+/// A file of 6 x 1024 one-byte extents.
+fn file_of_many(world: &mut World) -> InodeId {
+    let ino = world.file(0, ROOT, "many", 0o644);
+    let chunk = world.store(b"x");
+    for round in 0..6u64 {
+        let edit = |n| Edit { at: (round * 1024 + n) * 2, len: 1, data: Source::Chunk { id: chunk.id, offset: 0 } };
+        let commit =
+            Commit { edits: (0..1024).map(edit).collect(), grow: 20_000, chunks: vec![chunk.clone()], ..empty(ino) };
+        world.commit(commit).unwrap();
+    }
+    ino
+}
+
+fn purge_all(world: &mut World) -> u32 {
+    for rounds in 1.. {
+        let reply = world.command(&Command::Purge { limit: 1000 });
+        world.check();
+        match reply {
+            Ok(Done::Purged { more: true }) => {}
+            Ok(Done::Purged { more: false }) => return rounds,
+            other => panic!("{other:?}"),
+        }
+    }
+    unreachable!("counts up for ever")
+}
+
+#[test]
+fn a_file_of_many_extents_goes_in_steps() {
+    let mut world = World::new();
+    let ino = file_of_many(&mut world);
+    assert_eq!(world.extents(ino).len(), 6144, "listed over several answers");
+    world.check();
+    world.op(0, Op::Unlink { parent: ROOT, name: name("many"), keep: false }).unwrap();
+    assert_eq!(world.ask(0, Query::GetAttr { ino }).unwrap_err().kind, Kind::Gone);
+    assert!(super::super::has_purge(&*world.kv).unwrap());
+    world.check();
+    assert_eq!(purge_all(&mut world), 7);
+    let counters = super::super::counters(&*world.kv).unwrap();
+    assert_eq!((counters.chunks, counters.logical_bytes, counters.inodes), (0, 0, 1));
+}
+
+#[test]
+fn truncating_a_file_of_many_extents_to_nothing_goes_in_steps_and_reads_zeros_at_once() {
+    let mut world = World::new();
+    let ino = file_of_many(&mut world);
+    let size = |size| Op::SetAttr { ino, set: SetAttr { size: Some(size), ..SetAttr::default() } };
+    world.op(0, size(0)).unwrap();
+    world.op(0, size(100)).unwrap();
+    world.write(ino, 3, b"new").unwrap();
+    let mut expected = vec![0; 100];
+    expected[3..6].copy_from_slice(b"new");
+    assert_eq!(world.read(ino), expected);
+    world.check();
+    purge_all(&mut world);
+    assert_eq!(world.read(ino), expected);
+    world.op(0, Op::Unlink { parent: ROOT, name: name("many"), keep: false }).unwrap();
+    world.check();
+}

@@ -1,0 +1,114 @@
+//! Golden bytes of every row. A change here is a change of the format on disk: raise the version, keep the old decoder.
+
+use super::*;
+use crate::store::values::{
+    Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, ExtentRow, Horizon, Inode, InstanceRow, LayoutRow,
+    Listed, Moved, Purge, ServerRow, SessionRow, SlotRow, Value,
+};
+use bytes::Bytes;
+use common::id::DataVersion;
+use common::layout::{Domain, Layout};
+use common::proto::meta::{Applied, FileKind};
+
+/// The value has these bytes, reads back from them, and from no others.
+fn golden<V: Value + PartialEq + std::fmt::Debug>(value: &V, hex: &str) {
+    let bytes = value.encode();
+    let found: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(found, hex.replace(' ', ""), "{}", V::WHAT);
+    assert_eq!(&V::decode(&bytes).unwrap(), value);
+    assert!(V::decode(&[&bytes[..], &[0]].concat()).is_err(), "{}: bytes left over", V::WHAT);
+    assert!(V::decode(&[&[99], &bytes[1..]].concat()).is_err(), "{}: another version", V::WHAT);
+    assert!(V::decode(&bytes[..bytes.len() - 1]).is_err(), "{}: cut off", V::WHAT);
+    assert!(V::decode(b"").is_err());
+}
+
+fn inode(kind: FileKind, body: Body) -> Inode {
+    let time = |secs| Time { secs, nanos: 1 };
+    Inode {
+        kind,
+        mode: 0o644,
+        uid: 5,
+        gid: 6,
+        nlink: 1,
+        atime: time(1),
+        mtime: time(2),
+        ctime: time(-3),
+        chunk_size: 1 << 20,
+        replicas: 3,
+        xattr_names: 7,
+        body,
+    }
+}
+
+#[test]
+fn inodes() {
+    let common = "a403 05 06 01 0201 0401 0501 808040 03 07";
+    let file = Body::File { size: 200, allocated: 100, extents: 2, version: DataVersion(9), data: 77 };
+    golden(&inode(FileKind::File, file), &format!("01 00 {common} 00 c801 64 02 09 4d"));
+    let dir = Body::Dir { parent: ROOT, entries: 3, next_cookie: 9 };
+    golden(&inode(FileKind::Dir, dir), &format!("01 01 {common} 01 01 03 09"));
+    golden(&inode(FileKind::Symlink, Body::Symlink { target: b"ab".to_vec() }), &format!("01 02 {common} 02 02 6162"));
+    golden(&inode(FileKind::CharDevice, Body::Device { rdev: 8 }), &format!("01 05 {common} 03 08"));
+    golden(&inode(FileKind::Fifo, Body::Plain), &format!("01 03 {common} 04"));
+}
+
+#[test]
+fn entries_and_extents() {
+    golden(&Dentry { ino: InodeId(300), kind: FileKind::Dir, cookie: 4 }, "01 ac02 01 04");
+    golden(&Listed { ino: InodeId(3), kind: FileKind::File, name: name("ab") }, "01 03 00 02 6162");
+    let id = ChunkId([0xaa; 32]);
+    let ids = "aa".repeat(32);
+    let chunk = ExtentRow { len: 10, data: Data::Chunk { id, offset: 1, chunk_len: 300 } };
+    golden(&chunk, &format!("01 0a 00 {ids} 01 ac02"));
+    let inline = ExtentRow { len: 2, data: Data::Inline { id, offset: 1, bytes: Bytes::from_static(b"xyz") } };
+    golden(&inline, &format!("01 02 01 {ids} 01 03 78797a"));
+    golden(&ChunkRow { len: 10, refs: [(2, 300), (3, 1)].into() }, "01 0a 02 02 ac02 03 01");
+    golden(&Degraded { servers: vec![ServerId(1), ServerId(200)] }, "01 02 01 c801");
+    golden(&Purge { replicas: 3 }, "01 03");
+    golden(&Horizon(LogIndex(5)), "01 05");
+    golden(&Moved(LayoutVersion(6)), "01 06");
+}
+
+#[test]
+fn sessions() {
+    let row = SessionRow { label: "h".into(), slots: 4, opened: Time { secs: 1, nanos: 2 }, ended: false };
+    golden(&row, "01 01 68 04 02 02 00");
+    golden(&SlotRow { seq: 0, reply: None }, "01 00 00");
+    let applied = Applied { outcome: Outcome::Done, index: LogIndex(9) };
+    golden(&SlotRow { seq: 3, reply: Some(Ok(applied)) }, "01 03 01 00 00 09");
+    golden(&SlotRow { seq: 3, reply: Some(Err(Fault::new(Kind::Exists, "x"))) }, "01 03 01 01 01 01 78 00");
+}
+
+#[test]
+fn cluster() {
+    let domain = Domain { zone: "z".into(), rack: "r".into(), host: "h".into() };
+    let server = ServerRow { instance: 1, addr: "a:1".into(), domain, weight: 9, weight_fixed: true };
+    golden(&server, "01 01 03 613a31 01 7a 01 72 01 68 09 01");
+    golden(&InstanceRow(ServerId(3)), "01 03");
+    let config = Config {
+        cluster: ClusterId(1),
+        epoch: Epoch(2),
+        secret: Secret([0xbb; 32]),
+        pg_count: 16,
+        replicas: 3,
+        min_replicas: 2,
+        metaservers: vec![(NodeId(1), "m:1".into())],
+    };
+    golden(&config, &format!("01 01 02 {} 10 03 02 01 01 03 6d3a31", "bb".repeat(32)));
+    let counters = Counters {
+        next_ino: 1,
+        next_server: 2,
+        inodes: 3,
+        logical_bytes: 4,
+        chunk_bytes: 5,
+        chunks: 6,
+        degraded: 7,
+        sessions: 8,
+        map_version: 9,
+        layout: LayoutVersion(10),
+        last_move: LayoutVersion(11),
+    };
+    golden(&counters, "01 01 02 03 04 05 06 07 08 09 0a 0b");
+    let layout = Layout { version: LayoutVersion(2), groups: vec![vec![ServerId(1)], vec![]] };
+    golden(&LayoutRow(layout), "01 02 02 01 01 00");
+}
