@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes in one piece, at most.
-pub const PIECE_LEN: u64 = 1 << 20;
+pub(super) const PIECE_LEN: u64 = 1 << 20;
 /// Files in a snapshot, at most.
 const FILES_MAX: usize = 100_000;
 /// The longest file name in a snapshot, in bytes.

@@ -54,10 +54,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok((applied.last, applied.members))
     }
 
-    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
+        let mut entries = entries.fuse(); // it is asked again after its end
         let mut next = entries.next().await;
         while let Some(first) = next.take() {
             let mut batch = vec![first?];

@@ -20,13 +20,13 @@ openraft::declare_raft_types!(
 /// Term and index of a log entry. Ordered by term, then index.
 pub type LogId = LogIdOf<TypeConfig>;
 /// Who leads, or is voted for, in which term.
-pub type Vote = VoteOf<TypeConfig>;
+pub(super) type Vote = VoteOf<TypeConfig>;
 /// A log entry.
-pub type Entry = EntryOf<TypeConfig>;
+pub(super) type Entry = EntryOf<TypeConfig>;
 /// What a log entry holds.
-pub type Payload = EntryPayloadOf<TypeConfig>;
+pub(super) type Payload = EntryPayloadOf<TypeConfig>;
 /// The members of the group, and the entry that made them so.
-pub type Members = StoredMembershipOf<TypeConfig>;
+pub(crate) type Members = StoredMembershipOf<TypeConfig>;
 /// The group, as seen from this node.
 pub type Group = openraft::Raft<TypeConfig, super::state_machine::StateMachine>;
 
@@ -51,7 +51,7 @@ impl fmt::Display for Proposal {
 }
 
 /// A log id from its parts.
-pub fn log_id(term: u64, index: u64) -> LogId {
+pub(super) fn log_id(term: u64, index: u64) -> LogId {
     LogId::new(leader_id_std::LeaderId::new(term, 0).to_committed(), index)
 }
 
