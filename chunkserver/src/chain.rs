@@ -6,7 +6,7 @@
 //! servers behind the break get a fault each, and the writer puts to others.
 
 use crate::service::{Shared, bad_request, discard, receive};
-use crate::store::{Incoming, StoreError};
+use crate::store::Incoming;
 use common::auth::Receipt;
 use common::fault::{Fault, Kind};
 use common::id::ServerId;
@@ -56,7 +56,7 @@ pub(crate) async fn put(
         next.forward(&incoming.room()[..count]).await;
         incoming.filled(count);
     }
-    let store = async { Ok::<(), StoreError>(shared.stores().put(incoming.finish()?).await?) };
+    let store = async { shared.stores().put(incoming.finish()?).await };
     let (own, behind) = tokio::join!(store, next.answer());
     let own: Result<Receipt, Fault> = match own {
         Ok(()) => Ok(registration.receipt(chunk, auth.attempt)),

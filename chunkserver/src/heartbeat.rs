@@ -59,6 +59,7 @@ impl Voice {
                 return;
             }
             self.beat().await;
+            tokio::time::sleep(REGISTER_PAUSE).await;
         }
     }
 

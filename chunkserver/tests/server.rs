@@ -1,4 +1,5 @@
 //! A chunkserver from outside: real servers over TCP on loopback, real disks in temporary directories.
+#![allow(clippy::unwrap_used, reason = "test code: a panic is a failed test")]
 
 mod support;
 
@@ -146,14 +147,14 @@ async fn without_the_right_nothing_is_stored_or_shown() {
         (in_epoch(Epoch(EPOCH.0 + 1)), Kind::Busy),
     ];
     for (auth, kind) in wrong {
-        let put = cluster.pool.put_chain(&cluster.chain(), auth, chunk, &[data.clone()], LIMIT).await;
+        let put = cluster.pool.put_chain(&cluster.chain(), auth, chunk, std::slice::from_ref(&data), LIMIT).await;
         assert_eq!(put.unwrap_err().kind, kind);
         let small = cluster.pool.put_small(&to, auth, &[(chunk, data.clone())], LIMIT).await;
         assert_eq!(small.unwrap_err().kind, kind);
         assert_eq!(cluster.pool.touch(&to, auth, &[chunk], LIMIT).await.unwrap_err().kind, kind);
     }
     assert_eq!(cluster.servers[0].stores().stats().chunks, 0);
-    cluster.pool.put_chain(&cluster.chain(), auth(), chunk, &[data.clone()], LIMIT).await.unwrap();
+    cluster.pool.put_chain(&cluster.chain(), auth(), chunk, std::slice::from_ref(&data), LIMIT).await.unwrap();
     let token = |session, epoch| (session, SECRET.read_token(chunk.id, session, epoch));
     for right in [(SessionId(5), token(reader(), EPOCH).1), token(reader(), Epoch(EPOCH.0 - 2))] {
         let got = cluster.pool.get(&to, right, chunk.id, 0, 5, LIMIT).await;
@@ -186,7 +187,7 @@ async fn a_restarted_server_has_its_name_and_its_chunks() {
     let mut cluster = Cluster::start(2).await;
     let (to, data) = (cluster.target(0), bytes(300_000, 6));
     let chunk = chunk_of(&data);
-    cluster.pool.put_chain(&[to.clone()], auth(), chunk, &[data.clone()], LIMIT).await.unwrap();
+    cluster.pool.put_chain(std::slice::from_ref(&to), auth(), chunk, std::slice::from_ref(&data), LIMIT).await.unwrap();
     assert!(cluster.servers.remove(0).shutdown().await);
     let config = chunkserver::Config { listen: to.addr.clone(), ..config(&cluster.meta_addr, cluster.dirs[0].path()) };
     let again = chunkserver::start(config.clone(), World::real()).await.unwrap();
@@ -291,7 +292,7 @@ async fn bad_requests_cost_the_connection_and_nothing_else() {
     let next = (cluster.target(1).server, cluster.target(1).addr);
     wire.send(1, &put(chunk, vec![next]), &[&data[..300_000]]).await.unwrap();
     drop(wire);
-    cluster.pool.put_chain(&cluster.chain(), auth(), chunk, &[data.clone()], LIMIT).await.unwrap();
+    cluster.pool.put_chain(&cluster.chain(), auth(), chunk, std::slice::from_ref(&data), LIMIT).await.unwrap();
     assert_eq!(read(&cluster.pool, &cluster.target(1), chunk, 0, chunk.len).await.unwrap(), data);
     assert_eq!(cluster.servers[0].stores().stats().chunks, 1);
 }

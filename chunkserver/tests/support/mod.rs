@@ -1,4 +1,10 @@
 //! A metaserver that only knows how to register chunkservers, and servers on loopback around it.
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "shared by test programs, each of which uses some of it"
+)]
 
 use chunkserver::{Config, Server, start};
 use common::auth::{Attempt, Secret};

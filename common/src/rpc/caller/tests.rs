@@ -248,3 +248,26 @@ async fn a_peer_that_sends_garbage_loses_its_connection_and_nothing_else() {
     }
     caller.keep_alive(SessionId(1), LIMIT).await.unwrap();
 }
+
+/// Not a test of a promise: prints what a call costs. `cargo nextest run -p common --run-ignored only calls_cost`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "prints figures"]
+async fn calls_cost() {
+    const CALLS: u32 = 20_000;
+    let server = Server::start(Plan::Answer).await;
+    let caller = caller(&[&server.addr]);
+    for callers in [1u32, 8, 64] {
+        let start = Instant::now();
+        let all = (0..callers).map(|_| {
+            let caller = caller.clone();
+            async move {
+                for n in 0..CALLS / callers {
+                    caller.keep_alive(SessionId(n.into()), LIMIT).await.unwrap();
+                }
+            }
+        });
+        futures::future::join_all(all).await;
+        let took = start.elapsed();
+        println!("{callers} callers: {:.0} calls/s, {:?} each", f64::from(CALLS) / took.as_secs_f64(), took / CALLS);
+    }
+}
