@@ -8,6 +8,7 @@
 //! | [`load`], [`ledger`] | writers that note what was acknowledged; what must be there afterwards |
 //! | [`tree`] | a real directory tree to store, and whether two trees are equal |
 //! | [`damage`] | flips stored bytes |
+//! | [`sim`] | the same servers and clients in one thread, with simulated network and disks |
 //! | [`skip`] | tests that this machine cannot run, by name |
 //! | [`wait`] | waits with a limit and a name |
 //!
@@ -20,6 +21,7 @@ pub mod content;
 pub mod damage;
 pub mod ledger;
 pub mod load;
+pub mod sim;
 pub mod skip;
 pub mod tree;
 pub mod wait;

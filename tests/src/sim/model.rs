@@ -194,14 +194,14 @@ impl Tree {
     }
 }
 
-fn describe(seen: &Seen) -> String {
+pub(super) fn describe(seen: &Seen) -> String {
     match seen {
         Seen::Bytes(bytes) => format!("{} bytes {}", bytes.len(), common::id::ChunkId::of(bytes)),
         other => format!("{other:?}"),
     }
 }
 
-fn describe_step(step: &Step) -> String {
+pub(super) fn describe_step(step: &Step) -> String {
     match step {
         Step::Write(path, at, data) => format!("write {path} [{at}, +{})", data.len()),
         Step::Append(path, data) => format!("append {path} +{}", data.len()),
