@@ -3,10 +3,10 @@
 use super::Shared;
 use super::inodes::without_privilege;
 use bytes::Bytes;
-use client_fuse::{Client, Fallocate, Handle, OpenFlags, Seek};
+use client_fuse::{Fallocate, Handle, OpenFlags, Seek};
 use common::fault::{Fault, Kind};
 use common::id::InodeId;
-use common::proto::meta::{Attr, Cred, SetAttr};
+use common::proto::meta::{Cred, SetAttr};
 use fuser::{FopenFlags, ReplyData};
 use nix::fcntl::OFlag;
 use std::collections::HashMap;
@@ -83,12 +83,12 @@ impl Shared {
         if wanted.truncate {
             self.inodes.changed(ino);
         }
-        Ok(Opened { client: self.client.clone(), handle: Some(handle), flags: wanted })
+        Ok(Opened { handle, flags: wanted })
     }
 
     /// Makes a file known to the kernel: its handle number and how its pages are treated.
     pub(super) fn register(&self, opened: Opened, flags: i32) -> (u64, FopenFlags) {
-        let (handle, wanted) = opened.take();
+        let Opened { handle, flags: wanted } = opened;
         let keep = self.inodes.opened(handle.ino(), handle.version());
         let mut answer = FopenFlags::empty();
         if OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT) {
@@ -201,41 +201,10 @@ impl Shared {
     }
 }
 
-/// A file that was opened but is not known to the kernel yet. If that never happens (the answer came too late), it is
-/// released.
+/// A file that was opened but is not known to the kernel yet; if that never happens, dropping it closes it.
 pub(super) struct Opened {
-    client: Client,
-    handle: Option<Handle>,
-    flags: OpenFlags,
-}
-
-impl Opened {
-    /// After `create_open`.
-    pub(super) fn new(client: &Client, handle: Handle, flags: OpenFlags) -> Opened {
-        Opened { client: client.clone(), handle: Some(handle), flags }
-    }
-
-    /// Its attributes when it was opened.
-    pub(super) fn attr(&self) -> Attr {
-        self.handle.as_ref().expect("not taken").attr()
-    }
-
-    fn take(mut self) -> (Handle, OpenFlags) {
-        (self.handle.take().expect("taken once"), self.flags)
-    }
-}
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        let Some(handle) = self.handle.take() else { return };
-        let client = self.client.clone();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            #[expect(clippy::disallowed_methods, reason = "ends with the client, whose deadline bounds it")]
-            runtime.spawn(async move {
-                let _ = client.release(&handle).await; // nobody is left to be told
-            });
-        }
-    }
+    pub(super) handle: Handle,
+    pub(super) flags: OpenFlags,
 }
 
 /// Hands the pieces of a read to the kernel; one piece goes without a copy.

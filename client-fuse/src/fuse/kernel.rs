@@ -454,10 +454,13 @@ impl Filesystem for Kernel {
             shared.inodes.changed(parent);
             let (handle, _) = made?;
             shared.inodes.changed(handle.ino());
-            Ok(Opened::new(&shared.client, handle, wanted))
+            Ok(Opened { handle, flags: wanted })
         };
         self.0.serve(op("create", parent), reply, work, move |shared, reply, opened| {
-            let attr = opened.attr();
+            let mut attr = opened.handle.attr();
+            if wanted.truncate {
+                (attr.size, attr.allocated) = (0, 0); // it was there, and was cut after these were read
+            }
             shared.inodes.shown(&attr);
             let (handle, answer) = shared.register(opened, flags);
             reply.created(&TTL, &file_attr(&attr), Generation(0), FileHandle(handle), answer);

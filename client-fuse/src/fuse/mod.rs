@@ -152,7 +152,8 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
         MountOption::DefaultPermissions,
     ];
     config.mount_options.extend(options.flags.iter().filter_map(|name| mount_option(name)));
-    config.acl = SessionACL::All;
+    let root = nix::unistd::geteuid().is_root();
+    config.acl = if root { SessionACL::All } else { SessionACL::Owner }; // others need `user_allow_other`: leave it
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     config.n_threads = Some(cores.clamp(THREADS.0, THREADS.1));
     config.clone_fd = true;
