@@ -31,7 +31,7 @@ pub struct Config {
     /// Memory of what the metadata store has not written to tables yet, in MiB. A part of `cache_mib`.
     pub memtable_mib: u32,
     /// How reads know that this is still the leader: `index` asks a majority (one round for all reads that wait), `lease`
-    /// relies on a majority's answer of the last second, which is sound while clocks run equally fast within 50 %.
+    /// relies on a majority's answer of the last 0.6 s, which is sound while no clock runs twice as fast as another.
     pub read_policy: ReadPolicy,
     /// Log entries between two snapshots.
     pub snapshot_entries: u64,

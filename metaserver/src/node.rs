@@ -26,6 +26,7 @@ use common::units::REPLICAS_MAX;
 use common::world::World;
 use openraft::{BasicNode, ChangeMembers};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -55,6 +56,7 @@ pub(crate) struct Node {
     member: RwLock<Option<Member>>,
     /// Held while it becomes a member or changes the group.
     forming: tokio::sync::Mutex<()>,
+    stopping: AtomicBool,
     /// Why it cannot go on.
     failure: watch::Sender<Option<String>>,
 }
@@ -62,8 +64,9 @@ pub(crate) struct Node {
 impl Node {
     /// A node that is no member yet.
     pub(crate) fn new(config: Config, addr: String, world: World, tasks: Tasks, me: Me) -> Node {
-        let (leadership, member, forming) = Default::default();
-        Node { config, addr, world, tasks, me, leadership, member, forming, failure: watch::Sender::new(None) }
+        let (leadership, member, forming, stopping) = Default::default();
+        let failure = watch::Sender::new(None);
+        Node { config, addr, world, tasks, me, leadership, member, forming, stopping, failure }
     }
 
     /// It cannot go on: the process is to end. Only the first reason counts.
@@ -97,7 +100,11 @@ impl Node {
     /// # Errors
     /// `Unavailable`: nothing yet.
     pub(crate) fn member(&self) -> Result<Member, Fault> {
-        self.try_member().ok_or_else(not_formatted)
+        match self.try_member() {
+            Some(member) => Ok(member),
+            None if self.stopping.load(Ordering::Relaxed) => Err(Fault::new(Kind::Busy, "this metaserver is stopping")),
+            None => Err(not_formatted()),
+        }
     }
 
     /// What it is a member of, if anything.
@@ -107,6 +114,7 @@ impl Node {
 
     /// Gives up its membership's handles, for shutdown.
     pub(crate) fn take_member(&self) -> Option<Member> {
+        self.stopping.store(true, Ordering::Relaxed);
         self.member.write().expect("no panic holds this lock").take()
     }
 

@@ -47,7 +47,7 @@ const READ_BYTES_MAX: usize = 1 << 20;
 pub enum OpenError {
     /// It is not what was acknowledged: the node must not take part with it.
     #[error(
-        "the Raft log in {dir} is damaged: {what}; this node forgot what it promised the others and must not vote: move {dir} and the rest of the data directory away and start again: it comes back as an empty member"
+        "the Raft log in {dir} is damaged: {what}; this node may have forgotten what it promised and must not vote; if most other metaservers are up, move its whole data directory away and start it again: it comes back as an empty member"
     )]
     Damaged {
         /// The directory.
@@ -96,6 +96,7 @@ enum Job {
 #[derive(Debug)]
 struct Flusher {
     shared: Arc<Shared>,
+    dir: PathBuf,
     marker: Marker,
     marker_synced: Instant,
     marker_dirty: bool,
@@ -140,13 +141,12 @@ impl RaftLog {
         wrong.extend(recovery.damaged.iter().map(|bad| format!("{}: {} bytes unreadable", bad.position, bad.len)));
         wrong.extend(recovery.unreadable.iter().map(|segment| format!("segment {segment} is unreadable")));
         wrong.extend(recovery.missing.iter().map(|segment| format!("segment {segment} is missing")));
-        wrong.extend(
-            replay
-                .index
-                .gap()
-                .filter(|(from, to)| covered_to(applied, *from) < *to)
-                .map(|(from, to)| format!("entries {from} to {} are missing", to - 1)),
-        );
+        if let Some((from, to)) = replay.index.gap() {
+            wrong.push(format!("entries {from} to {} are missing", to - 1));
+        }
+        if let Some(purged) = replay.index.purged.filter(|purged| Some(*purged) > applied) {
+            wrong.push(format!("entries up to {purged} are purged, but the metadata store does not hold them"));
+        }
         wrong.extend(forgotten(marker.now(), &replay.index, applied));
         if !wrong.is_empty() {
             return Err(damaged(wrong.join("; ")));
@@ -160,6 +160,7 @@ impl RaftLog {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         let flusher = Flusher {
             shared: shared.clone(),
+            dir: dir.to_path_buf(),
             marker,
             marker_synced: Instant::now(),
             marker_dirty: false,
@@ -182,11 +183,6 @@ impl RaftLog {
     pub fn len(&self) -> u64 {
         self.shared.segments.segments().iter().map(|segment| segment.len).sum()
     }
-}
-
-/// The first index that neither the state machine nor anything before `from` covers.
-fn covered_to(applied: Option<LogId>, from: u64) -> u64 {
-    applied.map_or(0, |id| id.index + 1).max(from)
 }
 
 fn open_segments(
@@ -420,7 +416,7 @@ impl Flusher {
     }
 
     fn marker_error(&self, source: io::Error) -> OpenError {
-        OpenError::Marker { dir: PathBuf::from("raft"), source }
+        OpenError::Marker { dir: self.dir.clone(), source }
     }
 }
 

@@ -53,10 +53,10 @@ use types::Proposal;
 
 /// Between two heartbeats of the leader.
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// A follower that hears nothing for this long stands for election.
-const ELECTION_MIN: Duration = Duration::from_millis(1000);
-/// Its upper end, chosen at random.
-const ELECTION_MAX: Duration = Duration::from_millis(2000);
+/// A follower stands for election when it heard nothing for [`LEASE`] and then a random time between these two: 2.0 to
+/// 2.6 s. (A leader that got no time on a small machine is the normal case; it has missed seven heartbeats by then.)
+const ELECTION_MIN: Duration = Duration::from_millis(700);
+const ELECTION_MAX: Duration = Duration::from_millis(1300);
 /// For this long after a leader's message a follower votes for nobody else. (openraft: the longest election timeout.)
 pub const LEASE: Duration = ELECTION_MAX;
 /// How long installing a snapshot may take before openraft begins again.

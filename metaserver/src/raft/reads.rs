@@ -18,7 +18,7 @@ const WAITING_MAX: usize = 8192;
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 /// With [`ReadPolicy::Lease`]: how old a majority's answer may be. Followers keep from voting for
 /// [`super::LEASE`] after it; the rest is the margin for clocks that run unequally fast.
-const LEASE_AGE: Duration = Duration::from_millis(1000);
+const LEASE_AGE: Duration = Duration::from_millis(600);
 
 type Waiting = oneshot::Sender<Result<(), Fault>>;
 

@@ -8,12 +8,14 @@ use super::types::{Entry, LogId, Payload, Proposal, TypeConfig, log_id};
 use crate::raft::marker::vote_of;
 use common::kv::rocks::Tuning;
 use common::task::Tasks;
+use common::testing::SimDisk;
 use common::world::World;
 use openraft::RaftLogReader;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::type_config::TypeConfigExt;
 use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 const CLUSTER: [u8; 16] = [7; 16];
@@ -80,7 +82,9 @@ async fn what_was_written_is_there_after_a_restart() {
     let before = ids(&log).await;
     log.save_vote(&vote_of(4, 1, false)).await.unwrap();
     drop(log);
-    let mut log = open(dir.path());
+    let lost = try_open(dir.path(), Some(log_id(1, 3))).unwrap_err();
+    assert!(lost.to_string().contains("does not hold them"), "{lost}");
+    let mut log = try_open(dir.path(), Some(log_id(1, 4))).unwrap();
     assert_eq!(ids(&log).await, before);
     assert_eq!(before, (5..20).map(|i| (if i < 7 { 1 } else { 3 }, i)).collect::<Vec<_>>());
     assert_eq!(log.read_vote().await.unwrap(), Some(vote_of(4, 1, false)));
@@ -106,7 +110,7 @@ async fn purged_segments_go_and_the_vote_stays() {
     log.blocking_append([entry(1, 41, 1)]).await.unwrap();
     assert!(log.len() < full / 2, "{} of {full}", log.len());
     drop(log);
-    let mut log = open(dir.path());
+    let mut log = try_open(dir.path(), Some(log_id(1, 39))).unwrap();
     assert_eq!(log.read_vote().await.unwrap(), Some(vote_of(3, 2, true)));
     assert_eq!(ids(&log).await, [(1, 40), (1, 41)]);
 }
@@ -195,4 +199,120 @@ async fn many_appends_share_a_sync() {
     let syncs = log.syncs();
     println!("2000 appends, {syncs} syncs");
     assert!(syncs < 500, "{syncs} syncs");
+}
+
+/// What a log holds: purged, entries, vote.
+type Held = (Option<LogId>, Vec<LogId>, Option<super::types::Vote>);
+
+/// Every state the log goes through, one a record, and how many of them were promised.
+struct Course {
+    states: Vec<Held>,
+    promised: usize,
+}
+
+impl Course {
+    fn new() -> Course {
+        Course { states: vec![Held::default()], promised: 0 }
+    }
+
+    fn step(&mut self, change: impl FnOnce(&mut Held)) {
+        let mut next = self.states.last().unwrap().clone();
+        change(&mut next);
+        self.states.push(next);
+    }
+
+    /// Appends and waits. False: the power is gone.
+    async fn append(&mut self, log: &mut RaftLog, entries: Vec<Entry>) -> bool {
+        for entry in &entries {
+            self.step(|held| held.1.push(entry.log_id));
+        }
+        let done = log.blocking_append(entries).await.is_ok();
+        self.keep(done)
+    }
+
+    async fn vote(&mut self, log: &mut RaftLog, vote: super::types::Vote) -> bool {
+        self.step(|held| held.2 = Some(vote));
+        let done = log.save_vote(&vote).await.is_ok();
+        self.keep(done)
+    }
+
+    fn keep(&mut self, done: bool) -> bool {
+        if done {
+            self.promised = self.states.len() - 1;
+        }
+        done
+    }
+
+    /// A run with everything a log does; stops where the power goes.
+    async fn run(&mut self, log: &mut RaftLog) -> bool {
+        for round in 0..3u64 {
+            let (term, from) = (2 * round + 1, 10 * round);
+            let fine = self.vote(log, vote_of(term, 1, false)).await
+                && self.append(log, (from..from + 6).map(|i| entry(term, i, 50)).collect()).await
+                && self.append(log, vec![entry(term, from + 6, 5000)]).await
+                && self.vote(log, vote_of(term + 1, 2, true)).await;
+            if !fine {
+                return false;
+            }
+            self.step(|held| held.1.retain(|id| id.index <= from + 4));
+            log.truncate_after(Some(log_id(term, from + 4))).await.ok();
+            let after = (from + 5..from + 10).map(|i| entry(term + 1, i, 300)).collect();
+            if !self.append(log, after).await {
+                return false;
+            }
+            let upto = log_id(term + 1, from + 7);
+            self.step(|held| {
+                held.0 = Some(upto);
+                held.1.retain(|id| id.index > upto.index);
+            });
+            log.purge(upto).await.ok();
+        }
+        self.vote(log, vote_of(99, 1, false)).await
+    }
+}
+
+fn simulated(disk: &SimDisk) -> World {
+    let (net, clock) = (Arc::new(common::net::TcpNet), Arc::new(common::time::SystemClock));
+    World::simulated(net, Arc::new(disk.clone()), clock, 5)
+}
+
+fn sim_open(disk: &SimDisk) -> Result<RaftLog, OpenError> {
+    let all = Some(log_id(98, 1000)); // the store holds whatever is purged
+    RaftLog::open(&simulated(disk), &Tasks::new(), Path::new("/raft"), CLUSTER, all)
+}
+
+#[tokio::test]
+async fn a_power_cut_at_any_write_keeps_what_was_promised_and_is_no_damage() {
+    for seed in 0..4 {
+        let uncut = SimDisk::new(seed);
+        RaftLog::create(&simulated(&uncut), Path::new("/raft"), CLUSTER).unwrap();
+        let made = uncut.writes();
+        assert!(Course::new().run(&mut sim_open(&uncut).unwrap()).await);
+        for cut in made..uncut.writes() {
+            let disk = SimDisk::new(seed).cut_after(cut);
+            RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER).unwrap();
+            let mut course = Course::new();
+            if let Ok(mut log) = sim_open(&disk) {
+                course.run(&mut log).await;
+            }
+            let mut log = sim_open(&disk.after_crash()).unwrap_or_else(|error| panic!("cut {cut}: {error}"));
+            let state = log.get_log_state().await.unwrap();
+            let entries = log.try_get_log_entries(..).await.unwrap().iter().map(|entry| entry.log_id).collect();
+            let held: Held = (state.last_purged_log_id, entries, log.read_vote().await.unwrap());
+            let kept = course.states[course.promised..].contains(&held);
+            assert!(kept, "seed {seed}, cut {cut}: {held:?} is none of {:?}", &course.states[course.promised..]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_acknowledged_any_more() {
+    let disk = SimDisk::new(1);
+    RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER).unwrap();
+    let mut log = sim_open(&disk).unwrap();
+    log.blocking_append([entry(1, 0, 10)]).await.unwrap();
+    disk.fail_sync(Path::new("/raft/log/00000001.seg"));
+    assert!(log.blocking_append([entry(1, 1, 10)]).await.is_err());
+    assert!(log.save_vote(&vote_of(2, 1, false)).await.is_err());
+    assert!(log.blocking_append([entry(1, 2, 10)]).await.is_err());
 }
