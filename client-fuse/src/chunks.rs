@@ -50,6 +50,8 @@ const SLOW: Duration = Duration::from_secs(1);
 const STRIKES: u32 = 2;
 /// The pause before the same servers are tried again.
 const ROUND_PAUSE: Duration = Duration::from_millis(300);
+/// The longest such pause of a read: each is twice as long as the one before.
+const ROUND_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Rounds of puts of one call, at most.
 const ROUNDS_MAX: u32 = 200;
 /// A second replica is asked when the first is silent for this long: ranges, and whole chunks.
@@ -112,6 +114,9 @@ pub(crate) struct Chunks {
     counters: Arc<Counters>,
     health: Mutex<BTreeMap<ServerId, Health>>,
 }
+
+/// What a server said of a chunk, by its place in the list.
+type Told = (usize, ServerId, Result<Receipt, Fault>);
 
 /// The state of one [`Chunks::store`].
 struct Work<'a> {
@@ -239,7 +244,7 @@ impl Chunks {
     async fn put_round(&self, work: &mut Work<'_>, map: &ClusterMap, missing: &[BTreeSet<ServerId>]) {
         let began = Instant::now();
         let deadline = work.deadline.min(began + PUT_TIMEOUT);
-        let mut calls: Vec<BoxFuture<'_, Vec<(usize, ServerId, Result<Receipt, Fault>)>>> = Vec::new();
+        let mut calls: Vec<BoxFuture<'_, Vec<Told>>> = Vec::new();
         let mut small: BTreeMap<ServerId, Vec<usize>> = BTreeMap::new();
         let (auth, chunks) = (work.auth, work.chunks);
         for (i, servers) in missing.iter().enumerate() {
@@ -287,7 +292,7 @@ impl Chunks {
         auth: WriteAuth,
         out: &Outgoing,
         deadline: Instant,
-    ) -> Vec<(usize, ServerId, Result<Receipt, Fault>)> {
+    ) -> Vec<Told> {
         let Some(first) = chain.first().map(|to| to.server) else { return Vec::new() };
         match self.link.put_chain(&chain, auth, out.chunk, &out.bytes, deadline).await {
             Ok(hops) => hops.into_iter().map(|(server, result)| (i, server, result)).collect(),
@@ -302,7 +307,7 @@ impl Chunks {
         auth: WriteAuth,
         chunks: &[Outgoing],
         deadline: Instant,
-    ) -> Vec<(usize, ServerId, Result<Receipt, Fault>)> {
+    ) -> Vec<Told> {
         let send: Vec<(ChunkRef, Bytes)> = batch.iter().map(|i| (chunks[*i].chunk, chunks[*i].joined())).collect();
         let all = match self.link.put_small(&at, auth, &send, deadline).await {
             Ok(all) if all.len() == batch.len() => all,
@@ -318,6 +323,29 @@ impl Chunks {
     /// `Corrupt` when every copy is damaged or gone, `Unavailable` when none answers in time. The message names the
     /// chunk, the file and what each server said.
     pub(crate) async fn fetch(&self, spot: &Spot, range: (u32, u32), deadline: Instant) -> Result<(u32, Bytes), Fault> {
+        let mut pause = ROUND_PAUSE;
+        loop {
+            let said = match self.fetch_round(spot, range, deadline).await {
+                Ok(found) => return Ok(found),
+                Err(said) => said,
+            };
+            // A server that restarts, or is cut off for a moment, may hold the only sound copy.
+            let may_come_back = said.iter().any(|(_, fault)| fault.kind.is_transient() || fault.kind == Kind::Refused);
+            if !may_come_back || Instant::now() + pause >= deadline {
+                return Err(nobody(spot, &said));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ROUND_PAUSE_MAX);
+        }
+    }
+
+    /// Asks every server that may have it, once. The error: what each said.
+    async fn fetch_round(
+        &self,
+        spot: &Spot,
+        range: (u32, u32),
+        deadline: Instant,
+    ) -> Result<(u32, Bytes), Vec<(ServerId, Fault)>> {
         let map = self.meta.map();
         let mut waiting: std::vec::IntoIter<Target> = self.replicas(&map, spot).into_iter();
         let mut asked = FuturesUnordered::new();
@@ -327,7 +355,7 @@ impl Chunks {
             if asked.is_empty() {
                 match waiting.next() {
                     Some(at) => asked.push(self.fetch_from(at, spot, range, deadline)),
-                    None => return Err(nobody(spot, &said)),
+                    None => return Err(said),
                 }
             }
             let hedge = tokio::time::sleep(hedge_after);
@@ -339,7 +367,7 @@ impl Chunks {
                 },
                 () = tokio::time::sleep_until(deadline) => {
                     said.push((ServerId(0), Fault::new(Kind::Unavailable, "the deadline passed")));
-                    return Err(nobody(spot, &said));
+                    return Err(said);
                 }
                 () = hedge, if asked.len() < 2 && self.may_hedge() => {
                     if let Some(at) = waiting.next() {

@@ -12,6 +12,9 @@ use std::ops::Range;
 /// The most extents kept of one file; beyond that it starts anew.
 const EXTENTS_KEPT_MAX: usize = 16_384;
 
+/// A range and the extent that covers it, cut to it; `None`: a hole.
+pub(crate) type Part = (Range<u64>, Option<Extent>);
+
 /// Extents of one version of a file.
 #[derive(Debug, Default)]
 pub(crate) struct Extents {
@@ -70,14 +73,9 @@ impl Extents {
         }
     }
 
-    /// How many extents start in a range, as far as is known.
-    pub(crate) fn count_in(&self, range: Range<u64>) -> usize {
-        self.map.range(range).count()
-    }
-
     /// The extents that overlap a range, cut to it, and `None`s for holes; all if the whole range is known, else the
     /// first byte that is not.
-    pub(crate) fn find(&self, range: Range<u64>) -> Result<Vec<(Range<u64>, Option<Extent>)>, u64> {
+    pub(crate) fn find(&self, range: Range<u64>) -> Result<Vec<Part>, u64> {
         let known_to = match self.known.range(..=range.start).next_back() {
             Some((_, end)) if *end > range.start => *end,
             _ => return Err(range.start),

@@ -101,6 +101,9 @@ impl Client {
             let mut state = inside.inode.lock();
             if let Some(run) = run {
                 state.extents.learn(attr.version, 0, &run);
+                if state.fragments.is_empty() {
+                    state.count_fragments(run.extents.iter().map(|extent| extent.at..extent.at + extent.len));
+                }
             }
             state.size()
         };

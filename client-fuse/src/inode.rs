@@ -19,7 +19,7 @@ use common::id::InodeId;
 use common::proto::meta::{Attr, Edit};
 use common::time::Time;
 use common::units::{COMMIT_EDITS_MAX, len_u64, len_usize};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Mutex;
 use tokio::sync::{Notify, RwLock, oneshot};
@@ -65,6 +65,8 @@ pub(crate) struct State {
     pub(crate) handles: usize,
     /// Bytes this client put inline into this file since it was opened or compacted.
     pub(crate) inlined: u64,
+    /// Pieces in each window since it was last whole, as far as is known.
+    pub(crate) fragments: BTreeMap<u64, u32>,
     /// The session unsaved data was taken under.
     pub(crate) generation: u64,
 }
@@ -122,6 +124,7 @@ impl Inode {
             opened: 0,
             handles: 0,
             inlined: 0,
+            fragments: BTreeMap::new(),
             generation,
             attr,
         };

@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | [`client`], [`files`], [`handle`] | what front ends call: names and attributes; open files |
 //! | `dirty`, `inode` | which bytes are unsaved, and how far each is on its way |
-//! | `write` | sealed, hashed, stored, committed |
+//! | `write`, `compact` | sealed, hashed, stored, committed; many small pieces made one chunk again |
 //! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
 //! | `chunks` | touch, put and get on replicas; what to do when one fails |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
@@ -26,6 +26,7 @@
 mod cache;
 mod chunks;
 pub mod client;
+mod compact;
 pub mod config;
 mod core;
 mod dirty;

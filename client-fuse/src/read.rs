@@ -6,6 +6,7 @@
 use crate::cache::Find;
 use crate::chunks::Spot;
 use crate::core::Core;
+use crate::extents::Part;
 use crate::handle::Inside;
 use crate::inode::Inode;
 use crate::meta::unexpected;
@@ -138,7 +139,7 @@ impl Core {
         cred: &Cred,
         range: Range<u64>,
         deadline: Instant,
-    ) -> Result<Vec<(Range<u64>, Option<Extent>)>, Fault> {
+    ) -> Result<Vec<Part>, Fault> {
         for _ in 0..EXTENT_ROUNDS_MAX {
             let found = inode.lock().extents.find(range.clone());
             let from = match found {
@@ -159,7 +160,7 @@ impl Core {
     }
 
     /// The bytes of one extent, or zeros.
-    async fn part(
+    pub(crate) async fn part(
         self: &Arc<Self>,
         inode: &Inode,
         range: Range<u64>,

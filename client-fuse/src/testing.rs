@@ -32,6 +32,9 @@ const END: u64 = u64::MAX;
 /// One fault in this many requests, if faults are on.
 const FAULT_SHARE: u32 = 4;
 
+/// Last sequence number and reply of each slot.
+type Slots = BTreeMap<u16, (u64, Result<Applied, Fault>)>;
+
 pub(crate) struct FakeCluster(Mutex<Cluster>);
 
 pub(crate) struct Cluster {
@@ -40,7 +43,7 @@ pub(crate) struct Cluster {
     index: u64,
     /// Commits with an older witness are told to touch again.
     horizon: u64,
-    sessions: BTreeMap<SessionId, BTreeMap<u16, (u64, Result<Applied, Fault>)>>,
+    sessions: BTreeMap<SessionId, Slots>,
     files: BTreeMap<InodeId, (Attr, Extents)>,
     names: BTreeMap<Vec<u8>, InodeId>,
     chunk_lens: BTreeMap<ChunkId, u32>,
@@ -104,6 +107,11 @@ impl Cluster {
     /// Everything put or touched before now has to be touched again.
     pub(crate) fn condemn(&mut self) {
         self.horizon = self.index;
+    }
+
+    /// How many extents a file has.
+    pub(crate) fn extents(&self, ino: InodeId) -> usize {
+        self.files[&ino].1.find(0..END).unwrap().into_iter().filter(|(_, extent)| extent.is_some()).count()
     }
 
     fn map(&self) -> ClusterMap {
@@ -228,6 +236,9 @@ impl Cluster {
             self.chunk_lens.insert(stored.id, stored.len);
         }
         let (attr, extents) = self.files.get_mut(&commit.ino).ok_or_else(|| fault(Kind::NotFound, "gone"))?;
+        if commit.base.is_some_and(|base| base != attr.version) {
+            return Err(fault(Kind::Stale, "changed meanwhile"));
+        }
         let base = if commit.append { attr.size } else { 0 };
         attr.version = DataVersion(attr.version.0 + 1);
         carry(extents, attr.version);

@@ -61,9 +61,7 @@ async fn saved(client: &Client, handle: &Handle) {
 async fn step(client: &Client, handle: &Handle, appender: &Handle, model: &mut Vec<u8>, random: &mut StdRng) {
     let at = random.random_range(0..300_000usize);
     let len = *[1, 100, 4096, 5000, 70_000, 140_000].get(random.random_range(0..6)).unwrap();
-    let what = random.random_range(0..12);
-    println!("{what} at {at} len {len} of {} size {}", model.len(), handle.0.inode.lock().size());
-    match what {
+    match random.random_range(0..12) {
         0..=3 => {
             let bytes = if random.random_ratio(1, 6) { Bytes::from(vec![0; len]) } else { noise(random, len) };
             model.resize(model.len().max(at + len), 0);
@@ -118,7 +116,6 @@ async fn run_model(seed: u64, faults: bool) {
     let other = second.open(&Cred::default(), ino, READ_WRITE).await.unwrap();
     for (client, handle) in [(&first, &handle), (&second, &other)] {
         let got = bytes_of(client, handle, 0, 1 << 20).await.unwrap();
-        println!("{:?}", client.getattr(&Cred::default(), ino).await.unwrap());
         assert_eq!(got.len(), model.len(), "seed {seed}");
         assert!(got == model, "seed {seed}");
         let attr = client.getattr(&Cred::default(), ino).await.unwrap();
@@ -311,4 +308,37 @@ async fn old_unsaved_data_is_written_back_without_being_asked() {
     client.write(&handle, 0, Bytes::from_static(b"old")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(cluster.lock().commits, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_small_pieces_become_one_chunk_again() {
+    let cluster = Arc::new(FakeCluster::new(1, 1 << 20));
+    let client = client(&cluster).await;
+    let handle = create(&client, "log", APPEND).await;
+    let mut random = StdRng::seed_from_u64(1);
+    let mut model = Vec::new();
+    for _ in 0..300 {
+        let bytes = noise(&mut random, 3000);
+        model.extend_from_slice(&bytes);
+        client.write(&handle, 0, bytes).await.unwrap();
+        client.fsync(&handle).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await; // paused clock: lets the last one end
+    assert_eq!(client.stats().compactions, 2);
+    assert!(cluster.lock().extents(handle.ino()) < 150);
+    assert!(bytes_of(&client, &handle, 0, 1 << 20).await.unwrap() == model);
+    let mtime = client.getattr(&Cred::default(), handle.ino()).await.unwrap().mtime;
+    for i in 0..200usize {
+        let at = (i * 37_111) % 800_000;
+        let bytes = noise(&mut random, 2000);
+        model[at..at + 2000].copy_from_slice(&bytes);
+        client.write(&handle, 0, Bytes::new()).await.unwrap();
+        let writer = client.open(&Cred::default(), handle.ino(), READ_WRITE).await.unwrap();
+        client.write(&writer, at as u64, bytes).await.unwrap();
+        client.release(&writer).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(client.stats().compactions >= 3);
+    assert!(bytes_of(&client, &handle, 0, 1 << 20).await.unwrap() == model);
+    assert!(client.getattr(&Cred::default(), handle.ino()).await.unwrap().mtime >= mtime);
 }

@@ -26,6 +26,7 @@ use common::proto::chunk::ChunkRef;
 use common::proto::meta::{Applied, Commit, Cred, Edit, Op, Outcome, Source};
 use common::units::{COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, INLINE_LEN_MAX, len_u32, len_u64, len_usize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -290,6 +291,10 @@ async fn land(core: &Arc<Core>, inode: &Arc<Inode>) {
     let mut open: Option<(Pending, Batch)> = None;
     let mut pause = RETRY_PAUSE;
     loop {
+        let waiting = !inode.lock().flights.is_empty();
+        if !waiting && core.compact(inode).await {
+            continue;
+        }
         {
             let mut state = inode.lock();
             if state.flights.is_empty() {
@@ -517,7 +522,9 @@ impl Core {
             let at = edit.at.saturating_add_signed(moved);
             at..at + edit.len
         });
-        state.extents.committed(attr.version, ranges);
+        let ranges: Vec<Range<u64>> = ranges.collect();
+        state.count_fragments(ranges.iter().cloned());
+        state.extents.committed(attr.version, ranges.into_iter());
         state.adopt(&attr);
         let inline = batch.edits.iter().filter(|e| matches!(e.data, Source::Inline { .. })).map(|e| e.len);
         state.inlined += inline.sum::<u64>();

@@ -1,0 +1,175 @@
+//! Compaction: a window of a file that was written in many small pieces becomes one chunk again.
+//!
+//! Done by the task that lands a file's flights, when none is waiting: so it never runs beside a commit of this client,
+//! and an `fsync` waits for at most one window. The commit names the data version whose bytes were read, so that a write
+//! of another client in between refuses it; nothing is lost by giving up, and it is tried again after more writes.
+//!
+//! What is merged are neighbours shorter than [`SMALL_EXTENT`]: a log that grows by small appends is rewritten once per
+//! [`FRAGMENTS_MAX`] of them, not from the window's start each time.
+
+use crate::chunks::Outgoing;
+use crate::core::Core;
+use crate::extents::Part;
+use crate::inode::{Inode, State};
+use crate::meta::unexpected;
+use crate::stats::add;
+use bytes::Bytes;
+use common::fault::Fault;
+use common::id::{ChunkId, DataVersion};
+use common::proto::chunk::ChunkRef;
+use common::proto::meta::{Commit, Cred, Edit, Op, Outcome, Source};
+use common::units::len_u32;
+use std::ops::Range;
+use std::sync::Arc;
+use tokio::time::Instant;
+use tracing::debug;
+
+/// Pieces in one window that make it worth rewriting.
+const FRAGMENTS_MAX: u32 = 128;
+/// Extents shorter than this are merged, in bytes.
+const SMALL_EXTENT: u64 = 256 << 10;
+/// Fewer neighbours than this are left alone.
+const NEIGHBOURS_MIN: usize = 8;
+/// Windows of one file that are counted.
+const WINDOWS_MAX: usize = 4096;
+
+impl State {
+    /// Notes pieces that were committed, or found at open. Whole windows are no pieces.
+    pub(crate) fn count_fragments(&mut self, pieces: impl Iterator<Item = Range<u64>>) {
+        let window = u64::from(self.attr.chunk_size);
+        for piece in pieces {
+            let number = piece.start / window;
+            if piece.end - piece.start >= window {
+                self.fragments.remove(&number);
+            } else if self.fragments.len() < WINDOWS_MAX || self.fragments.contains_key(&number) {
+                *self.fragments.entry(number).or_default() += 1;
+            }
+        }
+    }
+
+    /// A window that is worth rewriting; it is counted from 0 again.
+    fn take_fragmented(&mut self) -> Option<Range<u64>> {
+        let number = *self.fragments.iter().find(|(_, count)| **count >= FRAGMENTS_MAX)?.0;
+        self.fragments.remove(&number);
+        let window = u64::from(self.attr.chunk_size);
+        Some(number * window..(number + 1) * window)
+    }
+}
+
+impl Core {
+    /// Rewrites one window of a file that has no flight waiting, if one needs it. False: none does.
+    pub(crate) async fn compact(self: &Arc<Self>, inode: &Arc<Inode>) -> bool {
+        if self.is_orphan(inode.ino) {
+            return false;
+        }
+        let Some(window) = inode.lock().take_fragmented() else { return false };
+        let at = window.start;
+        match self.compact_window(inode, window).await {
+            Ok(merged) => debug!(op = "compact", inode = %inode.ino, offset = at, merged, "rewritten"),
+            Err(fault) => debug!(op = "compact", inode = %inode.ino, offset = at, error = %fault, "left as it is"),
+        }
+        true
+    }
+
+    async fn compact_window(self: &Arc<Self>, inode: &Arc<Inode>, window: Range<u64>) -> Result<usize, Fault> {
+        let deadline = self.meta.deadline();
+        let range = window.start..window.end.min(inode.lock().attr.size);
+        if range.start >= range.end {
+            return Ok(0);
+        }
+        // The version is read before: if the extents are of a newer one, the commit is refused.
+        let base = inode.lock().extents.version();
+        let parts = self.extents(inode, &Cred::default(), range, deadline).await?;
+        if inode.lock().extents.version() != base {
+            return Ok(0);
+        }
+        let mut chunks = Vec::new();
+        let mut edits = Vec::new();
+        let mut merged = 0;
+        for run in neighbours(parts) {
+            merged += run.len();
+            let (at, chunk) = self.merge(inode, run, deadline).await?;
+            let len = u64::from(chunk.chunk.len);
+            edits.push(Edit { at, len, data: Source::Chunk { id: chunk.chunk.id, offset: 0 } });
+            chunks.push(chunk);
+        }
+        if !edits.is_empty() {
+            chunks.sort_by_key(|out: &Outgoing| out.chunk.id);
+            chunks.dedup_by_key(|out| out.chunk.id);
+            self.swap_in(inode, base, edits, &chunks, deadline).await?;
+            add(&self.counters.compactions, 1);
+        }
+        Ok(merged)
+    }
+
+    /// Reads a run of neighbours, verified, into one chunk.
+    async fn merge(
+        self: &Arc<Self>,
+        inode: &Inode,
+        run: Vec<Part>,
+        deadline: Instant,
+    ) -> Result<(u64, Outgoing), Fault> {
+        let at = run.first().expect("runs are not empty").0.start;
+        let mut bytes = Vec::new();
+        for (range, extent) in run {
+            for piece in self.part(inode, range, extent, true, deadline).await? {
+                bytes.extend_from_slice(&piece);
+            }
+        }
+        let bytes = Bytes::from(bytes);
+        let of = bytes.clone();
+        let id = self.world.blocking(move || ChunkId::of(&of)).await;
+        Ok((at, Outgoing { chunk: ChunkRef { id, len: len_u32(bytes.len()) }, bytes: vec![bytes] }))
+    }
+
+    async fn swap_in(
+        &self,
+        inode: &Inode,
+        base: DataVersion,
+        edits: Vec<Edit>,
+        chunks: &[Outgoing],
+        deadline: Instant,
+    ) -> Result<(), Fault> {
+        let (replicas, mtime) = {
+            let state = inode.lock();
+            (state.attr.replicas, state.attr.mtime)
+        };
+        let stored = self.chunks.store(self.meta.attempt(), replicas, chunks, false, deadline).await?;
+        let ranges: Vec<Range<u64>> = edits.iter().map(|edit| edit.at..edit.at + edit.len).collect();
+        let commit = Commit {
+            ino: inode.ino,
+            base: Some(base),
+            edits,
+            append: false,
+            grow: 0,
+            chunks: stored.chunks,
+            attempt: stored.attempt,
+            layout: stored.layout,
+            mtime: Some(mtime),
+        };
+        match self.meta.submit(&Cred::default(), Op::Commit(commit), deadline).await?.outcome {
+            Outcome::Committed { attr, .. } => {
+                let mut state = inode.lock();
+                state.extents.committed(attr.version, ranges.into_iter());
+                state.adopt(&attr);
+                state.inlined = 0;
+                Ok(())
+            }
+            other => Err(unexpected("compact", &other)),
+        }
+    }
+}
+
+/// The runs of small extents without holes between them that are worth merging.
+fn neighbours(parts: Vec<Part>) -> Vec<Vec<Part>> {
+    let mut runs: Vec<Vec<Part>> = vec![Vec::new()];
+    for part in parts {
+        let small = part.1.is_some() && part.0.end - part.0.start < SMALL_EXTENT;
+        match runs.last_mut() {
+            Some(run) if small => run.push(part),
+            _ => runs.push(Vec::new()),
+        }
+    }
+    runs.retain(|run| run.len() >= NEIGHBOURS_MIN);
+    runs
+}
