@@ -1,4 +1,7 @@
 //! Attributes: mode, owner, size, times, chunk size, replicas.
+//!
+//! Left out: cutting a very large file (over 4096 extents) to a length above zero, or punching a hole over that many, in
+//! steps; it is done in the one command, at some microseconds an extent. To zero, and removal, go in steps.
 
 use super::access::{self, SETGID};
 use super::command::{Fail, refuse};

@@ -29,10 +29,15 @@ fn script(seed: u64, len: u64) -> Vec<Command> {
         Command::Client { request, at } => Command::Client { request: Request { slot: 1, ..request }, at },
         other => other,
     });
+    for n in 0..24 {
+        let node = if n < 12 { NewNode::Dir } else { NewNode::File };
+        let name = name(&format!("first{n}"));
+        commands.push(request(Op::Create { parent: ROOT, name, node, mode: 0o755, exclusive: true, access: 0 }));
+    }
     for _ in 0..len {
-        let (parent, ino) = (InodeId(1 + random(20)), InodeId(1 + random(40)));
+        let (parent, ino) = (InodeId(1 + random(13)), InodeId(12 + random(20)));
         let (text, other) = (name(&format!("n{}", random(8))), name(&format!("n{}", random(8))));
-        let to = InodeId(1 + random(20));
+        let to = InodeId(1 + random(13));
         let bytes = vec![random(4) as u8; 1 + random(3000) as usize];
         commands.push(request(match random(12) {
             0..3 => {
