@@ -365,6 +365,18 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn an_answer_from_another_cluster_is_refused_here_too() {
+        for theirs in [7, 9] {
+            let (left, mut right) = tokio::io::duplex(1024);
+            let mut left: Conn = Box::new(left);
+            let answer = me(Role::Metaserver, theirs, 2).hello();
+            right.write_all(&encode(&answer, 1, 0, &[])).await.unwrap();
+            let outcome = introduce(&mut left, &me(Role::Client, 7, 1), Plane::Control, "b").await;
+            assert_eq!(outcome.map_err(|fault| fault.kind), if theirs == 7 { Ok(answer) } else { Err(Kind::Refused) });
+        }
+    }
+
     async fn send_raw(bytes: &[u8]) -> (Fault, Vec<u8>) {
         let (mut left, right) = tokio::io::duplex(4096);
         let mut right: Conn = Box::new(right);
