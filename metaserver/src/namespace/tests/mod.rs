@@ -3,6 +3,7 @@
 
 mod cluster;
 mod commits;
+mod damage;
 mod files;
 mod posix;
 mod sessions;
