@@ -263,7 +263,7 @@ fn new_mode(text: &str, old: u32, is_dir: bool, umask: u32) -> Result<u32, Strin
         .map_err(|clause| format!("chmod: {clause} is no mode such as 644 or u+x,go-w"))
 }
 
-fn apply_clause<'a>(clause: &'a str, mut mode: u32, is_dir: bool, umask: u32) -> Result<u32, &'a str> {
+fn apply_clause(clause: &str, mut mode: u32, is_dir: bool, umask: u32) -> Result<u32, &str> {
     let at = clause.find(['+', '-', '=']).ok_or(clause)?;
     let (who, mut rest) = clause.split_at(at);
     let mut mask = 0;

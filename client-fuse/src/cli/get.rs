@@ -7,10 +7,10 @@ use super::connect::Shell;
 use super::copy::{CopyArgs, Workers, standard_file, temporary_name};
 use super::failure::{Failure, Outcome};
 use super::remote::Remote;
+use crate::fuse::attrs::system_time;
 use clap::Args;
 use client_fuse::OpenFlags;
 use common::proto::meta::{Attr, DirEntry, FileKind, LISTING_MAX};
-use common::time::Time;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +18,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 /// `dfs get`.
@@ -262,12 +261,4 @@ async fn get_file(
 fn keep(file: &fs::File, attr: &Attr) -> std::io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(attr.mode & 0o7777))?;
     file.set_times(fs::FileTimes::new().set_modified(system_time(attr.mtime)))
-}
-
-/// A time as the standard library has it.
-pub(crate) fn system_time(time: Time) -> SystemTime {
-    let nanos = Duration::from_nanos(u64::from(time.nanos));
-    let whole = Duration::from_secs(time.secs.unsigned_abs());
-    let second = if time.secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
-    second.and_then(|second| second.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }

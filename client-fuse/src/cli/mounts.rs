@@ -51,7 +51,7 @@ fn find(point: &Path) -> Option<Line> {
     let point = resolve(point).ok()?;
     let text = fs::read("/proc/self/mountinfo").ok()?;
     // The last one is on top.
-    text.split(|b| *b == b'\n').filter_map(parse).filter(|line| line.point == point).next_back()
+    text.split(|b| *b == b'\n').filter_map(parse).rfind(|line| line.point == point)
 }
 
 /// `36 35 98:0 /root /point opts - type source superopts`, with octal escapes in paths.

@@ -79,16 +79,14 @@ pub(crate) fn system_time(time: Time) -> SystemTime {
     second.and_then(|second| second.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
+/// Before 1970 `fuser` 0.18 makes of the kernel's (-6 s, 0.5 s) the time 6.5 s before: undone here.
 fn our_time(time: SystemTime) -> Time {
     let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => Time { secs: seconds(since), nanos: since.subsec_nanos() },
         Err(before) => {
             let before = before.duration();
-            match before.subsec_nanos() {
-                0 => Time { secs: -seconds(before), nanos: 0 },
-                nanos => Time { secs: -seconds(before) - 1, nanos: 1_000_000_000 - nanos },
-            }
+            Time { secs: -seconds(before), nanos: before.subsec_nanos() }
         }
     }
 }
@@ -100,10 +98,13 @@ mod tests {
     #[test]
     fn times_go_through_the_kernel_and_back() {
         for (secs, nanos) in [(0, 0), (5, 999_999_999), (-1, 0), (-1, 1), (-5, 500_000_000), (i64::MAX / 4, 7)] {
-            let time = Time { secs, nanos };
-            assert_eq!(our_time(system_time(time)), time);
+            let whole = Duration::new(secs.unsigned_abs(), nanos);
+            let from_fuser = if secs >= 0 { UNIX_EPOCH + whole } else { UNIX_EPOCH - whole };
+            assert_eq!(our_time(from_fuser), Time { secs, nanos });
         }
-        assert_eq!(system_time(Time { secs: i64::MIN, nanos: 0 }), UNIX_EPOCH, "out of range is no panic");
+        assert_eq!(system_time(Time { secs: -6, nanos: 500_000_000 }), UNIX_EPOCH - Duration::from_millis(5500));
+        let latest = system_time(Time { secs: i64::MAX, nanos: 999_999_999 });
+        assert!(system_time(Time { secs: i64::MIN, nanos: 0 }) < latest, "the ends of the range are no panic");
     }
 
     #[test]

@@ -492,7 +492,6 @@ impl Filesystem for Kernel {
         self.0.serve(op("fallocate", number), reply, work, done_empty);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the trait's")]
     fn copy_file_range(
         &self,
         _: &Request,

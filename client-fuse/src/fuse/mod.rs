@@ -35,7 +35,7 @@
 //! request ends by itself or by its deadline), file capabilities and ACLs (setting them is refused), `syncfs` (the
 //! kernel does not pass it on to FUSE: unsaved data of open files is written back by age).
 
-mod attrs;
+pub(crate) mod attrs;
 mod creds;
 mod dirs;
 mod errno;

@@ -137,10 +137,9 @@ async fn down(dir: &Path) -> Outcome {
     let _lock = lock(dir)?;
     if let Some(process) = cluster.mount_process()? {
         let point = cluster.plan.mount.clone().unwrap_or_default();
-        if mounts::fs_type(&point).is_some() || process.pid().is_some() {
-            if let Err(failure) = umount::unmount(&point, false).await {
-                eprintln!("dfs: {failure}; ending it by signal");
-            }
+        let there = mounts::fs_type(&point).as_deref() == Some(mounts::FS_TYPE);
+        if there && let Err(failure) = umount::unmount(&point, false).await {
+            eprintln!("dfs: {failure}; ending it by signal");
         }
         process.stop().await?;
         mounts::clear_dead(&point)?;
