@@ -33,7 +33,7 @@ impl Store {
             match answer {
                 Ok(Settled::Absent) => Ok(()),
                 Ok(Settled::Failed(error)) => Err(error),
-                Ok(Settled::Held) | Err(_) => Err(StoreError::Busy { chunk: id }),
+                Ok(Settled::Held | Settled::Damaged) | Err(_) => Err(StoreError::Busy { chunk: id }),
             }
         };
         timeout(DISK_WAIT_MAX, work).await.unwrap_or_else(|_| Err(self.slow("delete")))

@@ -18,8 +18,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 pub(super) enum Settled {
     /// It is here, durable and sound.
     Held,
-    /// It is not here, or no sound copy is.
+    /// It is not here.
     Absent,
+    /// What is here cannot be used.
+    Damaged,
     /// Nobody knows more than this.
     Failed(StoreError),
 }
@@ -36,7 +38,7 @@ pub(super) struct PutJob {
 pub(super) enum Waiter {
     /// Wants the outcome.
     Touch(oneshot::Sender<Settled>),
-    /// Wants it held: takes over if the outcome is `Absent`.
+    /// Wants it held: takes over if the outcome is `Absent` or `Damaged`.
     Put(PutJob),
 }
 
@@ -163,7 +165,7 @@ impl Lane {
         let mut again = Vec::new();
         for waiter in waiters {
             match (waiter, how) {
-                (Waiter::Put(job), Settled::Absent) => again.push(job),
+                (Waiter::Put(job), Settled::Absent | Settled::Damaged) => again.push(job),
                 (Waiter::Put(PutJob { reply, .. }) | Waiter::Touch(reply), how) => {
                     let _ = reply.send(how.clone()); // it may have stopped waiting
                 }

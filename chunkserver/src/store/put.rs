@@ -83,7 +83,7 @@ impl Store {
         match answer {
             Ok(Settled::Held) => Ok(()),
             Ok(Settled::Failed(error)) => Err(error),
-            Ok(Settled::Absent) | Err(_) => Err(self.slow("put")), // only if the process is going down
+            Ok(Settled::Absent | Settled::Damaged) | Err(_) => Err(self.slow("put")), // only if the process is going down
         }
     }
 

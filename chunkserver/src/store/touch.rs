@@ -53,14 +53,16 @@ impl Store {
     /// and the next put of the chunk replaces it.
     ///
     /// # Errors
-    /// `NotFound`. `Corrupt`: it is damaged. `Slow`: not done in time.
+    /// `NotFound`. `Corrupt`: it is damaged. `Fenced`: nothing is said about it. `Slow`: not done in time.
     pub async fn verify(&self, id: ChunkId) -> Result<(), StoreError> {
         let inner = self.inner.clone();
         let row = self.inner.world.blocking(move || inner.index.row(id).map_err(|e| inner.fence(&e))).await?;
         let Some(row) = row else { return Err(StoreError::NotFound { chunk: id }) };
         match timeout(DISK_WAIT_MAX, self.check(ChunkRef { id, len: row.len }, true)).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(StoreError::Corrupt { chunk: id, why: "its bytes do not match the id".into() }),
+            Ok(Settled::Held) => Ok(()),
+            Ok(Settled::Absent) => Err(StoreError::NotFound { chunk: id }), // deleted meanwhile
+            Ok(Settled::Damaged) => Err(StoreError::Corrupt { chunk: id, why: "its bytes do not match the id".into() }),
+            Ok(Settled::Failed(error)) => Err(error),
             Err(_) => Err(self.slow("verify")),
         }
     }
@@ -69,14 +71,14 @@ impl Store {
         match quick {
             Quick::Absent => false,
             Quick::Asked(answer) => matches!(answer.await, Ok(Settled::Held)),
-            Quick::Slow(chunk) => self.check(chunk, false).await,
+            Quick::Slow(chunk) => matches!(self.check(chunk, false).await, Settled::Held),
         }
     }
 
-    async fn check(&self, chunk: ChunkRef, anew: bool) -> bool {
+    async fn check(&self, chunk: ChunkRef, anew: bool) -> Settled {
         let (inner, (reply, answer)) = (self.inner.clone(), oneshot::channel());
         self.inner.world.blocking(move || inner.check(chunk, anew, reply)).await;
-        matches!(answer.await, Ok(Settled::Held))
+        answer.await.unwrap_or_else(|_| Settled::Failed(self.slow("check")))
     }
 }
 
@@ -114,7 +116,8 @@ impl Inner {
             Begun::Mine => {
                 let how = match self.check_fence().and_then(|()| self.copy_of(lane, chunk, anew)) {
                     Ok(Copy::Sound) => Settled::Held,
-                    Ok(Copy::Absent | Copy::Bad(_)) => Settled::Absent,
+                    Ok(Copy::Absent) => Settled::Absent,
+                    Ok(Copy::Bad(_)) => Settled::Damaged,
                     Err(error) => Settled::Failed(error),
                 };
                 self.settle(lane, chunk.id, &how);

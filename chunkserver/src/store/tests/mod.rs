@@ -6,6 +6,7 @@ mod damage;
 mod real;
 mod rules;
 mod set;
+mod speed;
 
 use super::{Store, StoreConfig, VerifiedChunk};
 use common::id::ChunkId;

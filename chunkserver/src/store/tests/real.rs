@@ -228,3 +228,72 @@ async fn puts_that_come_while_a_sync_runs_share_the_next_one() {
         }
     }
 }
+
+/// Eight tasks put, touch, read, verify, delete and flush the same few chunks. Nobody hangs, nobody sees wrong bytes, and in
+/// the end index, counts and segments agree, also after a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_at_the_same_chunks() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_dir(&World::real(), config(dir.path()), STORE).await.unwrap();
+    let all: Arc<Vec<Vec<u8>>> = Arc::new((0..6).map(|n| nth(0, n)).collect());
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..8 {
+        let (store, all) = (store.clone(), all.clone());
+        tasks.spawn(async move {
+            for dice in bytes(task, 400) {
+                let bytes = &all[usize::from(dice) % all.len()];
+                let name = name(bytes);
+                match dice / 26 {
+                    0..=2 => store.put(chunk(bytes)).await.unwrap(),
+                    3 => {
+                        let both = store.put_all(vec![chunk(bytes), chunk(&all[0]), chunk(bytes)]).await;
+                        assert!(both.iter().all(Result::is_ok), "{both:?}");
+                    }
+                    4 | 5 => match store.delete(name.id).await {
+                        Ok(()) | Err(StoreError::NotFound { .. } | StoreError::Busy { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    },
+                    6 => drop(store.touch(&[name, name]).await.unwrap()),
+                    7 => match store.verify(name.id).await {
+                        Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    },
+                    8 if dice % 4 == 0 => store.flush().await.unwrap(),
+                    _ => match store.read(name.id, 0, name.len).await {
+                        // Punched under the reader's hands: it notices.
+                        Ok(part) => assert!(part.check().is_err() || part.bytes == bytes),
+                        Err(error) => assert_eq!(error, StoreError::NotFound { chunk: name.id }),
+                    },
+                }
+            }
+        });
+    }
+    let end = async {
+        while let Some(task) = tasks.join_next().await {
+            task.unwrap()
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(100), end).await.expect("nobody hangs");
+    assert!(store.inner.lanes.iter().all(|lane| lane.waiting() == (0, 0)));
+    let mut store = store;
+    let mut found_before = None;
+    for lose_index in [false, true, true] {
+        let mut found = Vec::new();
+        for bytes in all.iter() {
+            let read = read(&store, name(bytes)).await;
+            assert!(read.as_ref().is_none_or(|read| read == bytes));
+            assert_eq!(store.touch(&[name(bytes)]).await.unwrap(), [read.is_some()]);
+            found.push(read.is_some());
+        }
+        let listed = store.list(common::id::PgId(0), 1, None, 100).await.unwrap().0;
+        let stats = store.stats();
+        assert_eq!((stats.chunks, stats.corrupt), (found.iter().filter(|found| **found).count() as u64, 0));
+        assert_eq!(stats.bytes, listed.iter().map(|chunk| u64::from(chunk.len)).sum::<u64>());
+        assert_eq!(*found_before.get_or_insert(found.clone()), found);
+        drop(store);
+        if lose_index {
+            std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+        }
+        store = open_dir(&World::real(), config(dir.path()), STORE).await.unwrap();
+    }
+}

@@ -2,6 +2,8 @@
 
 use super::{Store, bytes, chunk, name, open, open_dir, read, segment_files, world};
 use crate::store::StoreError;
+use crate::store::format::Log;
+use crate::store::lane::{Begun, Purpose, Settled};
 use common::id::PgId;
 use common::proto::chunk::ChunkRef;
 use common::testing::SimDisk;
@@ -243,4 +245,22 @@ async fn a_store_is_open_once_and_another_stores_segments_are_refused() {
     assert!(matches!(other, Err(crate::store::OpenError::Segments(_))));
     let store = open(&disk, 3).await.unwrap();
     assert!(read(&store, name(&bytes(1, 10))).await.is_some(), "the attempt did no harm");
+}
+
+/// Else a record that is acknowledged later would be missed by the scan after a crash.
+#[tokio::test]
+async fn the_index_does_not_claim_to_follow_a_put_that_is_under_way() {
+    let disk = SimDisk::new(1);
+    let store = open(&disk, 1).await.unwrap();
+    let (log, lane) = (Log::Small, &store.inner.lanes[0]);
+    store.put(chunk(&bytes(1, 10))).await.unwrap();
+    let under_way = name(&bytes(2, 10)).id;
+    let floor = lane.segments.end();
+    assert!(matches!(lane.begin(under_way, Purpose::Put, None), (Begun::Mine, None)));
+    store.put(chunk(&bytes(3, 10))).await.unwrap();
+    assert!(lane.segments.end() > floor);
+    assert_eq!(store.inner.index.log_row(log).unwrap().indexed, Some(floor));
+    store.inner.settle(lane, under_way, &Settled::Absent);
+    store.put(chunk(&bytes(4, 10))).await.unwrap();
+    assert_eq!(store.inner.index.log_row(log).unwrap().indexed, Some(lane.segments.end()));
 }
