@@ -69,7 +69,10 @@ impl World {
         }
         match tokio::task::spawn_blocking(work).await {
             Ok(value) => value,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => std::future::pending().await, // the runtime is going down, and we with it
+            },
         }
     }
 }
