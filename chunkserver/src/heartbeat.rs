@@ -49,9 +49,6 @@ struct Voice {
 
 impl Voice {
     async fn run(self, stop: CancellationToken) {
-        let identity = self.shared.stores().identity();
-        self.shared.me.set_id(identity.server.map_or(0, |server| u64::from(server.0)));
-        self.shared.me.set_cluster(identity.cluster, common::id::Epoch(0));
         loop {
             if let Err(error) = self.register().await {
                 self.report.send_replace(State::Failed(Arc::new(error)));

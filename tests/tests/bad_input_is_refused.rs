@@ -244,7 +244,7 @@ fn full_disks_are_an_error_and_what_was_acknowledged_stays() {
     for server in ["chunk-1", "chunk-2", "chunk-3"] {
         let (image, data) = (cluster.dir().join(format!("{server}.img")), cluster.data(server));
         std::fs::create_dir_all(&data).unwrap();
-        std::fs::File::create(&image).unwrap().set_len(448 << 20).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(640 << 20).unwrap();
         run(Command::new("mkfs.ext4").arg("-q").arg(&image), REFUSE_LIMIT).must();
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&data), REFUSE_LIMIT).must();
         std::fs::remove_dir(data.join("lost+found")).unwrap();
@@ -258,7 +258,7 @@ fn full_disks_are_an_error_and_what_was_acknowledged_stays() {
             Ok(()) => kept += 1,
             Err(error) => break error,
         }
-        assert!(kept < 100, "800 MiB do not fit into 448 MiB");
+        assert!(kept < 100, "800 MiB do not fit into 640 MiB");
     };
     eprintln!("full after {kept} files: {error}");
     assert_eq!(error.raw_os_error(), Some(nix::libc::ENOSPC), "{error}");
