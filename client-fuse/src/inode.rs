@@ -208,20 +208,24 @@ impl State {
     /// Takes written bytes. Returns where they went and how many unsaved bytes they replaced.
     pub(crate) fn write(&mut self, offset: Option<u64>, bytes: Bytes, at: Time, now: Instant) -> (u64, u64) {
         let append = offset.is_none();
+        if append != self.appending && !self.dirty.is_empty() {
+            self.seal_all(0); // a flight is appended or placed, never both
+        }
         let offset = offset.unwrap_or_else(|| self.size());
-        self.appending = append && (self.appending || self.dirty.is_empty());
+        self.appending = append;
         self.dirty_since.get_or_insert(now);
         self.mtime = Some(at);
         (offset, self.dirty.insert(offset, bytes))
     }
 
-    /// Seals the windows a write filled.
+    /// Seals the windows a write filled. Appended bytes are one run whose place the metaservers decide: there, what lies
+    /// before a full window goes with it, so that flights land in the order of their bytes.
     pub(crate) fn seal_full(&mut self, written: Range<u64>) {
         let window = u64::from(self.attr.chunk_size);
         for number in written.start / window..written.end.div_ceil(window) {
             let range = number * window..(number + 1) * window;
             if self.dirty.covers(range.clone()) {
-                self.seal(range);
+                self.seal(if self.appending { 0..range.end } else { range });
             }
         }
     }

@@ -5,7 +5,7 @@ use tests::sim::{Plan, run};
 
 /// Seeds in a normal run; `DFS_TEST_FULL=1` takes ten times as many.
 const SEEDS: u64 = 50;
-const STEPS: u32 = 60;
+const STEPS: u32 = 80;
 
 fn seeds() -> u64 {
     if std::env::var_os("DFS_TEST_FULL").is_some() { 10 * SEEDS } else { SEEDS }

@@ -34,7 +34,9 @@ const RUN_MAX: Duration = Duration::from_secs(1200);
 /// An operation gives up after this much simulated time.
 const OP_TIMEOUT: Duration = Duration::from_secs(40);
 /// Faults come this far apart, on average.
-const FAULT_EVERY_MS: u64 = 4000;
+const FAULT_EVERY_MS: u64 = 1500;
+/// A client pauses for up to this long between operations, so that a run has time for faults.
+const PAUSE_MS: u64 = 250;
 /// A server stays down, or a link cut, for up to this long.
 const FAULT_LASTS_MS: u64 = 6000;
 
@@ -102,7 +104,7 @@ pub fn run(plan: Plan) -> Result<Report, String> {
         let (shared, seed) = (shared.clone(), rng.random());
         sim.client(format!("client-{client}"), client_life(client, plan, shared, seed));
     }
-    let mut faults = Faults { rng, disks, down: BTreeMap::new(), cut: None, next_ms: 3000, made: 0 };
+    let mut faults = Faults { rng, disks, down: BTreeMap::new(), cut: None, next_ms: 1000, made: 0 };
     let outcome = drive(&mut sim, plan, &shared, &mut faults);
     let mut shared = shared.borrow_mut();
     let broken = shared.broken.take().or_else(|| outcome.err());
@@ -310,6 +312,9 @@ async fn client_work(number: u32, plan: Plan, shared: &Share, seed: u64) -> Resu
     for _ in 0..plan.steps {
         let step = workload::draw(&mut rng);
         check(&client, home, &step, &mut worlds, shared, number).await?;
+        if plan.faults {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..PAUSE_MS))).await;
+        }
     }
     shared.borrow_mut().done += 1;
     while !shared.borrow().calm {
