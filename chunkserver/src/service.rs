@@ -191,15 +191,19 @@ async fn connection(shared: &Shared, mut conn: Conn, from: &str) {
         let (id, request) = match tokio::time::timeout(IDLE_MAX, wire.receive::<ChunkRequest>()).await {
             Ok(Ok(Some(received))) => received,
             Ok(Ok(None)) | Err(_) => return,
-            Ok(Err(error)) => {
-                warn!(%peer, %error, "connection closed: bad request");
-                return;
-            }
+            Ok(Err(error)) => return closed(&peer, &error),
         };
         if let Err(error) = handle(shared, &peer, &mut wire, id, request).await {
-            warn!(%peer, %error, "connection closed");
-            return;
+            return closed(&peer, &error);
         }
+    }
+}
+
+/// Says why a connection ended. A peer that went away is nothing unusual; one that sends nonsense or stands still is.
+fn closed(peer: &Peer, error: &io::Error) {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::TimedOut => warn!(%peer, %error, "connection closed"),
+        _ => debug!(%peer, %error, "connection closed by the peer"),
     }
 }
 

@@ -131,6 +131,30 @@ async fn a_break_in_the_chain_costs_only_what_is_behind_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hangs_costs_a_bounded_wait_and_its_own_copy() {
+    let cluster = Cluster::start(1).await;
+    let mut listener = TcpNet.bind("127.0.0.1:0").await.unwrap();
+    let hung = Target { server: ServerId(8), addr: listener.local_addr() };
+    let data = bytes(100_000, 8);
+    let chunk = chunk_of(&data);
+    let chain = [cluster.target(0), hung];
+    let hang = async {
+        let (mut conn, from) = listener.accept().await.unwrap();
+        let me = Me::new(Hello { role: Role::Chunkserver, cluster: CLUSTER, epoch: EPOCH, id: 8 });
+        hello::welcome(&mut conn, &me, Plane::Data, &from).await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let put = cluster.pool.put_chain(&chain, auth(), chunk, std::slice::from_ref(&data), LIMIT);
+    let results = tokio::select! {
+        results = put => results.unwrap(),
+        () = hang => unreachable!(),
+    };
+    assert_receipt(&results[0], chain[0].server, chunk);
+    let fault = results[1].1.as_ref().unwrap_err();
+    assert!(fault.kind == Kind::Unavailable && fault.message.contains("s8") && results[1].0.0 == 8, "{fault}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_right_nothing_is_stored_or_shown() {
     let cluster = Cluster::start(2).await;
     let (to, data) = (cluster.target(0), bytes(200_000, 3));

@@ -114,10 +114,13 @@ pub fn show<T: Serialize>(config: &T) -> String {
 
 /// Starts logging to standard error. `level` is a filter such as `info` or `info,chunkserver=debug`; the environment
 /// variable `DFS_LOG` wins over it. `tarpc`'s own spans and warnings are off unless the filter names `tarpc`: they
-/// cost time in each call, and what they tell is in the errors.
+/// cost time in each call, and what they tell is in the errors. `openraft` is held to errors unless it is named: it
+/// repeats a peer that is down several times a second.
 pub fn start_logging(level: &str) {
     let filter = std::env::var("DFS_LOG").unwrap_or_else(|_| level.to_owned());
-    let filter = if filter.contains("tarpc") { filter } else { format!("{filter},tarpc=off") };
+    let filter = [("tarpc", "off"), ("openraft", "error")].into_iter().fold(filter, |filter, (name, level)| {
+        if filter.contains(name) { filter } else { format!("{filter},{name}={level}") }
+    });
     let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
     let color = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // An error: somebody else (a test) has started it already, which is as good.
