@@ -64,7 +64,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome {
             }
             let request = format_request(&world, &config.metaservers, shape);
             ask(&world, &config.metaservers[..1], request, FORMAT_LIMIT).await?;
-            println!("formatted: {} metaservers, {} replicas", config.metaservers.len(), shape.replicas);
+            say!("formatted: {} metaservers, {} replicas", config.metaservers.len(), shape.replicas);
             Ok(())
         }
         AdminCommand::Status { json } => {
@@ -78,9 +78,9 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome {
                 }
             };
             if json {
-                println!("{}", status_json(&status));
+                say!("{}", status_json(&status));
             } else {
-                print!("{}", status_text(&status));
+                say!("{}", status_text(&status).trim_end());
             }
             Ok(())
         }

@@ -105,7 +105,7 @@ pub(crate) async fn ls(shell: &Shell, args: LsArgs) -> Outcome<u64> {
         }
     }
     if ls.args.json {
-        println!("{}", serde_json::Value::Array(ls.json));
+        say!("{}", serde_json::Value::Array(ls.json));
     }
     Ok(ls.failed)
 }
@@ -131,13 +131,13 @@ impl Ls<'_> {
     async fn dir(&mut self, path: &Remote, ino: InodeId, titles: bool) -> Outcome {
         let entries = self.shell.list(path, ino).await?;
         if titles && !self.args.json {
-            println!("{path}:");
+            say!("{path}:");
         }
         for entry in &entries {
             self.line(&path.join(&entry.name), &entry.name, &entry.attr).await;
         }
         if titles && !self.args.json {
-            println!();
+            say!("");
         }
         if !self.args.recursive {
             return Ok(());
@@ -159,7 +159,7 @@ impl Ls<'_> {
         }
         let name = String::from_utf8_lossy(name).into_owned();
         if !self.args.long {
-            println!("{name}");
+            say!("{name}");
             return;
         }
         let target = match attr.kind {
@@ -168,7 +168,7 @@ impl Ls<'_> {
         };
         let arrow = target.map(|t| format!(" -> {}", String::from_utf8_lossy(&t))).unwrap_or_default();
         let (user, group) = (self.names.user(attr.uid).to_owned(), self.names.group(attr.gid).to_owned());
-        println!(
+        say!(
             "{} {:>3} {user:<8} {group:<8} {:>12} {} {name}{arrow}",
             mode_text(attr.kind, attr.mode),
             attr.nlink,
@@ -195,7 +195,7 @@ pub(crate) async fn du(shell: &Shell, args: DuArgs) -> Outcome<u64> {
         }
     }
     if du.args.json {
-        println!("{}", serde_json::Value::Array(du.json));
+        say!("{}", serde_json::Value::Array(du.json));
     }
     Ok(du.failed)
 }
@@ -252,9 +252,9 @@ impl Du<'_> {
             let object = serde_json::json!({"path": path, "allocated": allocated, "size": size, "entries": entries});
             self.json.push(object);
         } else if self.args.bytes {
-            println!("{allocated}\t{path}");
+            say!("{allocated}\t{path}");
         } else {
-            println!("{}\t{path}", size_text(allocated));
+            say!("{}\t{path}", size_text(allocated));
         }
     }
 }
@@ -266,14 +266,14 @@ pub(crate) async fn tree(shell: &Shell, args: TreeArgs) -> Outcome<u64> {
     let mut tree = Tree { shell, args, dirs: 0, others: 0, failed: 0 };
     if tree.args.json {
         let nested = tree.nested(&path, &attr, 0).await;
-        println!("{nested}");
+        say!("{nested}");
         return Ok(tree.failed);
     }
-    println!("{path}");
+    say!("{path}");
     if attr.kind == FileKind::Dir {
         tree.branch(&path, attr.ino, "", 0).await;
     }
-    println!("\n{} directories, {} files", tree.dirs, tree.others);
+    say!("\n{} directories, {} files", tree.dirs, tree.others);
     Ok(tree.failed)
 }
 
@@ -305,7 +305,7 @@ impl Tree<'_> {
         for (index, entry) in entries.iter().enumerate() {
             let last = index + 1 == entries.len();
             let (fork, bar) = if last { ("└── ", "    ") } else { ("├── ", "│   ") };
-            println!("{indent}{fork}{}", String::from_utf8_lossy(&entry.name));
+            say!("{indent}{fork}{}", String::from_utf8_lossy(&entry.name));
             if entry.attr.kind == FileKind::Dir {
                 self.dirs += 1;
                 let deeper = format!("{indent}{bar}");

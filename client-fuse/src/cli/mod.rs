@@ -3,6 +3,13 @@
 //! Exit codes: 0 all done, 1 something failed (one line on standard error for each path), 2 the command line is wrong.
 //! With several paths the others are still done when one fails.
 
+/// A line on standard output. Ends the program quietly when nobody reads any more (`dfs ls | head`).
+macro_rules! say {
+    ($($words:tt)*) => {
+        $crate::cli::say(format_args!($($words)*))
+    };
+}
+
 mod admin;
 mod change;
 mod connect;
@@ -76,6 +83,18 @@ enum Command {
     /// A whole cluster of real processes on this machine
     #[command(subcommand)]
     Dev(dev::DevCommand),
+}
+
+/// See `say!`.
+fn say(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_fmt(line).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            eprintln!("dfs: write standard output: {error}");
+        }
+        std::process::exit(1);
+    }
 }
 
 /// Runs the program.

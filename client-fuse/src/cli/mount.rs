@@ -62,7 +62,7 @@ pub(crate) fn run(target: &Target, args: MountArgs) -> Outcome {
     }
     let served = foreground(target, &args);
     if let (Err(failure), true) = (&served, args.report) {
-        println!("{failure}"); // after `ready` nobody reads it any more
+        say!("{failure}"); // after `ready` nobody reads it any more
     }
     served
 }
@@ -185,8 +185,8 @@ async fn unmount_by_signal(client: &Client, mounted: &mut Mounted, point: &Path)
 
 /// Tells the process that waits for us, and leaves its pipe.
 fn report_ready() {
-    println!("{READY}");
-    let _ = std::io::stdout().flush(); // if nobody listens, nobody misses it
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{READY}").and_then(|()| out.flush()); // if nobody listens, nobody misses it
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(null); // else a pipe without a reader stays open: harmless
     }

@@ -82,7 +82,7 @@ pub(crate) async fn run(shell: &Shell, args: PutArgs) -> Outcome<u64> {
     }
     let tally = Arc::clone(&put.workers.tally);
     if args.copy.json {
-        println!("{}", tally.json(shell.client.stats()));
+        say!("{}", tally.json(shell.client.stats()));
     }
     Ok(tally.failed.load(Ordering::Relaxed))
 }

@@ -47,7 +47,7 @@ pub(crate) async fn stat(shell: &Shell, args: StatArgs) -> Outcome<u64> {
         }
     }
     if args.json {
-        println!("{}", serde_json::Value::Array(json));
+        say!("{}", serde_json::Value::Array(json));
     }
     Ok(failed)
 }
@@ -58,20 +58,20 @@ async fn print_stat(shell: &Shell, path: &Remote, attr: &Attr, names: &mut Names
         _ => None,
     };
     let arrow = target.map(|t| format!(" -> {}", String::from_utf8_lossy(&t))).unwrap_or_default();
-    println!("  path: {path}{arrow}");
-    println!("  kind: {} ({}, {} links)", kind_word(attr.kind), attr.ino, attr.nlink);
-    println!("  size: {} bytes, {} allocated", attr.size, attr.allocated);
-    println!("  mode: {:04o} {}", attr.mode, mode_text(attr.kind, attr.mode));
+    say!("  path: {path}{arrow}");
+    say!("  kind: {} ({}, {} links)", kind_word(attr.kind), attr.ino, attr.nlink);
+    say!("  size: {} bytes, {} allocated", attr.size, attr.allocated);
+    say!("  mode: {:04o} {}", attr.mode, mode_text(attr.kind, attr.mode));
     let (user, group) = (names.user(attr.uid).to_owned(), names.group(attr.gid).to_owned());
-    println!("  owner: {user} ({}), group: {group} ({})", attr.uid, attr.gid);
-    println!(
+    say!("  owner: {user} ({}), group: {group} ({})", attr.uid, attr.gid);
+    say!(
         "  chunks: {}, {} replicas; data version {}",
         size_text(u64::from(attr.chunk_size)),
         attr.replicas,
         attr.version
     );
     for (word, time) in [("access", attr.atime), ("modify", attr.mtime), ("change", attr.ctime)] {
-        println!("  {word}: {}.{:09} UTC", time_text(time), time.nanos);
+        say!("  {word}: {}.{:09} UTC", time_text(time), time.nanos);
     }
 }
 
@@ -104,14 +104,14 @@ pub(crate) async fn df(shell: &Shell, args: DfArgs) -> Outcome<u64> {
             "logical_bytes": stat.logical_bytes, "chunk_bytes": stat.chunk_bytes,
             "raw_capacity": stat.raw_capacity, "raw_free": stat.raw_free, "replicas": stat.replicas,
         });
-        println!("{object}");
+        say!("{object}");
         return Ok(0);
     }
-    println!("{:>12} {:>12} {:>12} {:>5}  {:>10}", "SIZE", "USED", "FREE", "USE%", "INODES");
+    say!("{:>12} {:>12} {:>12} {:>5}  {:>10}", "SIZE", "USED", "FREE", "USE%", "INODES");
     let percent = if total == 0 { 0 } else { u128::from(used) * 100 / u128::from(total) };
     let (total, used, free) = (size_text(total), size_text(used), size_text(free));
-    println!("{total:>12} {used:>12} {free:>12} {percent:>4}%  {:>10}", stat.inodes);
-    println!(
+    say!("{total:>12} {used:>12} {free:>12} {percent:>4}%  {:>10}", stat.inodes);
+    say!(
         "stored once each: {} in {} chunks, {} replicas by default; raw: {} free of {}",
         size_text(stat.chunk_bytes),
         stat.chunks,

@@ -113,11 +113,11 @@ async fn bring_up(args: UpArgs) -> Outcome {
     };
     let cluster = Cluster::prepare(&args.at.dir, &wanted)?;
     up::start_all(&cluster, Duration::from_secs(args.timeout)).await?;
-    println!("cluster serves: {}", cluster.meta_addresses().join(","));
+    say!("cluster serves: {}", cluster.meta_addresses().join(","));
     if let Some(point) = &cluster.plan.mount {
-        println!("mounted at {}", point.display());
+        say!("mounted at {}", point.display());
     }
-    println!("client config: {}", cluster.dir.join("dfs.toml").display());
+    say!("client config: {}", cluster.dir.join("dfs.toml").display());
     Ok(())
 }
 

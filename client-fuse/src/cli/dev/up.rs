@@ -205,19 +205,19 @@ pub(super) async fn status(cluster: &Cluster, json: bool) -> Outcome {
             Ok(status) => admin::status_json(status),
             Err(failure) => serde_json::json!({ "error": failure.to_string() }),
         };
-        println!("{}", serde_json::json!({ "processes": list, "cluster": cluster }));
+        say!("{}", serde_json::json!({ "processes": list, "cluster": cluster }));
         return Ok(());
     }
-    println!("{:<10} {:>8} {:<5} {:>6}", "NAME", "PID", "STATE", "PORT");
+    say!("{:<10} {:>8} {:<5} {:>6}", "NAME", "PID", "STATE", "PORT");
     for process in &processes {
         let pid = process.pid();
         let shown = pid.map_or("-".to_owned(), |pid| pid.to_string());
         let port = cluster.port(&process.name).map_or("-".to_owned(), |port| port.to_string());
-        println!("{:<10} {:>8} {:<5} {:>6}", process.name, shown, if pid.is_some() { "up" } else { "down" }, port);
+        say!("{:<10} {:>8} {:<5} {:>6}", process.name, shown, if pid.is_some() { "up" } else { "down" }, port);
     }
     match status {
-        Ok(status) => print!("\n{}", admin::status_text(&status)),
-        Err(failure) => println!("\ncluster: {failure}"),
+        Ok(status) => say!("\n{}", admin::status_text(&status).trim_end()),
+        Err(failure) => say!("\ncluster: {failure}"),
     }
     Ok(())
 }
