@@ -12,9 +12,11 @@ const TWO: Family = Family(1);
 /// Opens the store in a directory.
 pub(crate) type Open<'a> = &'a dyn Fn(&Path) -> Box<dyn Kv>;
 
+type Check = fn(Open<'_>, &Path);
+
 /// Runs all checks, each in a directory of its own.
 pub(crate) fn run(open: Open<'_>) {
-    let checks: [(&str, fn(Open<'_>, &Path)); 6] = [
+    let checks: [(&str, Check); 6] = [
         ("keys order as bytes", keys_order_as_bytes),
         ("later changes win", later_changes_of_a_batch_win),
         ("scans", scans_take_every_kind_of_range),

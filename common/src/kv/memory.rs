@@ -56,7 +56,7 @@ impl MemoryKv {
         let names: Vec<String> = families.iter().map(|name| (*name).to_owned()).collect();
         let maps = match read_file(disk.as_ref(), &dir.join(FILE)).map_err(|e| io_error("open", &e))? {
             Some(bytes) => decode(&bytes, &names).map_err(|what| KvError { doing: "open", message: what.into() })?,
-            None => vec![Arc::new(Map::new()); names.len()],
+            None => names.iter().map(|_| Arc::default()).collect(),
         };
         Ok(MemoryKv { disk, dir, names, maps: RwLock::new(maps), flushing: Mutex::new(()) })
     }

@@ -57,6 +57,8 @@ pub struct RocksKv {
     db: DB,
     dir: PathBuf,
     names: Vec<String>,
+    /// Made once: a get is short enough to notice.
+    reads: ReadOptions,
     /// The first error, for all that come after.
     failed: OnceLock<String>,
 }
@@ -74,7 +76,7 @@ impl RocksKv {
         let db = DB::open_cf_descriptors(&options, dir, descriptors)
             .map_err(|e| KvError { doing: "open", message: e.to_string() })?;
         let names = families.iter().map(|name| (*name).to_owned()).collect();
-        Ok(RocksKv { db, dir: dir.to_owned(), names, failed: OnceLock::new() })
+        Ok(RocksKv { db, dir: dir.to_owned(), names, reads: read_options(), failed: OnceLock::new() })
     }
 
     fn family(&self, family: Family) -> &ColumnFamily {
@@ -198,7 +200,7 @@ fn read_options() -> ReadOptions {
 
 impl KvRead for RocksKv {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        self.get_with(family, key, &read_options())
+        self.get_with(family, key, &self.reads)
     }
 
     fn scan<'a>(
