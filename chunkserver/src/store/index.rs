@@ -18,6 +18,9 @@ use tracing::warn;
 /// Dead records punched after one flush, at most.
 pub(super) const PUNCH_BATCH: usize = 4096;
 
+/// One part in this many of the index's memory is for rows not yet flushed.
+const MEMTABLE_SHARE: usize = 4;
+
 pub(super) struct Index {
     kv: Arc<dyn Kv>,
     /// The store asks for one writer at a time.
@@ -140,7 +143,8 @@ fn open_kv(world: &World, config: &StoreConfig, dir: &Path) -> Result<Index, KvE
         Arc::new(MemoryKv::open(world.disk.clone(), dir, &FAMILIES)?)
     } else {
         let cache_bytes = common::units::len_usize(config.index_cache_bytes);
-        Arc::new(RocksKv::open(dir, &FAMILIES, &Tuning { cache_bytes, ..Tuning::default() })?)
+        let tuning = Tuning { cache_bytes, memtable_bytes: cache_bytes / MEMTABLE_SHARE, ..Tuning::default() };
+        Arc::new(RocksKv::open(dir, &FAMILIES, &tuning)?)
     };
     Ok(Index { kv, writing: Mutex::new(()) })
 }
