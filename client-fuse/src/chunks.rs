@@ -126,6 +126,8 @@ struct Work<'a> {
     have: Vec<BTreeMap<ServerId, Receipt>>,
     deadline: Instant,
     last: Option<Fault>,
+    /// A server asked for a pause.
+    busy: bool,
 }
 
 impl Chunks {
@@ -155,21 +157,20 @@ impl Chunks {
         }
     }
 
-    /// Stores chunks under `attempt`. `insist` asks suspects too: the metaservers said that they are up.
+    /// Stores chunks under one attempt. `insist` asks suspects too: the metaservers said that they are up.
     ///
     /// # Errors
     /// `NoSpace` when too few servers take them because they are full, `Unavailable` when too few answer in time.
     pub(crate) async fn store(
         &self,
-        attempt: Attempt,
+        auth: WriteAuth,
         replicas: u8,
         chunks: &[Outgoing],
         insist: bool,
         deadline: Instant,
     ) -> Result<Stored, Fault> {
-        let auth = WriteAuth { attempt, token: self.meta.session().write_token };
         let have = vec![BTreeMap::new(); chunks.len()];
-        let mut work = Work { auth, replicas, chunks, have, deadline, last: None };
+        let mut work = Work { auth, replicas, chunks, have, deadline, last: None, busy: false };
         let mut insist = insist;
         for round in 0..ROUNDS_MAX {
             let map = self.meta.map();
@@ -194,6 +195,12 @@ impl Chunks {
             let missing = if round == 0 { work.missing(&map, &avoided) } else { missing };
             self.put_round(&mut work, &map, &missing).await;
             insist = false;
+            match &work.last {
+                // The session or the cluster epoch is over: no server will take it under this attempt.
+                Some(fault) if matches!(fault.kind, Kind::Denied | Kind::Stale) => return Err(fault.clone()),
+                _ if std::mem::take(&mut work.busy) => work.pause(&map).await?,
+                _ => {}
+            }
         }
         let map = self.meta.map();
         Err(work.gave_up(&map))
@@ -278,7 +285,11 @@ impl Chunks {
                 }
                 Err(fault) => {
                     warn!(op = "put", chunk = %chunks[i].chunk.id, server = %server, error = %fault, "put failed");
-                    self.failed(server, &fault, began);
+                    if fault.kind == Kind::Busy {
+                        work.busy = true;
+                    } else {
+                        self.failed(server, &fault, began);
+                    }
                     work.last = Some(fault.context(server));
                 }
             }

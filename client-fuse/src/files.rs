@@ -63,13 +63,27 @@ impl Client {
         exclusive: bool,
         flags: OpenFlags,
     ) -> Result<(Handle, bool), Fault> {
+        let (handle, new, _) = self.create_open_in(cred, parent, name, mode, exclusive, flags).await?;
+        Ok((handle, new))
+    }
+
+    /// As [`Client::create_open`], with the directory's attributes afterwards.
+    pub async fn create_open_in(
+        &self,
+        cred: &Cred,
+        parent: InodeId,
+        name: &Name,
+        mode: u32,
+        exclusive: bool,
+        flags: OpenFlags,
+    ) -> Result<(Handle, bool, Attr), Fault> {
         let _opening = self.core.opening();
         let (name, node) = (name.clone(), NewNode::File);
         let op = Op::Create { parent, name, node, mode, exclusive, access: flags.access() };
         match self.core.meta.submit(cred, op, self.core.meta.deadline()).await?.outcome {
-            Outcome::Created { attr, new, .. } => {
+            Outcome::Created { attr, new, parent: directory } => {
                 let run = new.then_some(ExtentRun { extents: Vec::new(), covered: u64::MAX });
-                Ok((self.opened(cred, &attr, run, flags).await?, new))
+                Ok((self.opened(cred, &attr, run, flags).await?, new, directory))
             }
             other => Err(unexpected("create", &other)),
         }
@@ -290,9 +304,6 @@ impl Core {
     ) -> Result<Attr, Fault> {
         let deadline = self.meta.deadline();
         let _alone = self.alone(inode, deadline).await?;
-        if set.size == Some(0) {
-            self.drop_unsaved(inode); // it would be cut off anyway
-        }
         self.save(inode, deadline).await?;
         match self.meta.submit(cred, Op::SetAttr { ino: inode.ino, set }, deadline).await?.outcome {
             Outcome::Attr(attr) => Ok(self.seen(attr)),
@@ -312,7 +323,7 @@ impl Core {
             append: false,
             grow,
             chunks: Vec::new(),
-            attempt: self.meta.attempt(),
+            attempt: self.meta.attempt().attempt,
             layout: LayoutVersion(0),
             mtime: None,
         };

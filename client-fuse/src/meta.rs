@@ -8,10 +8,10 @@ use crate::config::ClientConfig;
 use crate::link::Servers;
 use crate::session::{SLOTS, Session, SlotGuard};
 use crate::stats::{Counters, add};
-use common::auth::Attempt;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
+use common::proto::chunk::WriteAuth;
 use common::proto::meta::{Alive, Answer, Applied, Ask, Cred, Op, Outcome, Query, Request};
 use common::world::World;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,21 +95,21 @@ impl Meta {
     }
 
     /// What puts that start now are made under.
-    pub(crate) fn attempt(&self) -> Attempt {
+    pub(crate) fn attempt(&self) -> WriteAuth {
         let mut witness = self.witness.lock().expect("no panic holds this lock");
         if witness.0.elapsed() >= WITNESS_REUSE {
             *witness = (Instant::now(), LogIndex(self.index.load(Ordering::Acquire)));
         }
-        self.session().attempt(witness.1)
+        self.session().auth(witness.1)
     }
 
     /// A new attempt with a witness not older than this call: after `TouchAgain`.
-    pub(crate) async fn new_attempt(&self, deadline: Instant) -> Result<Attempt, Fault> {
+    pub(crate) async fn new_attempt(&self, deadline: Instant) -> Result<WriteAuth, Fault> {
         let session = self.session();
         let alive = self.link.keep_alive(session.id, deadline).await?;
         self.note(alive.index);
         *self.witness.lock().expect("no panic holds this lock") = (Instant::now(), alive.index);
-        Ok(session.attempt(alive.index))
+        Ok(session.auth(alive.index))
     }
 
     /// A change, until it is done or `deadline` passes.

@@ -12,6 +12,7 @@
 use common::auth::{Attempt, Mac};
 use common::fault::Kind;
 use common::id::{Epoch, LogIndex, SessionId};
+use common::proto::chunk::WriteAuth;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -23,7 +24,7 @@ pub(crate) const SLOTS: u16 = 64;
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) epoch: Epoch,
-    pub(crate) write_token: Mac,
+    write_token: Mac,
     /// Counts sessions of this client: what an older one left unsaved is lost.
     pub(crate) generation: u64,
     free: Mutex<Vec<Slot>>,
@@ -76,8 +77,9 @@ impl Session {
     }
 
     /// What puts and touches with this witness are made under.
-    pub(crate) fn attempt(&self, witness: LogIndex) -> Attempt {
-        Attempt { session: self.id, witness, epoch: self.epoch }
+    pub(crate) fn auth(&self, witness: LogIndex) -> WriteAuth {
+        let attempt = Attempt { session: self.id, witness, epoch: self.epoch };
+        WriteAuth { attempt, token: self.write_token }
     }
 
     /// Waits for a free slot. The caller sets the deadline.

@@ -169,9 +169,14 @@ impl Core {
     fn start_uploads(self: &Arc<Self>, inode: &Arc<Inode>, state: &mut State) {
         let (window, replicas) = (u64::from(state.attr.chunk_size), state.attr.replicas);
         for flight in state.flights.iter_mut().filter(|flight| matches!(flight.upload, Upload::No)) {
+            let job = Job { pieces: flight.pieces.clone(), window, replicas, inline: flight.inline };
+            if flight.inline {
+                // A few KiB and nothing to send: no task is worth it.
+                flight.upload = Upload::Done(self.counted(plan(job)).uploaded(None));
+                continue;
+            }
             let (sender, receiver) = oneshot::channel();
             flight.upload = Upload::Running(receiver);
-            let job = Job { pieces: flight.pieces.clone(), window, replicas, inline: flight.inline };
             let (core, ino) = (self.clone(), inode.ino);
             self.tasks.spawn_until_stop(async move {
                 let result = core.upload(job).await.map_err(|fault| fault.context(format_args!("store {ino}")));
@@ -186,15 +191,19 @@ impl Core {
         let replicas = job.replicas;
         let bytes: u64 = job.pieces.iter().map(|(_, b)| len_u64(b.len())).sum();
         let planned = if bytes <= HASH_IN_PLACE_MAX { plan(job) } else { self.world.blocking(move || plan(job)).await };
-        add(&self.counters.zero_bytes, planned.zero_bytes);
-        add(&self.counters.inline_bytes, planned.inline_bytes);
+        let planned = self.counted(planned);
         let mut stored = None;
         if !planned.chunks.is_empty() {
-            let attempt = self.meta.attempt();
-            stored = Some(self.chunks.store(attempt, replicas, &planned.chunks, false, self.meta.deadline()).await?);
+            let auth = self.meta.attempt();
+            stored = Some(self.chunks.store(auth, replicas, &planned.chunks, false, self.meta.deadline()).await?);
         }
-        let Planned { edits, chunks, inline_bytes, .. } = planned;
-        Ok(Uploaded { edits, chunks, stored, inline_bytes })
+        Ok(planned.uploaded(stored))
+    }
+
+    fn counted(&self, planned: Planned) -> Planned {
+        add(&self.counters.zero_bytes, planned.zero_bytes);
+        add(&self.counters.inline_bytes, planned.inline_bytes);
+        planned
     }
 }
 
@@ -211,6 +220,13 @@ struct Planned {
     chunks: Vec<Outgoing>,
     inline_bytes: u64,
     zero_bytes: u64,
+}
+
+impl Planned {
+    fn uploaded(self, stored: Option<Stored>) -> Uploaded {
+        let Planned { edits, chunks, inline_bytes, .. } = self;
+        Uploaded { edits, chunks, stored, inline_bytes }
+    }
 }
 
 /// Decides what each run of bytes becomes: a hole, inline bytes, or a chunk.
@@ -264,14 +280,14 @@ fn is_lasting(kind: Kind, has_handles: bool) -> bool {
         Kind::NotLeader | Kind::Busy | Kind::Unsure | Kind::Unavailable | Kind::Refused => true,
         Kind::TouchAgain | Kind::PutAgain | Kind::Stale | Kind::Corrupt => true,
         // Room may be made while somebody still has the file open to hear of it.
-        Kind::NoSpace => has_handles,
+        // `Denied`: a chunkserver does not take our session's token; the commit will tell if it has ended.
+        Kind::NoSpace | Kind::Denied => has_handles,
         Kind::NotFound
         | Kind::Exists
         | Kind::NotEmpty
         | Kind::NotDir
         | Kind::IsDir
         | Kind::Invalid
-        | Kind::Denied
         | Kind::NotPermitted
         | Kind::NameTooLong
         | Kind::TooManyLinks
@@ -418,7 +434,7 @@ impl Core {
     ) -> Result<(), Fault> {
         let deadline = self.meta.deadline();
         for _ in 0..ATTEMPTS_MAX {
-            let op = Op::Commit(batch.commit(inode, self.meta.attempt()));
+            let op = Op::Commit(batch.commit(inode, self.meta.attempt().attempt));
             let mut pending = self.meta.prepare(session, &Cred::default(), op, deadline).await?;
             match self.meta.send(&mut pending, deadline).await {
                 Ok(applied) => return self.landed(inode, &batch, applied),
@@ -496,11 +512,11 @@ impl Core {
     }
 
     async fn store_again(&self, inode: &Arc<Inode>, batch: &mut Batch, deadline: Instant) -> Result<(), Fault> {
-        let attempt = self.meta.new_attempt(deadline).await?;
+        let auth = self.meta.new_attempt(deadline).await?;
         let map = self.meta.map();
         self.meta.refresh_map(map.version, deadline).await?;
         let replicas = inode.lock().attr.replicas;
-        batch.stored = Some(self.chunks.store(attempt, replicas, &batch.chunks, true, deadline).await?);
+        batch.stored = Some(self.chunks.store(auth, replicas, &batch.chunks, true, deadline).await?);
         Ok(())
     }
 
