@@ -64,7 +64,7 @@ impl Default for Config {
             read_policy: ReadPolicy::Index,
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
             keep_entries: KEEP_ENTRIES_DEFAULT,
-            log_level: "info".into(),
+            log_level: "info,openraft=error".into(), // it warns three times a second of a member that is down
         }
     }
 }

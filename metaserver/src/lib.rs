@@ -9,12 +9,14 @@
 //! | `raft/` | the log, the state's store, snapshots, elections, linearizable reads |
 //! | `namespace/`, `store/` | what the cluster is: deterministic `apply`, and every row's bytes |
 //! | `leading`, `servers`, `sessions` | what only the leader knows: who is alive |
+//! | `copies` | may a commit have fewer copies than asked for |
 //! | `workers` | the loops: flush, expire, layout, purge, return |
 //! | `config`, `identity` | how it is configured; whose data its directory holds |
 //!
 //! The write path (README) enters at `service` (`submit`), goes through `raft` and ends in `namespace/commit.rs`.
 
 pub mod config;
+mod copies;
 pub mod identity;
 mod leading;
 pub mod namespace;

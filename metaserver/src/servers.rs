@@ -25,8 +25,8 @@ use tokio::time::Instant;
 pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(10);
 /// A server that was down becomes a target of writes after this long.
 pub(crate) const TARGET_AFTER: Duration = Duration::from_secs(30);
-/// A server with less free space takes no new chunks, in bytes: one of the largest, and one more.
-pub(crate) const FREE_MIN: u64 = 128 << 20;
+/// A server with less free space takes no new chunks, in bytes: one of the largest, and some.
+pub(crate) const FREE_MIN: u64 = 68 << 20;
 /// See the module.
 pub(crate) const LAYOUT_DELAY: Duration = Duration::from_secs(1);
 

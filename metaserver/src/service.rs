@@ -1,5 +1,6 @@
 //! The control plane's requests: who may ask, check, hand on, map the error.
 
+use crate::copies::Copies;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, Done, Fail};
 use crate::node::Shared;
@@ -31,6 +32,7 @@ const PROPOSAL_WAIT: Duration = Duration::from_secs(5);
 pub(crate) struct Service {
     node: Shared,
     proposals: Semaphore,
+    copies: Copies,
 }
 
 /// One request of one peer.
@@ -42,7 +44,8 @@ struct Call {
 
 /// Answers the requests of all peers.
 pub(crate) fn handler(node: Shared) -> Handler {
-    let service = Arc::new(Service { node, proposals: Semaphore::new(permits(PROPOSAL_BYTES_MAX)) });
+    let copies = Copies::new(common::wire::Pool::new(&node.world, &node.me));
+    let service = Arc::new(Service { node, copies, proposals: Semaphore::new(permits(PROPOSAL_BYTES_MAX)) });
     Arc::new(move |peer, context, request| {
         let call = Call { service: service.clone(), peer };
         Box::pin(call.serve_checked(context, request))
@@ -122,6 +125,21 @@ impl Call {
     fn store_failed(&self, error: &dyn std::fmt::Display) -> Fault {
         self.node().failed(&format!("the metadata store: {error}"));
         Fault::new(Kind::Internal, format!("the metadata store failed: {error}"))
+    }
+
+    async fn check_copies(&self, member: &Member, leading: &Leading, commit: &Commit) -> Result<(), Fault> {
+        let map = self.map(member, leading)?;
+        let mounted = member.state.mounted();
+        let checked = self.service.copies.check(mounted.kv(), leading, &map, commit).await;
+        checked.map_err(|fail| self.fault(fail))
+    }
+
+    /// What a read that failed answers; a store that failed is the end of this process.
+    fn fault(&self, fail: Fail) -> Fault {
+        match fail {
+            Fail::Fault(fault) => fault,
+            Fail::Kv(error) => self.store_failed(&error),
+        }
     }
 
     async fn status(&self) -> Result<Status, Fault> {
@@ -253,6 +271,7 @@ impl Meta for Call {
         let (member, leading) = self.leading().await?;
         if let Op::Commit(commit) = &request.op {
             check_commit(commit, &leading)?;
+            self.check_copies(&member, &leading, commit).await?;
         }
         let session = request.session;
         let (opens, closes) = match &request.op {
@@ -291,10 +310,7 @@ impl Meta for Call {
             namespace::query(&*view, index, &ask, &ctx)
         };
         let answer = if small { read() } else { self.node().world.blocking(read).await };
-        answer.map_err(|fail| match fail {
-            Fail::Fault(fault) => fault,
-            Fail::Kv(error) => self.store_failed(&error),
-        })
+        answer.map_err(|fail| self.fault(fail))
     }
 
     async fn keep_alive(self, _: Context, session: SessionId) -> Result<Alive, Fault> {

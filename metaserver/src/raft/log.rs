@@ -180,7 +180,7 @@ impl RaftLog {
     }
 
     /// Bytes of all segments: what a restart reads.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.shared.segments.segments().iter().map(|segment| segment.len).sum()
     }
 }

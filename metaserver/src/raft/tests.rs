@@ -1,5 +1,4 @@
 //! The log, the state and openraft together, on the real disk and on the simulated one.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::log::{OpenError, RaftLog};
 use super::state::State;
@@ -103,12 +102,12 @@ async fn purged_segments_go_and_the_vote_stays() {
     for i in 0..40 {
         log.blocking_append([entry(1, i, 4 << 20)]).await.unwrap(); // two segments and a half
     }
-    let full = log.len();
+    let full = log.bytes();
     log.purge(log_id(1, 38)).await.unwrap();
     log.blocking_append([entry(1, 40, 1)]).await.unwrap();
     log.purge(log_id(1, 39)).await.unwrap();
     log.blocking_append([entry(1, 41, 1)]).await.unwrap();
-    assert!(log.len() < full / 2, "{} of {full}", log.len());
+    assert!(log.bytes() < full / 2, "{} of {full}", log.bytes());
     drop(log);
     let mut log = try_open(dir.path(), Some(log_id(1, 39))).unwrap();
     assert_eq!(log.read_vote().await.unwrap(), Some(vote_of(3, 2, true)));

@@ -1,0 +1,155 @@
+//! Commits with fewer copies than the file asks for: are the missing servers really down?
+//!
+//! An acknowledged write is durable on every server that is up. A client may say that it could not reach one; the leader
+//! believes its own heartbeats, and where those say "up", its own probe. A server that answers it is not down: the client
+//! puts the chunk there, too.
+
+use crate::leading::Leading;
+use crate::namespace::{self, Fail};
+use common::fault::{Fault, Kind};
+use common::id::{LogIndex, ServerId};
+use common::kv::KvRead;
+use common::layout::ClusterMap;
+use common::proto::meta::{Answer, Ask, Commit, Cred, Query};
+use common::wire::{Pool, Target};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// For how long a probe that got no answer counts: commits that come meanwhile do not wait for another one.
+const SILENT_FOR: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub(crate) struct Copies {
+    pool: Pool,
+    /// Servers that did not answer, and when they were asked.
+    silent: Mutex<BTreeMap<ServerId, Instant>>,
+}
+
+impl Copies {
+    /// Probes through this pool.
+    pub(crate) fn new(pool: Pool) -> Copies {
+        Copies { pool, silent: Mutex::default() }
+    }
+
+    /// Refuses a commit whose chunks could have more copies.
+    ///
+    /// # Errors
+    /// `PutAgain`: a server that should hold a chunk is up. What reading the inode says.
+    pub(crate) async fn check(
+        &self,
+        read: &dyn KvRead,
+        leading: &Leading,
+        map: &ClusterMap,
+        commit: &Commit,
+    ) -> Result<(), Fail> {
+        let missing = match commit.chunks.is_empty() {
+            true => return Ok(()),
+            false => missing(map, commit, replicas_of(read, leading, commit)?),
+        };
+        let now = Instant::now();
+        let is_silent = |asked: &Instant| now.saturating_duration_since(*asked) < SILENT_FOR;
+        let known = self.silent.lock().expect("no panic holds this lock").clone();
+        let doubtful = missing.into_iter().filter(|id| !known.get(id).is_some_and(is_silent));
+        let probes = doubtful.map(|server| {
+            let addr = map.servers.get(&server).map(|info| info.addr.clone()).unwrap_or_default();
+            let target = Target { server, addr };
+            async move { (server, self.pool.ping(&target, PROBE_TIMEOUT).await) }
+        });
+        for (server, answer) in futures::future::join_all(probes).await {
+            let mut silent = self.silent.lock().expect("no panic holds this lock");
+            match answer {
+                Ok(_) => {
+                    silent.remove(&server);
+                    let text = format!("chunkserver {server} is up and should hold a copy: put it there");
+                    return Err(Fail::Fault(Fault::new(Kind::PutAgain, text)));
+                }
+                Err(fault) => {
+                    tracing::info!(%server, error = %fault, "a commit goes on with fewer copies");
+                    silent.insert(server, now);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn replicas_of(read: &dyn KvRead, leading: &Leading, commit: &Commit) -> Result<u8, Fail> {
+    let ask = Ask { session: commit.attempt.session, cred: Cred::default(), query: Query::GetAttr { ino: commit.ino } };
+    match namespace::query(read, LogIndex(0), &ask, &leading.ctx)?.answer {
+        Answer::Attr(attr) => Ok(attr.replicas),
+        other => Err(Fail::Fault(Fault::new(Kind::Internal, format!("attributes: answered {other:?}")))),
+    }
+}
+
+/// Targets of the commit's chunks that gave no receipt.
+fn missing(map: &ClusterMap, commit: &Commit, replicas: u8) -> BTreeSet<ServerId> {
+    let mut missing = BTreeSet::new();
+    for chunk in commit.chunks.iter().filter(|chunk| chunk.receipts.len() < usize::from(replicas)) {
+        let targets = map.write_targets(&chunk.id, replicas);
+        missing.extend(targets.into_iter().filter(|id| chunk.receipts.iter().all(|receipt| receipt.server != *id)));
+    }
+    missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::auth::{Attempt, Mac, Receipt};
+    use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, SessionId};
+    use common::layout::{Domain, Layout, ServerInfo};
+    use common::proto::meta::StoredChunk;
+
+    fn map() -> ClusterMap {
+        // 1 and 2 take writes, 3 is down, 4 is full, 5 takes writes.
+        let info = |id: u32| ServerInfo {
+            addr: format!("h:{id}"),
+            domain: Domain::default(),
+            weight: 1,
+            up: id != 3,
+            writable: id != 4,
+        };
+        ClusterMap {
+            cluster: ClusterId(1),
+            epoch: Epoch(1),
+            version: 1,
+            replicas: 3,
+            min_replicas: 2,
+            metaservers: BTreeMap::new(),
+            servers: (1..=5).map(|id| (ServerId(id), info(id))).collect(),
+            layout: Layout { version: LayoutVersion(1), groups: vec![(1..=5).map(ServerId).collect()] },
+        }
+    }
+
+    fn commit(receipts: &[u32]) -> Commit {
+        let attempt = Attempt { session: SessionId(1), witness: LogIndex(1), epoch: Epoch(1) };
+        let receipt = |id: &u32| Receipt { server: ServerId(*id), mac: Mac::default() };
+        let chunk = StoredChunk { id: ChunkId::of(b"x"), len: 1, receipts: receipts.iter().map(receipt).collect() };
+        Commit {
+            ino: InodeId(2),
+            base: None::<DataVersion>,
+            edits: vec![],
+            append: false,
+            grow: 0,
+            chunks: vec![chunk],
+            attempt,
+            layout: LayoutVersion(1),
+            mtime: None,
+        }
+    }
+
+    #[test]
+    fn only_servers_that_should_have_a_copy_are_missed() {
+        let missed = |receipts: &[u32], replicas| {
+            missing(&map(), &commit(receipts), replicas).into_iter().map(|id| id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(missed(&[1, 2, 5], 3), []);
+        assert_eq!(missed(&[1, 2], 3), [5], "3 is down and 4 is full: the copy belongs on 5");
+        assert_eq!(missed(&[1, 2], 2), []);
+        assert_eq!(missed(&[1, 3], 3), [2, 5]);
+        assert_eq!(missed(&[1, 2, 5], 4), [], "there are no more targets");
+    }
+}
