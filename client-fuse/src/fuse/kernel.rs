@@ -21,6 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
+use tokio::time::Instant;
 
 /// The kernel's side of the mount.
 pub(super) struct Kernel(pub(super) Arc<Shared>);
@@ -138,6 +139,9 @@ impl Filesystem for Kernel {
 
     fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        if let Some((attr, left)) = shared.inodes.after_change(ino(number), TTL) {
+            return reply.attr(&left, &file_attr(&attr));
+        }
         let work = async move { shared.client.getattr(&cred, ino(number)).await };
         self.0.serve(op("getattr", number), reply, work, done_attr);
     }
@@ -450,9 +454,10 @@ impl Filesystem for Kernel {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move {
             let (parent, mode) = (ino(parent), mode & 0o7777);
-            let made = shared.client.create_open(&cred, parent, &name, mode, exclusive, wanted).await;
-            shared.inodes.changed(parent);
-            let (handle, _) = made?;
+            let (mark, asked) = (shared.inodes.mark(), Instant::now());
+            let made = shared.client.create_open_in(&cred, parent, &name, mode, exclusive, wanted).await;
+            let (handle, _, directory) = made.inspect_err(|_| shared.inodes.changed(parent))?;
+            shared.inodes.changed_to(directory, mark, asked);
             shared.inodes.changed(handle.ino());
             Ok(Opened { handle, flags: wanted })
         };
