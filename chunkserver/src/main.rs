@@ -23,13 +23,9 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    match run(&Flags::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("chunkserver: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let Err(error) = run(&Flags::parse()) else { return ExitCode::SUCCESS };
+    eprintln!("chunkserver: {error:#}");
+    ExitCode::FAILURE
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
