@@ -76,6 +76,7 @@ impl Cluster {
     /// # Panics
     /// If it cannot be made.
     pub fn prepare() -> Cluster {
+        crate::command::prepare();
         sweep();
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir().expect("a temporary directory can be made");
         fs::write(dir.path().join("owner"), std::process::id().to_string()).expect("the owner can be noted");

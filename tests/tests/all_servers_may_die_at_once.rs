@@ -67,7 +67,8 @@ fn every_acknowledged_write_is_there_after_all_servers_were_killed() {
         let of_round = load.stop();
         let checked = check_fresh(&mut cluster, &of_round, &format!("round {round}"));
         let failed: usize = of_round.iter().map(|ledger| ledger.failed.len()).sum();
-        eprintln!("round {round}: {checked} names as promised, {failed} operations failed");
+        let example = of_round.iter().find_map(|ledger| ledger.failed.first());
+        eprintln!("round {round}: {checked} names as promised, {failed} operations failed, such as {example:?}");
         ledgers.extend(of_round);
     }
     check_fresh(&mut cluster, &ledgers, "at the end");
