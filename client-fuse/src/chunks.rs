@@ -9,7 +9,7 @@
 //! A server that failed twice in a row is a *suspect* for [`SUSPECT_TIME`]: writers go round it, readers ask it last.
 //! That bridges the time until the cluster map says that it is down.
 
-use crate::link::Servers;
+use crate::link::{Hop, Servers};
 use crate::meta::Meta;
 use crate::stats::{Counters, add};
 use bytes::Bytes;
@@ -306,7 +306,7 @@ impl Chunks {
     ) -> Vec<Told> {
         let Some(first) = chain.first().map(|to| to.server) else { return Vec::new() };
         match self.link.put_chain(&chain, auth, out.chunk, &out.bytes, deadline).await {
-            Ok(hops) => hops.into_iter().map(|(server, result)| (i, server, result)).collect(),
+            Ok(hops) => reached(hops).map(|(server, result)| (i, server, result)).collect(),
             Err(fault) => vec![(i, first, Err(fault))],
         }
     }
@@ -535,6 +535,17 @@ fn address(map: &ClusterMap, server: ServerId) -> Option<Target> {
     map.servers.get(&server).map(|info| Target { server, addr: info.addr.clone() })
 }
 
+/// What a chain said, with the first failure only: a break is reported for every server behind it too, and they are
+/// not to blame. What they lack is put again in the next round.
+fn reached(hops: Vec<Hop>) -> impl Iterator<Item = Hop> {
+    let mut broken = false;
+    hops.into_iter().filter(move |(_, result)| {
+        let is_first = !broken;
+        broken |= result.is_err();
+        result.is_ok() || is_first
+    })
+}
+
 /// Cuts a list of small chunks into batches within the protocol's limits.
 fn batches(all: &[usize], chunks: &[Outgoing]) -> Vec<Vec<usize>> {
     let mut out: Vec<Vec<usize>> = Vec::new();
@@ -567,3 +578,20 @@ fn nobody(spot: &Spot, said: &[(ServerId, Fault)]) -> Fault {
 }
 
 const _: () = assert!(CHAIN_LEN_MIN > HASH_GROUP_LEN, "what goes down a chain is more than one group");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_failure_of_a_chain_counts() {
+        let receipt = |n| Receipt { server: ServerId(n), mac: Mac::default() };
+        let lost = || Err(Fault::new(Kind::Unavailable, "s2: connection refused"));
+        let hops = vec![(ServerId(1), Ok(receipt(1))), (ServerId(2), lost()), (ServerId(3), lost())];
+        let told: Vec<ServerId> = reached(hops).map(|(server, _)| server).collect();
+        assert_eq!(told, [ServerId(1), ServerId(2)], "the third never heard of the chunk");
+        let hops = vec![(ServerId(1), lost()), (ServerId(2), Ok(receipt(2))), (ServerId(3), lost())];
+        let told: Vec<ServerId> = reached(hops).map(|(server, _)| server).collect();
+        assert_eq!(told, [ServerId(1), ServerId(2)], "a receipt counts wherever it is");
+    }
+}

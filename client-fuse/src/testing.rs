@@ -62,6 +62,8 @@ pub(crate) struct FakeServer {
     pub(crate) chunks: BTreeMap<ChunkId, Bytes>,
     pub(crate) down: bool,
     pub(crate) full: bool,
+    /// Its connections break when bytes come.
+    pub(crate) breaks: bool,
     pub(crate) puts: u64,
 }
 
@@ -313,7 +315,7 @@ impl Cluster {
         assert_eq!(auth.token, self.secret.write_token(auth.attempt.session, Epoch(1)));
         let lost = self.chance(FAULT_SHARE * 2);
         let there = self.servers.get_mut(&server).unwrap();
-        if there.down || lost {
+        if there.down || there.breaks || lost {
             return Err(fault(Kind::Unavailable, "not reached"));
         }
         if there.full {
@@ -412,7 +414,10 @@ impl Servers for FakeCluster {
                 }
                 hops.push((to.server, result));
                 if broken {
-                    break; // those behind it never heard of the chunk
+                    // Those behind it never heard of the chunk; a real chain names the break for each of them.
+                    let lost = || Err(fault(Kind::Unavailable, "behind a break"));
+                    hops.extend(chain[i + 1..].iter().map(|to| (to.server, lost())));
+                    break;
                 }
             }
             Ok(hops)

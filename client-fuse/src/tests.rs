@@ -168,6 +168,21 @@ async fn a_server_that_is_down_is_gone_round_and_full_ones_are_no_space() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_servers_behind_a_broken_one_still_get_their_copies() {
+    let cluster = Arc::new(FakeCluster::new(1, 1 << 20));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    cluster.lock().servers.get_mut(&ServerId(1)).unwrap().breaks = true;
+    for i in 0..16 {
+        let data = noise(&mut StdRng::seed_from_u64(i), 1 << 20);
+        client.write(&handle, i << 20, data).await.unwrap();
+    }
+    client.fsync(&handle).await.unwrap();
+    let copies: usize = cluster.lock().servers.values().map(|server| server.chunks.len()).sum();
+    assert_eq!(copies, 16 * 3, "three of four servers are up: each chunk is on all of them");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_damaged_replica_is_never_shown() {
     let cluster = Arc::new(FakeCluster::new(1, CHUNK));
     let first = client(&cluster).await;
