@@ -173,8 +173,7 @@ fn answers(out: &mut Golden) {
         holders: vec![ServerId(2)],
     };
     let run = ExtentRun { extents: vec![extent], covered: 4096 };
-    let entry =
-        DirEntry { name: name("x"), ino: InodeId(5), kind: FileKind::Dir, cookie: 2, attr: Some(attr()) };
+    let entry = DirEntry { name: name("x"), ino: InodeId(5), kind: FileKind::Dir, cookie: 2, attr: Some(attr()) };
     let answers = vec![
         Answer::Attr(attr()),
         Answer::Walked { attr: attr(), parent: InodeId::ROOT },
@@ -208,15 +207,8 @@ fn servers(out: &mut Golden) {
         layout: Layout { version: LayoutVersion(2), groups: vec![vec![ServerId(1)]; 2] },
     };
     out.line("ClusterMap", &map);
-    let register = Register {
-        server: None,
-        instance: 9,
-        addr: "h:1".into(),
-        domain,
-        weight: 7,
-        capacity: 1 << 40,
-        free: 1 << 39,
-    };
+    let register =
+        Register { server: None, instance: 9, addr: "h:1".into(), domain, weight: 7, capacity: 1 << 40, free: 1 << 39 };
     out.line("Register", &register);
     out.line("Registered", &Registered { server: ServerId(1), secret: Secret([8; 32]), map });
     let heartbeat = Heartbeat {
