@@ -11,6 +11,9 @@
 //! over a crash of the process everything acknowledged is covered. A disk that loses synced writes at a power cut would
 //! lose the marker's as well: nothing on the same disk proves more.
 //!
+//! Measured (ext4 on a virtual disk, busy machine): append of 300 bytes and sync, p50 0.16 ms; a write of the marker,
+//! 0.9 us; a sync of it, p50 1.1 ms, which is why it is not synced with every append.
+//!
 //! Two slots, 4096 bytes apart, written in turn: a torn write leaves the other one. Each slot, little-endian:
 //!
 //! | at | bytes | field |

@@ -275,26 +275,28 @@ fn simulated(disk: &SimDisk) -> World {
     World::simulated(net, Arc::new(disk.clone()), clock, 5)
 }
 
-fn sim_open(disk: &SimDisk) -> Result<RaftLog, OpenError> {
-    let all = Some(log_id(98, 1000)); // the store holds whatever is purged
-    RaftLog::open(&simulated(disk), &Tasks::new(), Path::new("/raft"), CLUSTER, all)
+/// Opens the log of a node whose store holds what was purged, and no more.
+fn sim_open(disk: &SimDisk, course: &Course) -> Result<RaftLog, OpenError> {
+    let purged = course.states.last().unwrap().0;
+    RaftLog::open(&simulated(disk), &Tasks::new(), Path::new("/raft"), CLUSTER, purged)
 }
 
 #[tokio::test]
 async fn a_power_cut_at_any_write_keeps_what_was_promised_and_is_no_damage() {
-    for seed in 0..4 {
+    for seed in 0..16 {
         let uncut = SimDisk::new(seed);
         RaftLog::create(&simulated(&uncut), Path::new("/raft"), CLUSTER).unwrap();
         let made = uncut.writes();
-        assert!(Course::new().run(&mut sim_open(&uncut).unwrap()).await);
+        let mut course = Course::new();
+        assert!(course.run(&mut sim_open(&uncut, &course).unwrap()).await);
         for cut in made..uncut.writes() {
             let disk = SimDisk::new(seed).cut_after(cut);
             RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER).unwrap();
             let mut course = Course::new();
-            if let Ok(mut log) = sim_open(&disk) {
+            if let Ok(mut log) = sim_open(&disk, &course) {
                 course.run(&mut log).await;
             }
-            let mut log = sim_open(&disk.after_crash()).unwrap_or_else(|error| panic!("cut {cut}: {error}"));
+            let mut log = sim_open(&disk.after_crash(), &course).unwrap_or_else(|error| panic!("cut {cut}: {error}"));
             let state = log.get_log_state().await.unwrap();
             let entries = log.try_get_log_entries(..).await.unwrap().iter().map(|entry| entry.log_id).collect();
             let held: Held = (state.last_purged_log_id, entries, log.read_vote().await.unwrap());
@@ -308,7 +310,7 @@ async fn a_power_cut_at_any_write_keeps_what_was_promised_and_is_no_damage() {
 async fn after_a_failed_sync_nothing_is_acknowledged_any_more() {
     let disk = SimDisk::new(1);
     RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER).unwrap();
-    let mut log = sim_open(&disk).unwrap();
+    let mut log = sim_open(&disk, &Course::new()).unwrap();
     log.blocking_append([entry(1, 0, 10)]).await.unwrap();
     disk.fail_sync(Path::new("/raft/log/00000001.seg"));
     assert!(log.blocking_append([entry(1, 1, 10)]).await.is_err());
