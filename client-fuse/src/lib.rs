@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | [`client`], [`files`], [`handle`] | what front ends call: names and attributes; open files |
 //! | `dirty`, `inode` | which bytes are unsaved, and how far each is on its way |
-//! | `write`, `compact` | sealed, hashed, stored, committed; many small pieces made one chunk again |
+//! | `write`, `plan`, `compact` | sealed, hashed, stored, committed; many small pieces made one chunk again |
 //! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
 //! | `chunks` | touch, put and get on replicas; what to do when one fails |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
@@ -36,6 +36,7 @@ pub mod handle;
 mod inode;
 mod link;
 mod meta;
+mod plan;
 mod read;
 mod session;
 pub mod stats;

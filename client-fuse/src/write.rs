@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | bytes are taken under the memory budget | [`Core::write`] |
 //! | full windows, old ones, and on `fsync` all are sealed into flights | [`State`] |
-//! | a flight is hashed and its chunks stored, several at once | [`Core::upload`] |
+//! | a flight is hashed ([`plan`]) and its chunks stored, several at once | [`Core::upload`] |
 //! | flights land in order: one commit for as many as are ready | [`land`] |
 //!
 //! A flight whose chunks or commit failed stays in the queue and is tried again after a pause, as long as that can
@@ -13,19 +13,17 @@
 
 use crate::chunks::{Outgoing, Stored};
 use crate::core::Core;
-use crate::dirty::{Placed, runs};
 use crate::inode::{Flight, Inode, State, Upload, Uploaded};
 use crate::meta::{Pending, unexpected};
+use crate::plan::{Job, Planned, plan};
 use crate::session::Session;
 use crate::stats::add;
 use bytes::Bytes;
 use common::auth::Attempt;
 use common::fault::{Fault, Kind};
-use common::id::{ChunkId, LayoutVersion};
-use common::proto::chunk::ChunkRef;
+use common::id::LayoutVersion;
 use common::proto::meta::{Applied, Commit, Cred, Edit, Op, Outcome, Source};
-use common::units::{COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, INLINE_LEN_MAX, len_u32, len_u64, len_usize};
-use std::collections::BTreeMap;
+use common::units::{COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, len_u32, len_u64, len_usize};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,16 +39,12 @@ const INLINE_FLIGHT_MAX: u64 = 16 << 10;
 const INLINE_FILE_MAX: u64 = 4 << 20;
 /// Hashing up to this many bytes is done in place, in bytes.
 const HASH_IN_PLACE_MAX: u64 = 64 << 10;
-/// Ranges of zeros from this length on become holes, in bytes.
-const HOLE_MIN: usize = 4 << 10;
 /// The pause before a failed flight is tried again: twice as long each time, up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// The longest such pause.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Times a commit starts over with a new witness or layout before that counts as a failure.
 const ATTEMPTS_MAX: u32 = 8;
-
-static ZEROS: [u8; HOLE_MIN] = [0; HOLE_MIN];
 
 impl Core {
     /// Takes bytes at `offset`, or at the end. Returns where they went.
@@ -205,73 +199,6 @@ impl Core {
         add(&self.counters.inline_bytes, planned.inline_bytes);
         planned
     }
-}
-
-struct Job {
-    pieces: Vec<Placed>,
-    window: u64,
-    replicas: u8,
-    inline: bool,
-}
-
-#[derive(Default)]
-struct Planned {
-    edits: Vec<Edit>,
-    chunks: Vec<Outgoing>,
-    inline_bytes: u64,
-    zero_bytes: u64,
-}
-
-impl Planned {
-    fn uploaded(self, stored: Option<Stored>) -> Uploaded {
-        let Planned { edits, chunks, inline_bytes, .. } = self;
-        Uploaded { edits, chunks, stored, inline_bytes }
-    }
-}
-
-/// Decides what each run of bytes becomes: a hole, inline bytes, or a chunk.
-fn plan(job: Job) -> Planned {
-    let mut out = Planned::default();
-    let mut chunks: BTreeMap<ChunkId, Outgoing> = BTreeMap::new();
-    for (at, parts) in runs(job.pieces, job.window) {
-        let len: u64 = parts.iter().map(|part| len_u64(part.len())).sum();
-        if len >= len_u64(HOLE_MIN) && parts.iter().all(is_zero) {
-            out.zero_bytes += len;
-            out.edits.push(Edit { at, len, data: Source::Hole });
-        } else if job.inline {
-            out.inline_bytes += len;
-            inline(&mut out.edits, at, parts);
-        } else {
-            let mut hasher = blake3::Hasher::new();
-            for part in &parts {
-                hasher.update(part);
-            }
-            let id = ChunkId(*hasher.finalize().as_bytes());
-            let chunk = ChunkRef { id, len: u32::try_from(len).expect("a window is at most 64 MiB") };
-            chunks.entry(id).or_insert(Outgoing { chunk, bytes: parts });
-            out.edits.push(Edit { at, len, data: Source::Chunk { id, offset: 0 } });
-        }
-    }
-    out.chunks = chunks.into_values().collect();
-    out
-}
-
-fn inline(edits: &mut Vec<Edit>, mut at: u64, parts: Vec<Bytes>) {
-    let mut all = match <[Bytes; 1]>::try_from(parts) {
-        Ok([one]) => one,
-        Err(many) => Bytes::from(many.concat()),
-    };
-    while !all.is_empty() {
-        // A copy, so that a few bytes do not hold a whole kernel request in memory.
-        let bytes = Bytes::copy_from_slice(&all.split_to(all.len().min(INLINE_LEN_MAX)));
-        let len = len_u64(bytes.len());
-        edits.push(Edit { at, len, data: Source::Inline { id: ChunkId::of(&bytes), offset: 0, bytes } });
-        at += len;
-    }
-}
-
-fn is_zero(bytes: &Bytes) -> bool {
-    bytes.chunks(ZEROS.len()).all(|part| part == &ZEROS[..part.len()])
 }
 
 /// Whether it makes sense to keep the bytes and try again.
