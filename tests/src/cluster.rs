@@ -153,9 +153,7 @@ impl Cluster {
         for pid in &pids {
             kill(*pid, Signal::SIGKILL).expect("our own process can be killed");
         }
-        for name in names {
-            wait_until("a killed process to go", PROCESS_LIMIT, || self.pid(name.as_ref()).is_none());
-        }
+        wait_gone(&pids);
     }
 
     /// Sends a signal to a process of the cluster; false if it does not run.
@@ -323,6 +321,20 @@ fn clean(command: &mut Command) -> &mut Command {
 fn belongs(pid: i32, dir: &Path) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     pid > 1 && String::from_utf8_lossy(&line).contains(&*dir.to_string_lossy())
+}
+
+/// Waits until these processes are gone with all they held. A killed process loses its command line first, its locks
+/// and ports with its last thread.
+///
+/// # Panics
+/// If that takes too long.
+pub fn wait_gone(pids: &[Pid]) {
+    let gone = |pid: &Pid| {
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+        let zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
+        zombie && fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) <= 1
+    };
+    wait_until("killed processes to go", PROCESS_LIMIT, || pids.iter().all(gone));
 }
 
 /// True if something is mounted exactly there.

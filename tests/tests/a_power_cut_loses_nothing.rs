@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use tests::cluster::Cluster;
+use tests::cluster::{Cluster, wait_gone};
 use tests::command::run;
 use tests::content::full;
 use tests::ledger::Ledger;
@@ -46,11 +46,11 @@ fn cut_once(cluster: &mut Cluster, image: &Path, seed: u64, round: usize, random
     }
     let ledgers = load.stop();
     // Some servers have ended by themselves: their disk failed.
-    let running: Vec<String> = cluster.servers().into_iter().filter(|name| cluster.pid(name).is_some()).collect();
-    for name in &running {
-        cluster.signal_if_running(name, nix::sys::signal::Signal::SIGKILL);
+    let pids: Vec<_> = cluster.servers().iter().filter_map(|name| cluster.pid(name)).collect();
+    for name in cluster.servers() {
+        cluster.signal_if_running(&name, nix::sys::signal::Signal::SIGKILL);
     }
-    wait_until("all servers to go", TOOL_LIMIT, || running.iter().all(|name| cluster.pid(name).is_none()));
+    wait_gone(&pids);
     tool("umount", &[], &[&data]);
     tool("mount", &["-o", "loop"], &[image, &data]);
     cluster.up();

@@ -45,7 +45,12 @@ const XATTR_CREATE: i32 = 1;
 const XATTR_REPLACE: i32 = 2;
 
 fn op(name: &'static str, number: INodeNo) -> Op {
-    Op { name, ino: ino(number) }
+    Op { name, ino: ino(number), asks: false }
+}
+
+/// A request that only asks the metadata service.
+fn ask(name: &'static str, number: INodeNo) -> Op {
+    Op { asks: true, ..op(name, number) }
 }
 
 /// The checked name, or the answer that it is none.
@@ -130,7 +135,7 @@ impl Filesystem for Kernel {
         let Some((name, reply)) = checked(name, reply) else { return };
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.lookup(&cred, ino(parent), &name).await };
-        self.0.serve(op("lookup", parent), reply, work, done_entry);
+        self.0.serve(ask("lookup", parent), reply, work, done_entry);
     }
 
     fn forget(&self, _: &Request, number: INodeNo, lookups: u64) {
@@ -143,7 +148,7 @@ impl Filesystem for Kernel {
             return reply.attr(&left, &file_attr(&attr));
         }
         let work = async move { shared.client.getattr(&cred, ino(number)).await };
-        self.0.serve(op("getattr", number), reply, work, done_attr);
+        self.0.serve(ask("getattr", number), reply, work, done_attr);
     }
 
     fn setattr(
@@ -182,7 +187,7 @@ impl Filesystem for Kernel {
     fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.readlink(&cred, ino(number)).await };
-        self.0.serve(op("readlink", number), reply, work, |_, reply, target| reply.data(&target));
+        self.0.serve(ask("readlink", number), reply, work, |_, reply, target| reply.data(&target));
     }
 
     fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, rdev: u32, reply: ReplyEntry) {
@@ -344,7 +349,7 @@ impl Filesystem for Kernel {
     fn readdir(&self, request: &Request, number: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.list(cred, ino(number), handle.0, offset, false).await };
-        self.0.serve(op("readdir", number), reply, work, |shared, reply, rows| shared.reply_rows(reply, &rows));
+        self.0.serve(ask("readdir", number), reply, work, |shared, reply, rows| shared.reply_rows(reply, &rows));
     }
 
     fn readdirplus(
@@ -358,7 +363,7 @@ impl Filesystem for Kernel {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.list(cred, ino(number), handle.0, offset, true).await };
         let done = |shared: &Shared, reply, rows: Vec<_>| shared.reply_rows_plus(reply, &rows);
-        self.0.serve(op("readdirplus", number), reply, work, done);
+        self.0.serve(ask("readdirplus", number), reply, work, done);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -411,13 +416,13 @@ impl Filesystem for Kernel {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.getxattr(&cred, ino(number), &name).await };
         let done = move |_: &Shared, reply, value: Vec<u8>| done_value(reply, &value, size);
-        self.0.serve(op("getxattr", number), reply, work, done);
+        self.0.serve(ask("getxattr", number), reply, work, done);
     }
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.listxattr(&cred, ino(number)).await };
-        self.0.serve(op("listxattr", number), reply, work, move |_, reply, names: Vec<Vec<u8>>| {
+        self.0.serve(ask("listxattr", number), reply, work, move |_, reply, names: Vec<Vec<u8>>| {
             let mut list = Vec::new();
             for name in names {
                 list.extend_from_slice(&name);

@@ -6,7 +6,8 @@
 //!
 //! Promises:
 //! 1. Every request is answered within the operation timeout (and [`GRACE`]), with `ETIMEDOUT` if nothing else is
-//!    known; what it had begun goes on and is cleaned up in the background, its late answer is dropped.
+//!    known; what it had begun goes on and is cleaned up in the background, its late answer is dropped. Questions that
+//!    follow one which found the metadata service away wait only [`AWAY_LIMIT`].
 //! 2. `close(2)` and `fsync(2)` return success only when everything written to the file is committed and durable.
 //! 3. The kernel's pages of a file survive an `open` only if the file's data version is the one they were read at.
 //! 4. `statfs` never waits for the cluster.
@@ -55,6 +56,7 @@ use inodes::Inodes;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Semaphore, oneshot};
@@ -66,6 +68,8 @@ const TTL: Duration = Duration::from_secs(1);
 const REQUESTS_MAX: usize = 4096;
 /// How much later than the client's own deadline a request is given up: its error tells more.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a question to the metadata service waits while an earlier one has found it away.
+const AWAY_LIMIT: Duration = Duration::from_secs(3);
 /// The largest write request, in bytes (the kernel's own limit for requests, unless raised by an administrator).
 const WRITE_MAX: u32 = 1 << 20;
 /// How many background requests (read-ahead, asynchronous direct I/O) the kernel sends at once.
@@ -95,6 +99,8 @@ struct Shared {
     tasks: Tasks,
     slots: Arc<Semaphore>,
     limit: Duration,
+    /// A request has found the metadata service away, and none has been answered since.
+    away: AtomicBool,
     creds: Creds,
     inodes: Inodes,
     files: OpenFiles,
@@ -138,6 +144,7 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
         tasks: Tasks::new(),
         slots: Arc::new(Semaphore::new(REQUESTS_MAX)),
         limit: options.op_timeout + GRACE,
+        away: AtomicBool::new(false),
         creds: Creds::default(),
         inodes: Inodes::default(),
         files: OpenFiles::default(),

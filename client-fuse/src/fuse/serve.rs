@@ -1,8 +1,8 @@
 //! One request from start to answer: bounded in number and time.
 
-use super::Shared;
 use super::errno::{errno, is_ordinary};
-use common::fault::Fault;
+use super::{AWAY_LIMIT, Shared};
+use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use fuser::{
     Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
@@ -11,7 +11,9 @@ use fuser::{
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 /// Any answer can be an error.
 pub(super) trait Refuse: Send + 'static {
@@ -51,9 +53,25 @@ pub(super) struct Op {
     pub(super) name: &'static str,
     /// The inode it is about.
     pub(super) ino: InodeId,
+    /// It only asks the metadata service: giving up early does no harm.
+    pub(super) asks: bool,
 }
 
 impl Shared {
+    /// How long this request may take. While the metadata service is away, the first question waits for the whole
+    /// operation timeout and finds out; those that follow (`ls -l` asks one for each file) must not wait that long each.
+    fn limit(&self, op: Op) -> Duration {
+        if op.asks && self.away.load(Ordering::Relaxed) { self.limit.min(AWAY_LIMIT) } else { self.limit }
+    }
+
+    fn heard(&self, op: Op, kind: Option<Kind>) {
+        match kind {
+            Some(Kind::Unavailable) => self.away.store(true, Ordering::Relaxed),
+            _ if op.asks => self.away.store(false, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
     /// Does `work` and answers: with `done` if it succeeded, else with the fault's errno. If the deadline passes first,
     /// the kernel gets `ETIMEDOUT` at once; the work goes on to its end and its result is dropped.
     pub(super) fn serve<R, T, W>(
@@ -76,13 +94,21 @@ impl Shared {
         self.run(async move {
             let _slot = slot;
             let mut work = pin!(work);
-            match tokio::time::timeout(shared.limit, work.as_mut()).await {
-                Ok(Ok(value)) => done(&shared, reply, value),
-                Ok(Err(fault)) => refuse_with(op, reply, &fault),
+            let limit = shared.limit(op);
+            match tokio::time::timeout(limit, work.as_mut()).await {
+                Ok(Ok(value)) => {
+                    shared.heard(op, None);
+                    done(&shared, reply, value);
+                }
+                Ok(Err(fault)) => {
+                    shared.heard(op, Some(fault.kind));
+                    refuse_with(op, reply, &fault);
+                }
                 Err(_) => {
-                    tracing::error!(op = op.name, inode = %op.ino, limit_s = shared.limit.as_secs(), "no result in time");
+                    tracing::error!(op = op.name, inode = %op.ino, limit_s = limit.as_secs(), "no result in time");
                     reply.refuse(Errno::ETIMEDOUT);
-                    let _late = work.await;
+                    let late = work.await;
+                    shared.heard(op, late.err().map(|fault| fault.kind));
                 }
             }
         });

@@ -19,6 +19,9 @@ pub(crate) const POLL_EVERY: Duration = Duration::from_millis(20);
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// How long the kernel may take to end a process after `SIGKILL`.
 pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// How often, and with what pause between, a new process is looked for: together two seconds.
+const SEEN_LOOKS: u32 = 1000;
+const SEEN_PAUSE: Duration = Duration::from_millis(2);
 /// How many lines of a log an error shows.
 const LOG_TAIL_LINES: usize = 12;
 /// How much of the end of a log is read for that, in bytes.
@@ -56,7 +59,7 @@ impl Process {
             .open(&self.log_file)
             .map_err(|e| Failure::at("open log", self.log_file.display(), e))?;
         let errors = log.try_clone().map_err(|e| Failure::at("open log", self.log_file.display(), e))?;
-        let child = Command::new(&self.program)
+        let mut child = Command::new(&self.program)
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(log)
@@ -67,6 +70,13 @@ impl Process {
                 Failure::at("start", self.program.display(), e).advice("build it first: cargo build --workspace")
             })?;
         write_atomically(&self.pid_file, &format!("{}\n", child.id()))?;
+        // Right after `exec` the kernel shows no command line yet: until it does, nobody could find the process again.
+        for _ in 0..SEEN_LOOKS {
+            if self.pid().is_some() || !matches!(child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(SEEN_PAUSE);
+        }
         Ok(child)
     }
 
@@ -114,10 +124,25 @@ impl Process {
     }
 }
 
-/// True if this pid runs (not as a zombie) and its command line holds `mark` as one argument.
+/// True if this pid runs (not as a zombie) and its command line holds `mark` as one argument. A process that was killed
+/// loses its command line before its locks and ports: it counts as running until those are gone too.
 pub(crate) fn runs_with(pid: i32, mark: &str) -> bool {
     let Ok(cmdline) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    if cmdline.is_empty() {
+        return is_ending(pid);
+    }
     cmdline.split(|b| *b == 0).any(|arg| arg == mark.as_bytes())
+}
+
+/// True between the end of a process's memory and the end of its last thread.
+fn is_ending(pid: i32) -> bool {
+    const EXITING: u64 = 0x4; // `PF_EXITING` of the kernel; its own threads have no command line either
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: state, ppid, pgrp, session, tty, tpgid, flags.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or(Vec::new(), |(_, rest)| rest.split_whitespace().collect());
+    let exiting = fields.get(6).and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & EXITING != 0);
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    exiting && (fields.first() != Some(&"Z") || threads > 1)
 }
 
 /// Replaces a small file so that a reader sees the old or the new one, never half of one.
