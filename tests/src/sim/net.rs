@@ -16,7 +16,10 @@ struct SimListener {
 
 impl Net for SimNet {
     fn connect<'a>(&'a self, to: &'a str) -> BoxFuture<'a, io::Result<Conn>> {
-        Box::pin(async move { Ok(Box::new(turmoil::net::TcpStream::connect(to).await?) as Conn) })
+        Box::pin(async move {
+            let conn: Conn = Box::new(turmoil::net::TcpStream::connect(to).await?);
+            Ok(conn)
+        })
     }
 
     fn bind<'a>(&'a self, at: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
@@ -25,7 +28,8 @@ impl Net for SimNet {
             let port = port.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "an address is host:port"))?;
             let inner = turmoil::net::TcpListener::bind(("0.0.0.0", port)).await?;
             let addr = inner.local_addr()?.to_string();
-            Ok(Box::new(SimListener { inner, addr }) as Box<dyn Listener>)
+            let listener: Box<dyn Listener> = Box::new(SimListener { inner, addr });
+            Ok(listener)
         })
     }
 }
@@ -34,7 +38,8 @@ impl Listener for SimListener {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<(Conn, String)>> {
         Box::pin(async move {
             let (stream, from) = self.inner.accept().await?;
-            Ok((Box::new(stream) as Conn, from.to_string()))
+            let conn: Conn = Box::new(stream);
+            Ok((conn, from.to_string()))
         })
     }
 
