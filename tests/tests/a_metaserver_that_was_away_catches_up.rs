@@ -46,6 +46,15 @@ fn wait_caught_up(cluster: &Cluster, name: &str) {
     eprintln!("{name} caught up within {took:?}");
 }
 
+/// Waits until the leader has noticed that it is gone: what it tells of it before is of the time before.
+fn wait_missed(cluster: &Cluster, name: &str) {
+    wait_until(&format!("{name} to be missed"), CATCH_UP_LIMIT, || {
+        let ended = cluster.dfs(&["admin", "status", "--json"]);
+        let Ok(status) = serde_json::from_slice::<Value>(&ended.out) else { return false };
+        status["metaservers"].is_array() && indexes(&status, name).is_none()
+    });
+}
+
 /// Kills the metaserver that was never away, so that nothing works without the one that caught up.
 fn must_count_again(cluster: &Cluster, away: &str, mnt: &Path, files: usize) {
     let other = ["meta-1", "meta-2", "meta-3"].into_iter().find(|name| *name != away).unwrap();
@@ -83,6 +92,7 @@ fn after_many_operations_and_with_an_empty_disk_it_catches_up_and_counts_again()
     let away = follower(&cluster);
     cluster.kill(&[&away]);
     make_files(&mnt.join("many"), files);
+    wait_missed(&cluster, &away);
     cluster.start_server(&away);
     wait_caught_up(&cluster, &away);
     assert!(cluster.log(&away).contains("snapshot"), "that many entries are not replayed one by one");
@@ -91,6 +101,7 @@ fn after_many_operations_and_with_an_empty_disk_it_catches_up_and_counts_again()
     let empty = follower(&cluster);
     cluster.kill(&[&empty]);
     std::fs::remove_dir_all(cluster.data(&empty)).unwrap();
+    wait_missed(&cluster, &empty);
     cluster.start_server(&empty);
     wait_caught_up(&cluster, &empty);
     must_count_again(&cluster, &empty, &mnt, files);
