@@ -103,6 +103,10 @@ fn after_many_operations_and_with_an_empty_disk_it_catches_up_and_counts_again()
     std::fs::remove_dir_all(cluster.data(&empty)).unwrap();
     wait_missed(&cluster, &empty);
     cluster.start_server(&empty);
+    // The status may still show how far its log was before it was lost; what counts is that it was let in again.
+    wait_until("the empty one to be a voter again", CATCH_UP_LIMIT, || {
+        cluster.servers().iter().any(|name| cluster.log(name).contains("that came back is a voter again"))
+    });
     wait_caught_up(&cluster, &empty);
     must_count_again(&cluster, &empty, &mnt, files);
 }
