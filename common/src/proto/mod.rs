@@ -6,6 +6,7 @@
 
 pub mod chunk;
 pub mod meta;
+pub mod servers;
 
 /// The protocol version both planes speak. Another one is refused in the hello.
 pub const VERSION: u16 = 1;
