@@ -35,6 +35,8 @@ pub struct Config {
     /// What to do about a data directory that is empty while others have data: `refuse` to start (a disk may not be
     /// mounted), `skip` it, or `create` a store in it (a new disk).
     pub missing_dirs: MissingDirs,
+    /// Threads that serve requests. 0: one for each four cores.
+    pub threads: usize,
     /// Log filter: `info`, `debug`, `info,chunkserver=debug`. `DFS_LOG` wins over it.
     pub log: String,
 }
@@ -67,6 +69,7 @@ impl Default for Config {
             index_cache_bytes: 64 << 20,
             cluster: None,
             missing_dirs: MissingDirs::Refuse,
+            threads: 0,
             log: "info".into(),
         }
     }

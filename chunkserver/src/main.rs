@@ -36,7 +36,7 @@ fn run(flags: &Flags) -> anyhow::Result<()> {
     start_logging(&config.log);
     abort_on_panic();
     info!(config = show(&config), "chunkserver {}", env!("CARGO_PKG_VERSION"));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start threads")?;
+    let runtime = common::task::runtime(config.threads).context("start threads")?;
     runtime.block_on(serve(config))
 }
 

@@ -30,7 +30,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     common::config::abort_on_panic();
     common::config::start_logging(&config.log_level);
     tracing::info!(config = common::config::show(&config), "starting");
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let runtime = common::task::runtime(config.threads).context("start the runtime")?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -113,10 +113,7 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
     if let Command::Mount(args) = cli.command {
         return mount::run(&cli.target, args).map(|()| ExitCode::SUCCESS); // makes its own runtime
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| failure::Failure::at("start", "threads", e))?;
+    let runtime = common::task::runtime(0).map_err(|e| failure::Failure::at("start", "threads", e))?;
     runtime.block_on(dispatch_async(cli))
 }
 

@@ -115,8 +115,7 @@ fn foreground(target: &Target, args: &MountArgs) -> Outcome {
     if !point.is_dir() {
         return Err(Failure::at("mount", point.display(), "no such directory").advice("make it first"));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| Failure::at("start", "threads", e))?;
+    let runtime = common::task::runtime(0).map_err(|e| Failure::at("start", "threads", e))?;
     runtime.block_on(serve(target, args, &point))
 }
 
