@@ -160,7 +160,7 @@ mod tests {
         let text = toml::to_string(&Config { advertise: Some("h:1".into()), cluster: Some("1".into()), ..good() });
         let keys: Vec<String> = toml::from_str::<toml::Table>(&text.unwrap()).unwrap().keys().cloned().collect();
         let wanted = "advertise cluster data_dirs host index_cache_bytes listen log metaservers missing_dirs rack \
-                      reserve_bytes weight zone";
+                      reserve_bytes threads weight zone";
         assert_eq!(keys, wanted.split_whitespace().collect::<Vec<_>>());
     }
 }

@@ -26,7 +26,8 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Opens an existing file so that writes go around the page cache where the file system can do that, and through
     /// it where it cannot (tmpfs). Each write is one buffer whose offset, length and address are multiples of
-    /// [`DIRECT_ALIGN`] ([`AlignedBuf`]); anything else is `InvalidInput`. Reads go through the page cache at any offset. Such a write is
+    /// [`DIRECT_ALIGN`] ([`AlignedBuf`]); anything else is `InvalidInput`. Reads go through the page cache at any offset,
+    /// but for [`File::read_exact_direct`]. Such a write is
     /// no more durable than another one: [`File::sync`] is still needed.
     fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// Creates a new file (fails with `AlreadyExists`), for reading and writing. Its name is durable after `sync_dir`.
@@ -59,6 +60,11 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
 pub trait File: Send + Sync + fmt::Debug + 'static {
     /// Fills the buffer from `at`. `UnexpectedEof` if the file ends before.
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;
+    /// As [`File::read_exact_at`], around the page cache where the file was opened for that and the file system can do
+    /// it; `at` and the buffer's length are then multiples of [`DIRECT_ALIGN`]. For bytes that are not read again soon.
+    fn read_exact_direct(&self, buf: &mut AlignedBuf, at: u64) -> io::Result<()> {
+        self.read_exact_at(buf, at)
+    }
     /// Writes all the buffers, one after another, from `at`. A crash may keep any part of it.
     fn write_all_at(&self, bufs: &[&[u8]], at: u64) -> io::Result<()>;
     /// Makes all that was written before this call durable, with the file's length (`fdatasync`).

@@ -38,7 +38,7 @@ impl Incoming {
         }
         let len = len_usize(chunk.len.into());
         let mut buf = AlignedBuf::with_capacity(RECORD_HEADER_LEN + len + leaves_len(chunk.len));
-        buf.resize(RECORD_HEADER_LEN + len);
+        buf.resize_unspecified(RECORD_HEADER_LEN + len); // `finish` wants every byte; the header is written by the log
         Ok(Incoming { chunk, buf, taken: 0, hasher: ChunkHasher::new(chunk.len) })
     }
 

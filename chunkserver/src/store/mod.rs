@@ -146,6 +146,7 @@ struct Inner {
     lanes: [Lane; 2],
     index: Index,
     leaves: Mutex<LeafCache>,
+    lately: read::Lately,
     /// Random, of this run: a row that carries it was written or verified since start.
     run: u64,
     puts: Arc<Semaphore>,

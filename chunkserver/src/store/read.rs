@@ -4,12 +4,42 @@ use super::chunk::leaves_of;
 use super::format::{Log, Row, leaves_len};
 use super::{Inner, Store, StoreError};
 use bytes::Bytes;
+use common::disk::AlignedBuf;
 use common::hash::{self, Leaf, Mismatch};
 use common::id::ChunkId;
 use common::segment::SegmentError;
-use common::units::{HASH_GROUP_LEN, len_usize};
+use common::units::{HASH_GROUP_LEN, len_u64, len_usize};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::timeout;
+
+/// A range of at least this many bytes is read around the page cache the first time. Filling the cache costs a copy and
+/// as much again in bookkeeping, and most whole chunks are read once: the reader has a cache of its own.
+const DIRECT_LEN_MIN: usize = 1 << 20;
+/// How many chunks are remembered as read lately.
+const LATELY: usize = 8192;
+
+/// Which chunks were read in long ranges lately, about: a chunk that is read again goes through the page cache from then
+/// on, because others want it too. Each chunk has one place, and the last one there stays.
+#[derive(Debug)]
+pub(super) struct Lately(Vec<AtomicU64>);
+
+impl Default for Lately {
+    fn default() -> Lately {
+        Lately((0..LATELY).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Lately {
+    /// True if it was asked for before.
+    fn seen(&self, id: ChunkId) -> bool {
+        let mut tag = [0; 8];
+        tag.copy_from_slice(&id.0[..8]);
+        let tag = u64::from_le_bytes(tag);
+        let place = len_usize(tag % len_u64(LATELY));
+        self.0[place].swap(tag, Ordering::Relaxed) == tag
+    }
+}
 
 /// The hash groups of a chunk that cover a range. *Not checked* yet: the reader does that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +102,19 @@ impl Inner {
         } else {
             hash::proof(&self.leaves(id, &row)?, groups)
         };
-        let mut bytes = vec![0; len_usize(u64::from(stop - start))];
-        self.body(id, &row, start, &mut bytes)?;
-        Ok(Part { chunk: id, chunk_len, start, bytes: bytes.into(), proof })
+        let bytes = self.range(id, &row, start, len_usize(u64::from(stop - start)))?;
+        Ok(Part { chunk: id, chunk_len, start, bytes, proof })
+    }
+
+    fn range(&self, id: ChunkId, row: &Row, from: u32, len: usize) -> Result<Bytes, StoreError> {
+        if len >= DIRECT_LEN_MIN && !self.lately.seen(id) {
+            let segments = &self.lane(Log::of(row.len)).segments;
+            let read = segments.read_body_direct(row.position, from.into(), len);
+            return read.map_err(|error| self.unreadable(id, row, error));
+        }
+        let mut bytes = AlignedBuf::unspecified(len);
+        self.body(id, row, from, &mut bytes)?;
+        Ok(Bytes::from_owner(bytes))
     }
 
     /// The leaves of a chunk, from memory or from its record; they fold to its id.
@@ -98,7 +138,11 @@ impl Inner {
 
     fn body(&self, id: ChunkId, row: &Row, from: u32, buf: &mut [u8]) -> Result<(), StoreError> {
         let segments = &self.lane(Log::of(row.len)).segments;
-        segments.read_body(row.position, from.into(), buf).map_err(|error| match error {
+        segments.read_body(row.position, from.into(), buf).map_err(|error| self.unreadable(id, row, error))
+    }
+
+    fn unreadable(&self, id: ChunkId, row: &Row, error: SegmentError) -> StoreError {
+        match error {
             SegmentError::Absent { .. } | SegmentError::Damaged { .. } => {
                 self.found_damaged(id, row, &error.to_string())
             }
@@ -107,7 +151,7 @@ impl Inner {
             | SegmentError::Fenced { .. }
             | SegmentError::Foreign { .. }
             | SegmentError::Invalid { .. } => StoreError::Disk { doing: "read", chunk: id, cause: error.to_string() },
-        })
+        }
     }
 
     /// A read found a copy damaged. Marks it, unless somebody is at the chunk or it was replaced meanwhile.

@@ -42,6 +42,7 @@ pub(super) fn open(world: World, config: StoreConfig, store: u128, lock: Lock) -
         lanes,
         index,
         leaves: Mutex::new(LeafCache::new(LEAF_CACHE_LEN_MAX)),
+        lately: super::read::Lately::default(),
         run: world.random_u64().max(1),
         puts: Arc::new(Semaphore::new(PUTS_IN_FLIGHT_MAX)),
         fenced: OnceLock::new(),

@@ -42,7 +42,7 @@ impl Disk for RealDisk {
 
     fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let file = fs::File::options().read(true).write(true).open(path)?;
-        let direct = fs::File::options().write(true).custom_flags(OFlag::O_DIRECT.bits()).open(path);
+        let direct = fs::File::options().read(true).write(true).custom_flags(OFlag::O_DIRECT.bits()).open(path);
         let direct = match direct {
             Ok(direct) => Direct::Yes(direct),
             Err(error) if is_refusal(&error) => Direct::Refused,
@@ -123,6 +123,13 @@ impl Disk for RealDisk {
 impl File for RealFile {
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, at)
+    }
+
+    fn read_exact_direct(&self, buf: &mut AlignedBuf, at: u64) -> io::Result<()> {
+        match &self.direct {
+            Direct::Yes(direct) if AlignedBuf::takes(buf, at) => read_direct(direct, &self.file, buf, at),
+            _ => self.file.read_exact_at(buf, at),
+        }
     }
 
     fn write_all_at(&self, bufs: &[&[u8]], at: u64) -> io::Result<()> {
@@ -214,6 +221,26 @@ fn write_direct(direct: &fs::File, plain: &fs::File, mut buf: &[u8], mut at: u64
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if is_refusal(&error) => return plain.write_all_at(buf, at),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads around the page cache; what the file system refuses after all, or leaves unaligned, goes through it.
+fn read_direct(direct: &fs::File, plain: &fs::File, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        if !AlignedBuf::takes(buf, at) {
+            return plain.read_exact_at(buf, at);
+        }
+        match direct.read_at(buf, at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                at += crate::units::len_u64(read);
+                buf = &mut buf[read..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_refusal(&error) => return plain.read_exact_at(buf, at),
             Err(error) => return Err(error),
         }
     }

@@ -3,7 +3,9 @@
 use super::append::Stored;
 use super::format::{Header, RECORD_HEADER_LEN, Spot};
 use super::{Position, Result, SegmentError, SegmentLog, disk_error, segment_name};
+use crate::disk::{AlignedBuf, DIRECT_ALIGN};
 use crate::units::{len_u64, len_usize};
+use bytes::Bytes;
 use std::io;
 
 /// A record up to this many bytes is read in one piece, without knowing its length before.
@@ -62,6 +64,24 @@ impl SegmentLog {
     pub fn read_body(&self, at: Position, from: u64, buf: &mut [u8]) -> Result<()> {
         let (file, _) = self.stored(at)?;
         self.fill(&file, at, at.offset.saturating_add(len_u64(RECORD_HEADER_LEN)).saturating_add(from), buf)
+    }
+
+    /// As [`SegmentLog::read_body`], `len` bytes in a buffer of their own, around the page cache where that is possible:
+    /// for long ranges that are not read again soon.
+    pub fn read_body_direct(&self, at: Position, from: u64, len: usize) -> Result<Bytes> {
+        let (file, _) = self.stored(at)?;
+        let from = at.offset.saturating_add(len_u64(RECORD_HEADER_LEN)).saturating_add(from);
+        let start = from / len_u64(DIRECT_ALIGN) * len_u64(DIRECT_ALIGN);
+        let within = len_usize(from - start);
+        let mut blocks = AlignedBuf::unspecified((within + len).next_multiple_of(DIRECT_ALIGN));
+        match file.file.read_exact_direct(&mut blocks, start) {
+            // The file may end in the middle of the last block.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.fill(&file, at, from, &mut blocks[within..within + len])?;
+            }
+            other => other.map_err(disk_error("read", self.path(at)))?,
+        }
+        Ok(Bytes::from_owner(blocks).slice(within..within + len))
     }
 
     /// Gives the blocks that lie whole inside this record's body back to the file system. The header stays; recovery

@@ -2,11 +2,12 @@
 
 use super::{Lease, Pool};
 use crate::auth::{Mac, Receipt};
+use crate::disk::AlignedBuf;
 use crate::fault::{Fault, Kind};
 use crate::id::{ChunkId, PgId, ServerId, SessionId};
 use crate::proto::chunk::{BATCH_MAX, CHAIN_MAX, ChunkAnswer, ChunkRef, ChunkRequest, PUT_SMALL_LEN_MAX, WriteAuth};
 use crate::units::{CHUNK_SIZE_MAX, HASH_GROUP_LEN, len_u64, len_usize};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::io;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -142,14 +143,14 @@ impl Pool {
             let text = format!("get {chunk}: {from} sends {coming} bytes at {start} for {len} at {offset}");
             return Err(Fault::new(Kind::Corrupt, text));
         }
-        let mut bytes = BytesMut::zeroed(len_usize(u64::from(coming)));
+        let mut bytes = AlignedBuf::unspecified(len_usize(u64::from(coming)));
         match tokio::time::timeout_at(until, lease.wire.receive_all(number, &mut bytes)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(Fault::new(Kind::Unavailable, format!("get {chunk}: {from}: {error}"))),
             Err(_) => return Err(late(from, "get", limit)),
         }
         lease.keep();
-        Ok(Got { chunk_len, start, bytes: bytes.freeze(), proof })
+        Ok(Got { chunk_len, start, bytes: Bytes::from_owner(bytes), proof })
     }
 
     /// Chunks of a placement group on this server behind `after`, in id order, and whether more follow.
