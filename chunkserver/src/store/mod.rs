@@ -24,7 +24,7 @@
 //!    (`lane.rs`). A copy is vouched for (put, touch) in one place, [`lane`], while that lock is held: there a standing
 //!    wish to delete the chunk is voided.
 //! 4. Vouched for means: durable, and written or verified in this run of the server. An older copy is read and hashed
-//!    first.
+//!    first, and so is one that the disk failed to read since.
 //! 5. A failed write or sync fences the store: it acknowledges and vouches for nothing more until it is opened again.
 //! 6. Delete: tombstone record synced, then the row dropped, then (the drop durable) the bytes punched, never the header.
 //!

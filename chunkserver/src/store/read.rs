@@ -150,8 +150,21 @@ impl Inner {
             | SegmentError::NoSpace { .. }
             | SegmentError::Fenced { .. }
             | SegmentError::Foreign { .. }
-            | SegmentError::Invalid { .. } => StoreError::Disk { doing: "read", chunk: id, cause: error.to_string() },
+            | SegmentError::Invalid { .. } => {
+                self.found_unreadable(id, row);
+                StoreError::Disk { doing: "read", chunk: id, cause: error.to_string() }
+            }
         }
+    }
+
+    /// The disk did not read a copy. It may the next time, so the copy is not damaged, but nobody vouches for it before
+    /// it was read and hashed. Unless somebody is at the chunk or it was replaced meanwhile.
+    fn found_unreadable(&self, id: ChunkId, row: &Row) {
+        self.lane(Log::of(row.len)).if_free(id, || {
+            if matches!(self.index.row(id), Ok(Some(now)) if now == *row) {
+                let _ = self.doubt(id, *row); // if that fails, the store is fenced
+            }
+        });
     }
 
     /// A read found a copy damaged. Marks it, unless somebody is at the chunk or it was replaced meanwhile.

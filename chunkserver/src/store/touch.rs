@@ -154,6 +154,7 @@ impl Inner {
             }
             Err(error) => {
                 warn!(chunk = %chunk.id, error = %error, "cannot read a copy to verify it");
+                self.doubt(chunk.id, row)?;
                 Ok(Copy::Bad(row))
             }
         }
@@ -182,6 +183,11 @@ impl Inner {
         self.corrupt.fetch_add(1, Ordering::Relaxed);
         warn!(chunk = %id, position = %row.position, error = why, "damaged copy found");
         self.write_row(id, Row { damaged: true, checked_in: 0, ..row })
+    }
+
+    /// Takes back that the copy was written or verified in this run. The caller has the chunk's lock.
+    pub(super) fn doubt(&self, id: ChunkId, row: Row) -> Result<(), StoreError> {
+        if row.checked_in == self.run { self.write_row(id, Row { checked_in: 0, ..row }) } else { Ok(()) }
     }
 
     fn write_row(&self, id: ChunkId, row: Row) -> Result<(), StoreError> {

@@ -131,6 +131,24 @@ async fn a_block_that_cannot_be_read_is_an_error_and_repaired_by_the_next_put() 
 }
 
 #[tokio::test]
+async fn a_copy_that_could_not_be_read_is_not_vouched_for_and_the_next_put_replaces_it() {
+    for verify in [false, true] {
+        let (disk, store) = filled(5).await;
+        disk.fail_reads(Path::new("/d/segments-large/00000001.seg"), 4096 + 30_000);
+        let bytes = &chunks()[3];
+        assert_eq!(store.touch(&[name(bytes)]).await.unwrap(), [true], "nobody knows yet");
+        if verify {
+            assert!(store.verify(name(bytes).id).await.is_err());
+        } else {
+            assert!(store.read(name(bytes).id, 20_000, 20_000).await.is_err());
+        }
+        assert_eq!(store.touch(&[name(bytes)]).await.unwrap(), [false]);
+        store.put(chunk(bytes)).await.unwrap();
+        assert_eq!(bad_ones(&store, "repaired").await, 0);
+    }
+}
+
+#[tokio::test]
 async fn an_index_ahead_of_its_segments_is_made_anew() {
     let (disk, store) = filled(7).await;
     store.flush().await.unwrap();
