@@ -13,7 +13,7 @@ use common::fault::{Fault, Kind};
 use common::hello::{self, Me, Peer, Plane, Role};
 use common::id::{ChunkId, Epoch, PgId, ServerId, SessionId};
 use common::layout::ClusterMap;
-use common::net::{Conn, Listener};
+use common::net::{Conn, Listener, serve_connections};
 use common::proto::chunk::{
     BATCH_MAX, CHAIN_MAX, ChunkAnswer, ChunkRef, ChunkRequest, LIST_MAX, PUT_SMALL_LEN_MAX, WriteAuth,
 };
@@ -39,8 +39,8 @@ const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 const PUT_ROOM: usize = 96 << 20;
 /// Bytes of reads in memory.
 const GET_ROOM: usize = 128 << 20;
-/// How long to wait after a failed `accept`: it usually means that the process is out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Copies that are read and hashed at once because readers asked for it, at most: each reads a whole chunk.
+const VERIFIES_MAX: usize = 2;
 
 /// What all connections share.
 pub(crate) struct Shared {
@@ -149,32 +149,11 @@ impl Registration {
 }
 
 /// Serves every connection of this listener until `tasks` stop.
-pub(crate) fn serve(shared: &Arc<Shared>, tasks: &Tasks, mut listener: Box<dyn Listener>) {
-    let (shared, group) = (Arc::clone(shared), tasks.clone());
-    tasks.spawn("accept", |stop| async move {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let permit = Arc::clone(&room).acquire_owned();
-            let accepted = async { (permit.await.expect("never closed"), listener.accept().await) };
-            let (permit, accepted) = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                accepted = accepted => accepted,
-            };
-            match accepted {
-                Ok((conn, from)) => {
-                    let shared = Arc::clone(&shared);
-                    group.spawn_until_stop(async move {
-                        connection(&shared, conn, &from).await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    warn!(%error, "accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+pub(crate) fn serve(shared: &Arc<Shared>, tasks: &Tasks, listener: Box<dyn Listener>) {
+    let shared = Arc::clone(shared);
+    serve_connections(tasks, listener, CONNECTIONS_MAX, move |conn, from| {
+        let shared = Arc::clone(&shared);
+        async move { connection(&shared, conn, &from).await }
     });
 }
 

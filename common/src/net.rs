@@ -1,8 +1,17 @@
 //! The network as a small seam: TCP in production, an in-memory network in simulation.
 
+use crate::task::Tasks;
 use futures::future::BoxFuture;
+use std::future::Future;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+/// How long to wait after a failed `accept`: it usually means that the process is out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection: bytes both ways, in order.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -25,6 +34,44 @@ pub trait Listener: Send + 'static {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<(Conn, String)>>;
     /// The address it listens at, `ip:port`.
     fn local_addr(&self) -> String;
+}
+
+/// Accepts connections until `tasks` stop, at most `most` at once, and runs `serve` for each on a task of its own, which
+/// is dropped when `tasks` stop. It gets the connection and the address it came from.
+pub fn serve_connections<F>(
+    tasks: &Tasks,
+    mut listener: Box<dyn Listener>,
+    most: usize,
+    serve: impl Fn(Conn, String) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let group = tasks.clone();
+    tasks.spawn("accept", |stop| async move {
+        let room = Arc::new(Semaphore::new(most));
+        loop {
+            let permit = Arc::clone(&room).acquire_owned();
+            let accepted = async { (permit.await.expect("never closed"), listener.accept().await) };
+            let (permit, accepted) = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = accepted => accepted,
+            };
+            match accepted {
+                Ok((conn, from)) => {
+                    let served = serve(conn, from);
+                    group.spawn_until_stop(async move {
+                        served.await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
 }
 
 /// TCP with `TCP_NODELAY`.
@@ -64,5 +111,31 @@ impl Listener for TcpListener {
 
     fn local_addr(&self) -> String {
         self.0.local_addr().map(|a| a.to_string()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "test code")]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn one_more_connection_than_allowed_waits_until_another_ends() {
+        let tasks = Tasks::new();
+        let listener = TcpNet.bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr();
+        serve_connections(&tasks, listener, 1, |mut conn, _| async move {
+            let _ = conn.write_all(b"x").await;
+            let _ = conn.read_u8().await;
+        });
+        let mut first = TcpNet.connect(&addr).await.unwrap();
+        first.read_u8().await.unwrap();
+        let mut second = TcpNet.connect(&addr).await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), second.read_u8()).await.is_err(), "not its turn");
+        drop(first);
+        second.read_u8().await.unwrap();
+        assert!(tasks.shutdown(Duration::from_secs(5)).await);
+        assert!(second.read_u8().await.is_err(), "closed with the group");
     }
 }

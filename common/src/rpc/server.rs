@@ -3,17 +3,15 @@
 use super::codec::{ServerTransport, frames};
 use super::{CONNECTIONS_MAX, IDLE_MAX, REQUESTS_PER_CONNECTION};
 use crate::hello::{self, Me, Peer, Plane};
-use crate::net::{Conn, Listener};
+use crate::net::{Conn, Listener, serve_connections};
 use crate::proto::meta::{MetaRequest, MetaResponse};
 use crate::task::Tasks;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use std::sync::Arc;
-use std::time::Duration;
 use tarpc::ServerError;
 use tarpc::context::Context;
 use tarpc::server::{BaseChannel, Channel, Config};
-use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 /// Answers one request of one peer. Which roles may ask what is for it to check ([`Peer::require`]).
@@ -28,37 +26,12 @@ use tracing::{debug, warn};
 pub type Handler =
     Arc<dyn Fn(Arc<Peer>, Context, MetaRequest) -> BoxFuture<'static, Result<MetaResponse, ServerError>> + Send + Sync>;
 
-/// How long to wait after a failed `accept`: it usually means that the process is out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// Serves every connection of this listener until `tasks` stop: at most [`CONNECTIONS_MAX`] at once, each with at most
 /// [`REQUESTS_PER_CONNECTION`] requests under way. `me` may learn its cluster later.
-pub fn serve(tasks: &Tasks, mut listener: Box<dyn Listener>, me: Me, handler: Handler) {
+pub fn serve(tasks: &Tasks, listener: Box<dyn Listener>, me: Me, handler: Handler) {
     let group = tasks.clone();
-    tasks.spawn("rpc-accept", |stop| async move {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let permit = Arc::clone(&room).acquire_owned();
-            let accepted = async { (permit.await.expect("never closed"), listener.accept().await) };
-            let (permit, accepted) = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                accepted = accepted => accepted,
-            };
-            match accepted {
-                Ok((conn, from)) => {
-                    let (me, handler, tasks) = (me.clone(), Arc::clone(&handler), group.clone());
-                    group.spawn_until_stop(async move {
-                        connection(conn, from, me, handler, tasks).await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    warn!(%error, "accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+    serve_connections(tasks, listener, CONNECTIONS_MAX, move |conn, from| {
+        connection(conn, from, me.clone(), Arc::clone(&handler), group.clone())
     });
 }
 
