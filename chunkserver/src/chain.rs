@@ -5,7 +5,7 @@
 //! holds the chunk durably. A break downstream does not spoil what this server and those before it have stored: the
 //! servers behind the break get a fault each, and the writer puts to others.
 
-use crate::service::{Shared, bad_request, discard, receive};
+use crate::service::{BODY_MAX, Shared, bad_request, discard, receive};
 use crate::store::Incoming;
 use common::auth::Receipt;
 use common::fault::{Fault, Kind};
@@ -51,8 +51,9 @@ pub(crate) async fn put(
         }
     };
     let mut next = Downstream::open(shared, auth, chunk, chain).await;
+    let until = Instant::now() + BODY_MAX;
     while incoming.rest() > 0 {
-        let count = receive(wire, id, incoming.room()).await?;
+        let count = receive(wire, id, incoming.room(), until).await?;
         next.forward(&incoming.room()[..count]).await;
         incoming.filled(count);
     }

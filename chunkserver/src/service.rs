@@ -25,6 +25,7 @@ use std::io;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 /// Connections served at once; more wait to be accepted.
@@ -33,14 +34,15 @@ const CONNECTIONS_MAX: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_secs(90);
 /// How long the next piece of a request may take to arrive, or the next piece of an answer to leave.
 pub(crate) const STALL_MAX: Duration = Duration::from_secs(10);
+/// How long all bytes of a request may take, however evenly they come: they hold room in memory. A chunk of the greatest
+/// length needs about 1 MiB/s.
+pub(crate) const BODY_MAX: Duration = Duration::from_secs(60);
 /// How long a request waits for room in memory: less than the server before it in a chain waits for us to take bytes.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes of puts in memory, for each number of servers that follow in the chain.
 const PUT_ROOM: usize = 96 << 20;
 /// Bytes of reads in memory.
 const GET_ROOM: usize = 128 << 20;
-/// Copies that are read and hashed at once because readers asked for it, at most: each reads a whole chunk.
-const VERIFIES_MAX: usize = 2;
 
 /// What all connections share.
 pub(crate) struct Shared {
@@ -234,19 +236,24 @@ async fn send(wire: &mut Wire, id: u32, answer: &ChunkAnswer, data: &[&[u8]]) ->
 /// Bytes of an answer that are sent in one go: whole frames.
 const PIECE: usize = 4 * DATA_MAX;
 
-/// Receives one piece of a request's bytes into the front of `room`.
-pub(crate) async fn receive(wire: &mut Wire, id: u32, room: &mut [u8]) -> io::Result<usize> {
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no data for {STALL_MAX:?}"));
-    tokio::time::timeout(STALL_MAX, wire.receive_data(id, room)).await.map_err(late)?
+/// Receives one piece of a request's bytes into the front of `room`. `until`: when all of them must be there.
+pub(crate) async fn receive(wire: &mut Wire, id: u32, room: &mut [u8], until: Instant) -> io::Result<usize> {
+    let stalled = Instant::now() + STALL_MAX;
+    let late = |_| {
+        let limit = if stalled < until { STALL_MAX } else { BODY_MAX };
+        io::Error::new(io::ErrorKind::TimedOut, format!("the request's data did not come within {limit:?}"))
+    };
+    tokio::time::timeout_at(stalled.min(until), wire.receive_data(id, room)).await.map_err(late)?
 }
 
 /// Reads the bytes of a request that is refused, so that the peer gets to read why.
 pub(crate) async fn discard(wire: &mut Wire, id: u32, len: u64) -> io::Result<()> {
+    let until = Instant::now() + BODY_MAX;
     let mut scratch = vec![0; DATA_MAX];
     let mut left = len_usize(len);
     while left > 0 {
         let room = left.min(scratch.len());
-        left -= receive(wire, id, &mut scratch[..room]).await?;
+        left -= receive(wire, id, &mut scratch[..room], until).await?;
     }
     Ok(())
 }
@@ -282,9 +289,9 @@ async fn put_small(
         }
     };
     let mut bytes = vec![0; len_usize(total)];
-    let mut have = 0;
+    let (mut have, until) = (0, Instant::now() + BODY_MAX);
     while have < bytes.len() {
-        have += receive(wire, id, &mut bytes[have..]).await?;
+        have += receive(wire, id, &mut bytes[have..], until).await?;
     }
     let outcomes = store_small(shared, &chunks, &bytes).await;
     let signed = chunks.iter().zip(outcomes);
@@ -369,4 +376,28 @@ fn ping(shared: &Shared) -> Answer {
         return Err(Fault::new(Kind::Unavailable, "all data directories are fenced after disk errors"));
     }
     Ok(ChunkAnswer::Pong { server })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "test code")]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_drip_do_not_hold_their_room_for_ever() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (mut wire, mut sender) = (Wire::new(Box::new(near)), Wire::new(Box::new(far)));
+        let drip = async {
+            loop {
+                sender.send_data(1, &[&[0]]).await.unwrap(); // each within STALL_MAX
+                tokio::time::sleep(STALL_MAX * 9 / 10).await;
+            }
+        };
+        let began = Instant::now();
+        let error = tokio::select! {
+            error = discard(&mut wire, 1, 1 << 20) => error.unwrap_err(),
+            () = drip => unreachable!("it drips for ever"),
+        };
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, BODY_MAX));
+    }
 }
