@@ -14,6 +14,7 @@ use common::proto::chunk::{CHAIN_MAX, ChunkAnswer, ChunkRef, ChunkRequest, Write
 use common::units::CHUNK_SIZE_MAX;
 use common::wire::{Lease, Wire};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -40,8 +41,8 @@ pub(crate) async fn put(
     let admitted = async {
         let registration = shared.registration()?;
         registration.check_write(&auth)?;
-        let room = shared.room.put(chain.len(), u64::from(chunk.len)).await?;
-        Ok((registration, room, Incoming::new(chunk)?))
+        let room = Arc::new(shared.room.put(chain.len(), Incoming::memory(chunk.len)).await?);
+        Ok((registration, Arc::clone(&room), Incoming::new(chunk)?.in_room(room)))
     };
     let (registration, _room, mut incoming) = match admitted.await {
         Ok(admitted) => admitted,

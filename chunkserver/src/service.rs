@@ -7,7 +7,7 @@
 //! is refused for another reason is answered, after the bytes that come with it were read and thrown away.
 
 use crate::chain;
-use crate::store::{StoreError, StoreSet};
+use crate::store::{Incoming, StoreError, StoreSet};
 use common::auth::{Attempt, Mac, Receipt};
 use common::fault::{Fault, Kind};
 use common::hello::{self, Me, Peer, Plane, Role};
@@ -63,7 +63,7 @@ pub(crate) struct Registration {
 
 /// Memory for bytes under way, in bytes.
 ///
-/// A put holds its room until the whole chain behind it has answered. If all puts shared one room, three servers full of
+/// A put holds its room until the whole chain behind it has answered, and until the store is done with the bytes. If all puts shared one room, three servers full of
 /// puts that wait for each other would stand still. So there is a room for each number of servers that follow: who is
 /// last waits for nobody, who is last but one only for those, and so on.
 pub(crate) struct Room {
@@ -279,9 +279,10 @@ async fn put_small(
     let admitted = async {
         let registration = shared.registration()?;
         registration.check_write(&auth)?;
-        Ok((registration, shared.room.put(0, total).await?))
+        let memory = total + chunks.iter().map(|chunk| Incoming::memory(chunk.len)).sum::<u64>();
+        Ok((registration, Arc::new(shared.room.put(0, memory).await?)))
     };
-    let (registration, _room) = match admitted.await {
+    let (registration, room) = match admitted.await {
         Ok(admitted) => admitted,
         Err(fault) => {
             discard(wire, id, total).await?;
@@ -293,7 +294,7 @@ async fn put_small(
     while have < bytes.len() {
         have += receive(wire, id, &mut bytes[have..], until).await?;
     }
-    let outcomes = store_small(shared, &chunks, &bytes).await;
+    let outcomes = store_small(shared, &chunks, &bytes, &room).await;
     let signed = chunks.iter().zip(outcomes);
     let signed = signed.map(|(chunk, stored)| match stored {
         Ok(()) => Ok(registration.receipt(*chunk, auth.attempt)),
@@ -303,13 +304,19 @@ async fn put_small(
 }
 
 /// Stores chunks that lie one behind another in `bytes`; an outcome for each.
-async fn store_small(shared: &Shared, chunks: &[ChunkRef], mut bytes: &[u8]) -> Vec<Result<(), StoreError>> {
+async fn store_small(
+    shared: &Shared,
+    chunks: &[ChunkRef],
+    mut bytes: &[u8],
+    room: &Arc<OwnedSemaphorePermit>,
+) -> Vec<Result<(), StoreError>> {
     let mut outcomes = Vec::with_capacity(chunks.len());
     let (mut good, mut places) = (Vec::new(), Vec::new());
     for chunk in chunks {
         let (now, later) = bytes.split_at(len_usize(u64::from(chunk.len)));
         bytes = later;
-        let verified = crate::store::Incoming::new(*chunk).and_then(|mut incoming| {
+        let verified = Incoming::new(*chunk).and_then(|incoming| {
+            let mut incoming = incoming.in_room(Arc::clone(room));
             incoming.push(now);
             incoming.finish()
         });

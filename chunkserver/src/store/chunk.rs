@@ -1,13 +1,15 @@
 //! A chunk on its way in: bytes gather in the buffer they are written from, hashed as they come.
 
 use super::{StoreError, leaves_len};
-use common::disk::AlignedBuf;
+use common::disk::{AlignedBuf, DIRECT_ALIGN};
 use common::hash::{ChunkHasher, Leaf};
 use common::id::ChunkId;
 use common::proto::chunk::ChunkRef;
 use common::segment::format::RECORD_HEADER_LEN;
-use common::units::{CHUNK_SIZE_MAX, len_u32, len_usize};
+use common::units::{CHUNK_SIZE_MAX, len_u32, len_u64, len_usize};
 use std::fmt;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A chunk being received. Fill [`Incoming::room`] and say [`Incoming::filled`], or [`Incoming::push`] copies.
 ///
@@ -18,6 +20,7 @@ pub struct Incoming {
     buf: AlignedBuf,
     taken: usize,
     hasher: ChunkHasher,
+    room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// A chunk whose bytes were hashed and match its id: the only thing a store takes.
@@ -25,6 +28,8 @@ pub struct VerifiedChunk {
     pub(super) chunk: ChunkRef,
     /// Header room, the bytes, the leaves.
     pub(super) buf: AlignedBuf,
+    /// Memory reserved for it: given back with the bytes, also when whoever brought them has stopped waiting.
+    _room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Incoming {
@@ -39,7 +44,19 @@ impl Incoming {
         let len = len_usize(chunk.len.into());
         let mut buf = AlignedBuf::with_capacity(RECORD_HEADER_LEN + len + leaves_len(chunk.len));
         buf.resize_unspecified(RECORD_HEADER_LEN + len); // `finish` wants every byte; the header is written by the log
-        Ok(Incoming { chunk, buf, taken: 0, hasher: ChunkHasher::new(chunk.len) })
+        Ok(Incoming { chunk, buf, taken: 0, hasher: ChunkHasher::new(chunk.len), room: None })
+    }
+
+    /// Memory that a chunk of this length takes here, in bytes.
+    pub fn memory(len: u32) -> u64 {
+        let record = RECORD_HEADER_LEN + len_usize(len.into()) + leaves_len(len);
+        len_u64(record.next_multiple_of(DIRECT_ALIGN) + DIRECT_ALIGN)
+    }
+
+    /// Keeps this reservation of memory until the chunk's bytes are gone, here or in a store.
+    pub fn in_room(mut self, room: Arc<OwnedSemaphorePermit>) -> Incoming {
+        self.room = Some(room);
+        self
     }
 
     /// Which chunk this is to be.
@@ -95,7 +112,7 @@ impl Incoming {
             return Err(mismatch);
         }
         self.buf.extend_from_slice(leaves.as_flattened());
-        Ok(VerifiedChunk { chunk: self.chunk, buf: self.buf })
+        Ok(VerifiedChunk { chunk: self.chunk, buf: self.buf, _room: self.room })
     }
 }
 
@@ -155,6 +172,8 @@ mod tests {
             let bytes: Vec<u8> = (0..len).map(|i| u8::try_from(i % 253).unwrap()).collect();
             let chunk = ChunkRef { id: ChunkId::of(&bytes), len: len_u32(len) };
             let mut incoming = Incoming::new(chunk).unwrap();
+            let made = len_u64(incoming.buf.capacity() + DIRECT_ALIGN); // a large one may be another's, used again
+            assert!(Incoming::memory(chunk.len) == made || (len > 200_000 && Incoming::memory(chunk.len) < made));
             let (front, back) = bytes.split_at(len / 3);
             incoming.push(front);
             incoming.room()[..back.len()].copy_from_slice(back);

@@ -75,8 +75,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-/// Chunks of puts that wait for the disk, at most, per store; more wait to be let in. (Their bytes are the caller's to
-/// bound: it has them in memory already.)
+/// Chunks of puts that wait for the disk, at most, per store; more wait to be let in. (Their bytes are bounded by
+/// the reservation that comes with them: [`Incoming::in_room`].)
 pub const PUTS_IN_FLIGHT_MAX: usize = 4096;
 /// How long a caller waits for the disk before it is told that nobody knows.
 pub const DISK_WAIT_MAX: Duration = Duration::from_secs(30);

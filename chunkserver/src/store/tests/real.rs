@@ -83,28 +83,34 @@ async fn kill_9_keeps_what_was_acknowledged() {
     }
 }
 
-/// A disk whose syncs of segment files wait at a gate.
+/// A disk whose operations of some kinds wait at a gate: those on files (and directories) below a path.
 #[derive(Debug)]
 struct GatedDisk(Arc<Gate>);
 
 #[derive(Debug, Default)]
 struct Gate {
-    closed: Mutex<bool>,
+    closed: Mutex<Option<(&'static str, PathBuf)>>,
     opened: Condvar,
 }
 
 #[derive(Debug)]
-struct GatedFile(Arc<dyn File>, Arc<Gate>);
+struct GatedFile(Arc<dyn File>, Arc<Gate>, PathBuf);
 
 impl Gate {
-    fn set(&self, closed: bool) {
-        *self.closed.lock().unwrap() = closed;
+    fn close(&self, kind: &'static str, below: &Path) {
+        *self.closed.lock().unwrap() = Some((kind, below.to_path_buf()));
+    }
+
+    fn open(&self) {
+        *self.closed.lock().unwrap() = None;
         self.opened.notify_all();
     }
 
-    fn pass(&self) {
-        let closed = self.closed.lock().unwrap();
-        drop(self.opened.wait_while(closed, |closed| *closed).unwrap());
+    fn pass(&self, kind: &str, path: &Path) {
+        let stands = |closed: &mut Option<(&'static str, PathBuf)>| {
+            closed.as_ref().is_some_and(|(what, below)| *what == kind && path.starts_with(below))
+        };
+        drop(self.opened.wait_while(self.closed.lock().unwrap(), stands).unwrap());
     }
 }
 
@@ -113,10 +119,11 @@ impl File for GatedFile {
         self.0.read_exact_at(buf, at)
     }
     fn write_all_at(&self, bufs: &[&[u8]], at: u64) -> io::Result<()> {
+        self.1.pass("write", &self.2);
         self.0.write_all_at(bufs, at)
     }
     fn sync(&self) -> io::Result<()> {
-        self.1.pass();
+        self.1.pass("sync", &self.2);
         self.0.sync()
     }
     fn len(&self) -> io::Result<u64> {
@@ -134,20 +141,20 @@ impl File for GatedFile {
 }
 
 impl GatedDisk {
-    fn gated(&self, file: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(GatedFile(file, self.0.clone()))
+    fn gated(&self, file: Arc<dyn File>, path: &Path) -> Arc<dyn File> {
+        Arc::new(GatedFile(file, self.0.clone(), path.to_path_buf()))
     }
 }
 
 impl Disk for GatedDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        RealDisk.open(path).map(|file| self.gated(file))
+        RealDisk.open(path).map(|file| self.gated(file, path))
     }
     fn open_direct(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        RealDisk.open_direct(path).map(|file| self.gated(file))
+        RealDisk.open_direct(path).map(|file| self.gated(file, path))
     }
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        RealDisk.create(path).map(|file| self.gated(file))
+        RealDisk.create(path).map(|file| self.gated(file, path))
     }
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         RealDisk.create_dir_all(path)
@@ -171,6 +178,7 @@ impl Disk for GatedDisk {
         RealDisk.exists(path)
     }
     fn space(&self, path: &Path) -> io::Result<(u64, u64)> {
+        self.0.pass("space", path);
         RealDisk.space(path)
     }
     fn lock(&self, path: &Path) -> io::Result<Lock> {
@@ -198,7 +206,7 @@ async fn puts_that_come_while_a_sync_runs_share_the_next_one() {
     for (lane, len) in [(0, 4096), (1, 100_000)] {
         let before = store.stats().syncs;
         let lane = &store.inner.lanes[lane];
-        gate.set(true);
+        gate.close("sync", dir.path());
         let mut puts = tokio::task::JoinSet::new();
         let put = |puts: &mut tokio::task::JoinSet<Result<(), StoreError>>, n: u64| {
             let store = store.clone();
@@ -217,7 +225,7 @@ async fn puts_that_come_while_a_sync_runs_share_the_next_one() {
         let mut touch = tokio::task::JoinSet::new();
         let toucher = store.clone();
         touch.spawn(async move { toucher.touch(&[name(&bytes(5, len))]).await });
-        gate.set(false);
+        gate.open();
         while let Some(put) = puts.join_next().await {
             put.unwrap().unwrap();
         }
@@ -226,6 +234,32 @@ async fn puts_that_come_while_a_sync_runs_share_the_next_one() {
         for n in 0..41 {
             assert_eq!(read(&store, name(&bytes(n, len))).await, Some(bytes(n, len)));
         }
+    }
+}
+
+/// The memory of a put belongs to its bytes, not to who waits for it: on a disk that hangs, callers come and go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_nobody_waits_for_keeps_its_memory_until_the_disk_has_taken_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::default());
+    let mut world = World::real();
+    world.disk = Arc::new(GatedDisk(gate.clone()));
+    let store = open_dir(&world, config(dir.path()), STORE).await.unwrap();
+    let room = Arc::new(tokio::sync::Semaphore::new(1));
+    for (lane, len) in [(0, 4096), (1, 100_000)] {
+        let data = bytes(1, len);
+        let permit = Arc::new(room.clone().try_acquire_owned().unwrap());
+        let mut incoming = crate::store::Incoming::new(name(&data)).unwrap().in_room(permit);
+        incoming.push(&data);
+        gate.close("write", dir.path());
+        let (verified, putter) = (incoming.finish().unwrap(), store.clone());
+        let mut put = tokio::task::JoinSet::new();
+        put.spawn(async move { putter.put(verified).await });
+        until(|| store.inner.lanes[lane].waiting() == (1, 0)).await;
+        put.shutdown().await;
+        assert_eq!(room.available_permits(), 0, "its bytes wait for the disk");
+        gate.open();
+        until(|| room.available_permits() == 1).await;
     }
 }
 
