@@ -43,7 +43,7 @@ impl Store {
 impl Inner {
     fn delete(&self, id: ChunkId, reply: oneshot::Sender<Settled>) -> Result<(), StoreError> {
         self.check_fence()?;
-        let row = |()| self.index.row(id).map_err(|e| self.fence(&e));
+        let row = |()| self.index.row(id).map_err(|e| self.index_failed(&e));
         let Some(seen) = row(())? else { return Err(StoreError::NotFound { chunk: id }) };
         let lane = self.lane(Log::of(seen.len));
         let (Begun::Mine, _) = lane.begin(id, Purpose::Delete, None) else {
@@ -90,6 +90,6 @@ impl Inner {
         if dead.is_empty() {
             return Ok(());
         }
-        self.index.write(batch).map_err(|e| self.fence(&e))
+        self.index.write(batch).map_err(|e| self.index_failed(&e))
     }
 }

@@ -1,5 +1,5 @@
 //! The index of a store: chunk id -> record. Rows that cannot be read mean that the index is damaged: the store is fenced
-//! and the next start rebuilds it.
+//! and the next start makes the index anew, because a file [`DAMAGED`] says so.
 
 use super::format::{self, CHUNK, DEAD, FAMILIES, LOG, Log, LogRow, Row, STORE_KEY};
 use super::{Inner, OpenError, StoreConfig, StoreError};
@@ -10,6 +10,7 @@ use common::kv::{Batch, Kv, KvError};
 use common::proto::chunk::ChunkRef;
 use common::segment::Position;
 use common::world::World;
+use std::io;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,6 +18,9 @@ use tracing::warn;
 
 /// Dead records punched after one flush, at most.
 pub(super) const PUNCH_BATCH: usize = 4096;
+
+/// Beside the index while it must not be used.
+const DAMAGED: &str = "index-damaged";
 
 /// One part in this many of the index's memory is for rows not yet flushed.
 const MEMTABLE_SHARE: usize = 4;
@@ -28,11 +32,18 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Opens the index of this store, empty if there is none, or one that cannot be used: another store's, or one that
-    /// does not open. The segments are the truth.
+    /// Opens the index of this store, empty if there is none, or one that cannot be used: another store's, one that does
+    /// not open, or one that failed in an earlier run ([`mark_damaged`]). The segments are the truth.
     pub(super) fn open(world: &World, config: &StoreConfig, store: u128) -> Result<Index, OpenError> {
         let dir = config.dir.join("index");
         let failed = |source| OpenError::Index { dir: config.dir.clone(), source };
+        let mark = config.dir.join(DAMAGED);
+        if world.disk.exists(&mark) {
+            warn!(dir = %dir.display(), "the index failed before: it is made anew from the segments");
+            Index::discard(world, config)?;
+            world.disk.remove(&mark).map_err(super::error::disk_error("remove", &mark))?;
+            world.disk.sync_dir(&config.dir).map_err(super::error::disk_error("sync", &config.dir))?;
+        }
         let usable = open_kv(world, config, &dir).and_then(|index| index.belongs_to(store).map(|ours| (index, ours)));
         let why = match usable {
             Ok((index, true)) => return Ok(index),
@@ -114,9 +125,9 @@ impl Inner {
         let to = first_of(pg.0 + 1, pg_count).map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = Vec::new();
         for entry in self.index.kv.scan(CHUNK, (from, to), false) {
-            let (key, value) = entry.map_err(|e| self.fence(&e))?;
-            let id = format::chunk_of(&key).ok_or_else(|| self.fence(&bad_row()))?;
-            let row = Row::decode(&value).map_err(|_| self.fence(&bad_row()))?;
+            let (key, value) = entry.map_err(|e| self.index_failed(&e))?;
+            let id = format::chunk_of(&key).ok_or_else(|| self.index_failed(&bad_row()))?;
+            let row = Row::decode(&value).map_err(|_| self.index_failed(&bad_row()))?;
             if row.damaged {
                 continue;
             }
@@ -126,6 +137,15 @@ impl Inner {
             found.push(ChunkRef { id, len: row.len });
         }
         Ok((found, false))
+    }
+}
+
+/// Has the next start make the index anew.
+pub(super) fn mark_damaged(world: &World, config: &StoreConfig) -> io::Result<()> {
+    match world.disk.create(&config.dir.join(DAMAGED)) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Ok(_) => world.disk.sync_dir(&config.dir),
+        Err(error) => Err(error),
     }
 }
 

@@ -9,6 +9,7 @@
 //! segments-small/   chunks up to 64 KiB, many records in a write, through the page cache
 //! segments-large/   longer ones, a direct write each, on 4 KiB boundaries
 //! index/            RocksDB (in simulation its in-memory twin); can be lost: it is rebuilt from the segments
+//! index-damaged     there while the index must not be used: the next start makes it anew
 //! ```
 //!
 //! The way of a put, in the order of the files: [`Incoming`] (`chunk.rs`) gathers and hashes the bytes; `put.rs` looks
@@ -58,6 +59,7 @@ pub use set::{MissingDir, SetConfig, StoreSet};
 
 use common::disk::Lock;
 use common::id::{ChunkId, PgId};
+use common::kv::KvError;
 use common::proto::chunk::ChunkRef;
 use common::task::Tasks;
 use common::world::World;
@@ -73,7 +75,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
 /// Chunks of puts that wait for the disk, at most, per store; more wait to be let in. (Their bytes are bounded by
 /// the reservation that comes with them: [`Incoming::in_room`].)
@@ -292,6 +294,14 @@ impl Inner {
         StoreError::Fenced { dir: self.config.dir.clone(), cause: cause.clone() }
     }
 
+    /// The index failed: closes the store for writing, and has the next start make the index anew.
+    fn index_failed(&self, cause: &KvError) -> StoreError {
+        if let Err(error) = index::mark_damaged(&self.world, &self.config) {
+            warn!(dir = %self.config.dir.display(), error = %error, "remove `index/` before the next start");
+        }
+        self.fence(cause)
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.check_fence()?;
         let rows = self.unflushed_rows.swap(0, Ordering::Relaxed);
@@ -300,8 +310,8 @@ impl Inner {
             return Ok(());
         }
         loop {
-            let dead = self.index.dead().map_err(|e| self.fence(&e))?;
-            self.index.flush().map_err(|e| self.fence(&e))?; // only now are their rows gone for good
+            let dead = self.index.dead().map_err(|e| self.index_failed(&e))?;
+            self.index.flush().map_err(|e| self.index_failed(&e))?; // only now are their rows gone for good
             self.punch(&dead)?;
             if dead.len() < index::PUNCH_BATCH {
                 return Ok(());

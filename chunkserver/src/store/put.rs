@@ -232,7 +232,7 @@ impl Inner {
         }
         held.indexed = Some(lane.indexed_after(changes));
         batch.put(LOG, lane.log.key(), held.encode());
-        self.index.write(batch).map_err(|e| self.fence(&e))?;
+        self.index.write(batch).map_err(|e| self.index_failed(&e))?;
         lane.set_held(held);
         self.count_unflushed(len_u64(changes.len()), bytes);
         Ok(())

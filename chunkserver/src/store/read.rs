@@ -87,7 +87,7 @@ impl Store {
 
 impl Inner {
     fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
-        let row = self.index.row(id).map_err(|e| self.fence(&e))?.ok_or(StoreError::NotFound { chunk: id })?;
+        let row = self.index.row(id).map_err(|e| self.index_failed(&e))?.ok_or(StoreError::NotFound { chunk: id })?;
         let chunk_len = row.len;
         let end = offset.checked_add(len).filter(|end| len > 0 && *end <= chunk_len);
         let end = end.ok_or(StoreError::Range { chunk: id, offset, len, chunk_len })?;

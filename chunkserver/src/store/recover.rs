@@ -28,9 +28,18 @@ const TOMBSTONES_MAX: usize = 1 << 20;
 
 pub(super) fn open(world: World, config: StoreConfig, store: u128, lock: Lock) -> Result<Inner, OpenError> {
     let mut index = Index::open(&world, &config, store)?;
-    let (lanes, recovered) = match open_lanes(&world, &config, store, &index) {
+    let opened = open_lanes(&world, &config, store, &index);
+    match &opened {
         Err(OpenError::Segments(gone @ SegmentError::Absent { .. })) => {
             error!(dir = %config.dir.display(), error = %gone, "segments end before what the index knows: data was lost");
+        }
+        Err(OpenError::Index { source, .. }) => {
+            warn!(dir = %config.dir.display(), error = %source, "the index is damaged: it is made anew from the segments");
+        }
+        Ok(_) | Err(_) => {}
+    }
+    let (lanes, recovered) = match opened {
+        Err(OpenError::Segments(SegmentError::Absent { .. }) | OpenError::Index { .. }) => {
             drop(index);
             Index::discard(&world, &config)?;
             index = Index::open(&world, &config, store)?;

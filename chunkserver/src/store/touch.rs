@@ -56,7 +56,7 @@ impl Store {
     /// `NotFound`. `Corrupt`: it is damaged. `Fenced`: nothing is said about it. `Slow`: not done in time.
     pub async fn verify(&self, id: ChunkId) -> Result<(), StoreError> {
         let inner = self.inner.clone();
-        let row = self.inner.world.blocking(move || inner.index.row(id).map_err(|e| inner.fence(&e))).await?;
+        let row = self.inner.world.blocking(move || inner.index.row(id).map_err(|e| inner.index_failed(&e))).await?;
         let Some(row) = row else { return Err(StoreError::NotFound { chunk: id }) };
         match timeout(DISK_WAIT_MAX, self.check(ChunkRef { id, len: row.len }, true)).await {
             Ok(Settled::Held) => Ok(()),
@@ -94,7 +94,7 @@ impl Inner {
     fn quick(self: &Arc<Self>, chunk: ChunkRef) -> Quick {
         match self.index.row(chunk.id) {
             Err(error) => {
-                self.fence(&error);
+                self.index_failed(&error);
                 Quick::Absent
             }
             Ok(Some(row)) if !row.damaged && row.len == chunk.len && row.checked_in != self.run => Quick::Slow(chunk),
@@ -129,7 +129,7 @@ impl Inner {
 
     /// What is here of a chunk. The caller has its lock. `anew`: reads it even if it was written or verified in this run.
     pub(super) fn copy_of(&self, lane: &Lane, chunk: ChunkRef, anew: bool) -> Result<Copy, StoreError> {
-        let Some(row) = self.index.row(chunk.id).map_err(|e| self.fence(&e))? else { return Ok(Copy::Absent) };
+        let Some(row) = self.index.row(chunk.id).map_err(|e| self.index_failed(&e))? else { return Ok(Copy::Absent) };
         if row.damaged {
             return Ok(Copy::Bad(row));
         }
@@ -193,6 +193,6 @@ impl Inner {
     fn write_row(&self, id: ChunkId, row: Row) -> Result<(), StoreError> {
         let mut batch = Batch::default();
         batch.put(CHUNK, id.0, row.encode());
-        self.index.write(batch).map_err(|e| self.fence(&e))
+        self.index.write(batch).map_err(|e| self.index_failed(&e))
     }
 }

@@ -2,7 +2,9 @@
 
 use super::{Store, bytes, chunk, name, open, read, segment_files, world};
 use crate::store::StoreError;
+use crate::store::format::{CHUNK, LOG, Log};
 use common::id::PgId;
+use common::kv::{Batch, Family};
 use common::testing::SimDisk;
 use std::path::{Path, PathBuf};
 
@@ -146,6 +148,40 @@ async fn a_copy_that_could_not_be_read_is_not_vouched_for_and_the_next_put_repla
         store.put(chunk(bytes)).await.unwrap();
         assert_eq!(bad_ones(&store, "repaired").await, 0);
     }
+}
+
+/// A row of the index that means nothing, durable.
+async fn spoil_index(store: &Store, family: Family, key: &[u8]) {
+    let mut batch = Batch::default();
+    batch.put(family, key, [1, 2, 3]);
+    store.inner.index.write(batch).unwrap();
+    store.inner.index.flush().unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_row_of_the_index_costs_one_restart() {
+    let (disk, store) = filled(9).await;
+    let bytes = &chunks()[2];
+    spoil_index(&store, CHUNK, &name(bytes).id.0).await;
+    assert!(matches!(store.read(name(bytes).id, 0, 1).await, Err(StoreError::Fenced { .. })));
+    drop(store);
+    let mut disk = disk;
+    for seed in [10, 11] {
+        disk = disk.after_crash();
+        let store = open(&disk, seed).await.unwrap();
+        assert_eq!(store.recovered().rebuilt, seed == 10, "made anew once");
+        assert_eq!(bad_ones(&store, "after the restart").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_recovery_cannot_read_does_not_keep_the_store_from_opening() {
+    let (disk, store) = filled(9).await;
+    spoil_index(&store, LOG, &Log::Large.key()).await;
+    drop(store);
+    let store = open(&disk.after_crash(), 10).await.unwrap();
+    assert!(store.recovered().rebuilt);
+    assert_eq!(bad_ones(&store, "made anew").await, 0);
 }
 
 #[tokio::test]
