@@ -101,8 +101,7 @@ impl Voice {
         loop {
             tick.tick().await;
             let Ok(registration) = self.shared.registration() else { return };
-            let stores = self.shared.stores().clone();
-            let stats = self.shared.world.blocking(move || stores.stats()).await;
+            let stats = self.shared.stores().stats_soon().await;
             let heartbeat = Heartbeat {
                 server: registration.server,
                 instance: self.shared.stores().identity().instance,
@@ -134,8 +133,7 @@ impl Voice {
 
     /// Capacity and free bytes.
     async fn room(&self) -> (u64, u64) {
-        let stores = self.shared.stores().clone();
-        let stats = self.shared.world.blocking(move || stores.stats()).await;
+        let stats = self.shared.stores().stats_soon().await;
         (stats.capacity, stats.free)
     }
 

@@ -380,7 +380,10 @@ async fn list(shared: &Shared, peer: &Peer, pg: PgId, after: Option<ChunkId>, li
 fn ping(shared: &Shared) -> Answer {
     let server = shared.registration()?.server;
     if !shared.stores().takes_writes() {
-        return Err(Fault::new(Kind::Unavailable, "all data directories are fenced after disk errors"));
+        return Err(Fault::new(
+            Kind::Unavailable,
+            "all data directories are fenced after disk errors, or their disks do not answer",
+        ));
     }
     Ok(ChunkAnswer::Pong { server })
 }

@@ -47,6 +47,7 @@ mod put;
 mod read;
 mod recover;
 mod set;
+mod silent;
 #[cfg(test)]
 mod tests;
 mod touch;
@@ -67,6 +68,7 @@ use format::{Log, leaves_len};
 use index::Index;
 use lane::Lane;
 use leaves::LeafCache;
+use silent::Calls;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,6 +160,8 @@ struct Inner {
     unflushed_rows: AtomicU64,
     unflushed_bytes: AtomicU64,
     flush_due: Arc<Notify>,
+    calls: Mutex<Calls>,
+    last_stats: Mutex<StoreStats>,
     recovered: Recovered,
     _lock: Lock,
 }

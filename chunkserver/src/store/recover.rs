@@ -60,6 +60,8 @@ pub(super) fn open(world: World, config: StoreConfig, store: u128, lock: Lock) -
         unflushed_rows: AtomicU64::new(1), // what was just found
         unflushed_bytes: AtomicU64::new(0),
         flush_due: Arc::new(Notify::new()),
+        calls: Mutex::default(),
+        last_stats: Mutex::default(),
         recovered,
         _lock: lock,
         world,

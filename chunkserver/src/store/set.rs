@@ -2,9 +2,11 @@
 //!
 //! A chunk is put where it is already, else into the directory with the largest free share; it is looked for in all.
 //! A directory that is fenced takes nothing and vouches for nothing; its chunks count as lost and come back from peers.
+//! One whose disk does not answer is passed over as long as that lasts ([`Store::is_silent`]).
 
 use super::error::{OpenError, disk_error};
 use super::identity::{self, Identity};
+use super::silent::QUICK_MAX;
 use super::{Part, Store, StoreConfig, StoreError, StoreStats, VerifiedChunk};
 use common::disk::Lock;
 use common::id::{ChunkId, ClusterId, PgId, ServerId};
@@ -132,10 +134,10 @@ impl StoreSet {
     /// [`Store::put_all`]. Answers come in the order of the chunks.
     pub async fn put_all(&self, chunks: Vec<VerifiedChunk>) -> Vec<Result<(), StoreError>> {
         if let [only] = &self.stores[..] {
-            return only.put_all(chunks).await;
+            let silent = || chunks.iter().map(|_| Err(only.slow("put"))).collect();
+            return if only.is_silent() { silent() } else { only.put_all(chunks).await };
         }
-        let (set, wanted) = (self.clone(), chunks.iter().map(VerifiedChunk::chunk).collect::<Vec<_>>());
-        let choice = self.world.blocking(move || set.choose(&wanted)).await;
+        let choice = self.choose(chunks.iter().map(VerifiedChunk::chunk).collect()).await;
         let mut parts: BTreeMap<usize, (Vec<usize>, Vec<VerifiedChunk>)> = BTreeMap::new();
         for (at, (chunk, store)) in chunks.into_iter().zip(choice).enumerate() {
             let (places, part) = parts.entry(store).or_default();
@@ -152,33 +154,49 @@ impl StoreSet {
     }
 
     /// For each chunk the store it goes to: one that has it, else the one with the largest free share.
-    fn choose(&self, chunks: &[ChunkRef]) -> Vec<usize> {
-        let mut stats: Vec<StoreStats> = self.stores.iter().map(Store::stats).collect();
-        let store_of = |chunk: &ChunkRef| {
-            if let Some(has) = self.stores.iter().position(|store| store.has(chunk.id)) {
+    async fn choose(&self, chunks: Arc<[ChunkRef]>) -> Vec<usize> {
+        let looks = self.stores.iter().map(|store| {
+            let chunks = Arc::clone(&chunks);
+            store.quick(QUICK_MAX, move |store| {
+                let has: Vec<bool> = chunks.iter().map(|chunk| store.has(chunk.id)).collect();
+                (store.stats(), has)
+            })
+        });
+        // A store that does not answer has nothing and takes nothing.
+        let found = futures::future::join_all(looks).await.into_iter().map(Option::unzip);
+        let (mut stats, has): (Vec<Option<StoreStats>>, Vec<Option<Vec<bool>>>) = found.unzip();
+        let store_of = |(n, chunk): (usize, &ChunkRef)| {
+            if let Some(has) = has.iter().position(|has| has.as_ref().is_some_and(|has| has[n])) {
                 return has;
             }
             // Of directories that share a disk, the one that holds least.
             let share = |of: &StoreStats| (u128::from(of.free) << 40) / u128::from(of.capacity.max(1));
-            let rank = |at: &usize| (share(&stats[*at]), Reverse(stats[*at].bytes), Reverse(*at));
+            let rank = |at: &usize| {
+                let stats = stats[*at].as_ref();
+                let usable = stats.is_some_and(|stats| stats.fenced == 0); // a full one says so; the others cannot
+                (usable, stats.map(share), stats.map(|stats| Reverse(stats.bytes)), Reverse(*at))
+            };
             let best = (0..stats.len()).max_by_key(rank).expect("at least one store");
-            stats[best].free = stats[best].free.saturating_sub(chunk.len.into());
+            if let Some(stats) = &mut stats[best] {
+                stats.free = stats.free.saturating_sub(chunk.len.into());
+            }
             best
         };
-        chunks.iter().map(store_of).collect()
+        chunks.iter().enumerate().map(store_of).collect()
     }
 
-    /// [`Store::touch`]: true if any directory vouches for the chunk. Fenced ones vouch for nothing.
+    /// [`Store::touch`]: true if any directory vouches for the chunk. Fenced and silent ones vouch for nothing.
     ///
     /// # Errors
-    /// `Fenced`: all of them are.
+    /// `Fenced`, `Slow`: all of them are.
     pub async fn touch(&self, chunks: &[ChunkRef]) -> Result<Vec<bool>, StoreError> {
         let mut touched = vec![false; chunks.len()];
         let mut fenced = Vec::new();
         for store in self.stores.iter() {
             let open: Vec<usize> = (0..chunks.len()).filter(|at| !touched[*at]).collect();
             let asked: Vec<ChunkRef> = open.iter().map(|at| chunks[*at]).collect();
-            match store.touch(&asked).await {
+            let found = if store.is_silent() { Err(store.slow("touch")) } else { store.touch(&asked).await };
+            match found {
                 Ok(found) => open.into_iter().zip(found).for_each(|(at, found)| touched[at] = found),
                 Err(error) => fenced.push(error),
             }
@@ -196,6 +214,10 @@ impl StoreSet {
     pub async fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
         let mut worst = StoreError::NotFound { chunk: id };
         for store in self.stores.iter() {
+            if store.is_silent() {
+                worst = store.slow("read");
+                continue;
+            }
             match store.read(id, offset, len).await {
                 Err(StoreError::NotFound { .. }) => {}
                 Err(error) => worst = error,
@@ -236,7 +258,7 @@ impl StoreSet {
     /// [`Store::list`] over all directories that are not fenced: each chunk once.
     ///
     /// # Errors
-    /// `Fenced`: all of them are.
+    /// `Fenced`, `Slow`: all of them are.
     pub async fn list(
         &self,
         pg: PgId,
@@ -249,7 +271,9 @@ impl StoreSet {
         // Where the shortest of the cut lists ends: behind it, some of the others' chunks may be missing.
         let mut complete_to: Option<ChunkId> = None;
         for store in self.stores.iter() {
-            match store.list(pg, pg_count, after, limit).await {
+            let listed =
+                if store.is_silent() { Err(store.slow("list")) } else { store.list(pg, pg_count, after, limit).await };
+            match listed {
                 Ok((found, cut)) => {
                     if cut {
                         more = true;
@@ -273,8 +297,17 @@ impl StoreSet {
 
     /// The directories' numbers together.
     pub fn stats(&self) -> StoreStats {
+        StoreSet::sum(self.stores.iter().map(Store::stats))
+    }
+
+    /// [`Store::stats_soon`] of all directories together: always within a second or so.
+    pub async fn stats_soon(&self) -> StoreStats {
+        StoreSet::sum(futures::future::join_all(self.stores.iter().map(Store::stats_soon)).await)
+    }
+
+    fn sum(all: impl IntoIterator<Item = StoreStats>) -> StoreStats {
         let mut sum = StoreStats::default();
-        for stats in self.stores.iter().map(Store::stats) {
+        for stats in all {
             sum.capacity += stats.capacity;
             sum.free += stats.free;
             sum.chunks += stats.chunks;
@@ -288,7 +321,7 @@ impl StoreSet {
 
     /// True if at least one directory takes writes.
     pub fn takes_writes(&self) -> bool {
-        self.stores.iter().any(|store| store.fenced().is_none())
+        self.stores.iter().any(|store| store.fenced().is_none() && !store.is_silent())
     }
 
     /// Makes all indexes durable, so that the next start is quick.

@@ -36,13 +36,13 @@ impl Store {
     /// [`DISK_WAIT_MAX`] is not vouched for.
     ///
     /// # Errors
-    /// `Fenced`: this store vouches for nothing.
+    /// `Fenced`: this store vouches for nothing. `Slow`: nor does it now.
     pub async fn touch(&self, chunks: &[ChunkRef]) -> Result<Vec<bool>, StoreError> {
         self.inner.check_fence()?;
         let (inner, wanted) = (self.inner.clone(), chunks.to_vec());
-        let asked: Vec<Quick> =
-            self.inner.world.blocking(move || wanted.iter().map(|c| inner.quick(*c)).collect()).await;
         let deadline = tokio::time::Instant::now() + DISK_WAIT_MAX;
+        let first = self.inner.world.blocking(move || wanted.iter().map(|c| inner.quick(*c)).collect());
+        let asked: Vec<Quick> = timeout_at(deadline, first).await.map_err(|_| self.slow("touch"))?;
         let answers = stream::iter(asked).map(|quick| timeout_at(deadline, self.ask(quick)));
         let touched: Vec<Result<bool, _>> = answers.buffered(CHECKS_AT_ONCE).collect().await;
         self.inner.check_fence()?;
@@ -56,7 +56,8 @@ impl Store {
     /// `NotFound`. `Corrupt`: it is damaged. `Fenced`: nothing is said about it. `Slow`: not done in time.
     pub async fn verify(&self, id: ChunkId) -> Result<(), StoreError> {
         let inner = self.inner.clone();
-        let row = self.inner.world.blocking(move || inner.index.row(id).map_err(|e| inner.index_failed(&e))).await?;
+        let look = self.inner.world.blocking(move || inner.index.row(id).map_err(|e| inner.index_failed(&e)));
+        let row = timeout(DISK_WAIT_MAX, look).await.map_err(|_| self.slow("verify"))??;
         let Some(row) = row else { return Err(StoreError::NotFound { chunk: id }) };
         match timeout(DISK_WAIT_MAX, self.check(ChunkRef { id, len: row.len }, true)).await {
             Ok(Settled::Held) => Ok(()),

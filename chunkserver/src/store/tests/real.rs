@@ -1,8 +1,9 @@
 //! The real disk, RocksDB, real threads, kill -9.
 
 use super::{STORE, StoreConfig, bytes, chunk, name, open_dir, read};
-use crate::store::StoreError;
+use crate::store::{MissingDir, SetConfig, StoreError, StoreSet};
 use common::disk::{Disk, File, Lock, RealDisk};
+use common::task::Tasks;
 use common::world::World;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -234,6 +235,48 @@ async fn puts_that_come_while_a_sync_runs_share_the_next_one() {
         for n in 0..41 {
             assert_eq!(read(&store, name(&bytes(n, len))).await, Some(bytes(n, len)));
         }
+    }
+}
+
+/// A disk that answers nothing, not even with an error, costs what lies on it and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_whose_disk_hangs_is_passed_over_until_it_answers() {
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let gate = Arc::new(Gate::default());
+    let mut world = World::real();
+    world.disk = Arc::new(GatedDisk(gate.clone()));
+    let dirs = vec![a.path().join("data"), b.path().join("data")];
+    let config =
+        SetConfig { dirs, reserve_bytes: 0, index_cache_bytes: 64 << 20, missing: MissingDir::Refuse, cluster: None };
+    let set = StoreSet::open(&world, &Tasks::new(), &config).await.unwrap();
+    let all: Vec<Vec<u8>> = (0..20).map(|n| bytes(n, 1000)).collect();
+    for bytes in &all {
+        set.put(chunk(bytes)).await.unwrap();
+    }
+    let [on_a, on_b] = set.stores() else { panic!("two directories") };
+    assert!(on_a.stats().chunks > 0 && on_b.stats().chunks > 0);
+    let full = set.stats_soon().await;
+    gate.close("space", b.path());
+    let limit = std::time::Duration::from_secs(3);
+    let stats = tokio::time::timeout(limit, set.stats_soon()).await.expect("a heartbeat is sent all the same");
+    assert_eq!((stats.chunks, stats.free < full.free), (20, true), "its last numbers, and no room");
+    set.put(chunk(&bytes(50, 1000))).await.unwrap(); // waits until the disk counts as silent
+    assert!(on_b.is_silent() && !on_a.is_silent() && set.takes_writes());
+    let quick = async {
+        for n in 51..80 {
+            set.put(chunk(&bytes(n, 1000))).await.unwrap();
+            assert_eq!(set.touch(&[name(&bytes(n, 1000))]).await.unwrap(), [true]);
+        }
+        for bytes in &all {
+            let found = set.read(name(bytes).id, 0, 1).await;
+            assert!(found.is_ok() || matches!(found, Err(StoreError::Slow { .. })));
+        }
+    };
+    tokio::time::timeout(limit, quick).await.expect("nobody waits for it any more");
+    gate.open();
+    until(|| !on_b.is_silent()).await;
+    for bytes in &all {
+        assert!(set.read(name(bytes).id, 0, 1).await.is_ok(), "it answers again");
     }
 }
 

@@ -89,6 +89,22 @@ async fn a_fenced_directory_is_passed_over_and_counted() {
 }
 
 #[tokio::test]
+async fn a_full_directory_beside_a_fenced_one_means_no_space() {
+    let disk = SimDisk::new(1);
+    let set = open(&disk, 1, &config(&["/a", "/b"])).await.unwrap();
+    set.put(chunk(&bytes(1, 50_000))).await.unwrap();
+    let held = set.stores().iter().position(|store| store.stats().chunks == 1).unwrap();
+    // The other one, which holds less, gets fenced; then the one that is left runs full.
+    for path in segment_files(&world(&disk, 0), ["/b", "/a"][held]).keys() {
+        disk.fail_sync(path);
+    }
+    assert!(matches!(set.put(chunk(&bytes(2, 1000))).await, Err(StoreError::Fenced { .. })));
+    let (total, _) = world(&disk, 1).disk.space(Path::new("/a")).unwrap();
+    disk.set_space(total, 0);
+    assert!(matches!(set.put(chunk(&bytes(3, 1000))).await, Err(StoreError::NoSpace { .. })));
+}
+
+#[tokio::test]
 async fn data_of_another_cluster_or_server_is_refused() {
     let disk = SimDisk::new(1);
     let set = open(&disk, 1, &config(&["/a", "/b"])).await.unwrap();

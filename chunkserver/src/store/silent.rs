@@ -1,0 +1,83 @@
+//! A disk that does not answer: no error, no end of the call. Work that should take a moment is watched; while one such
+//! call is outstanding for [`QUICK_MAX`], its store is *silent*: it is passed over like a fenced one, so that it costs
+//! nobody a wait or a thread, and counts again when the call ends.
+
+use super::{Inner, Store, StoreStats};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+/// How long quick work (a few index rows, the free space) may take before the disk counts as silent: less than a writer
+/// waits for a put.
+pub(super) const QUICK_MAX: Duration = Duration::from_secs(4);
+/// How long the numbers for a heartbeat are waited for.
+const STATS_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Quick work under way.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    last: u64,
+    began: BTreeMap<u64, Instant>,
+}
+
+impl Calls {
+    fn begin(&mut self) -> u64 {
+        self.last += 1;
+        self.began.insert(self.last, Instant::now());
+        self.last
+    }
+
+    /// Calls begin in the order of their numbers, so the first is the oldest.
+    fn are_late(&self) -> bool {
+        self.began.first_key_value().is_some_and(|(_, began)| began.elapsed() >= QUICK_MAX)
+    }
+}
+
+impl Store {
+    /// True while the disk does not answer.
+    pub fn is_silent(&self) -> bool {
+        self.inner.calls().are_late()
+    }
+
+    /// Does quick work. `None`: the store is silent, or the work did not end within `limit`; it goes on.
+    pub(super) async fn quick<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Option<T> {
+        if self.is_silent() {
+            return None;
+        }
+        let number = self.inner.calls().begin();
+        let store = self.clone();
+        let watched = self.inner.world.blocking(move || {
+            let done = work(&store);
+            store.inner.calls().began.remove(&number);
+            done
+        });
+        let done = timeout(limit, watched).await.ok();
+        if done.is_none() {
+            warn!(dir = %self.dir().display(), "the disk does not answer; passed over until it does");
+        }
+        done
+    }
+
+    /// [`Store::stats`]; those of before, without free space, if the disk does not answer soon.
+    pub async fn stats_soon(&self) -> StoreStats {
+        match self.quick(STATS_WAIT_MAX, Store::stats).await {
+            Some(stats) => {
+                *self.inner.last_stats.lock().expect("no panic holds this lock") = stats.clone();
+                stats
+            }
+            None => StoreStats { free: 0, ..self.inner.last_stats.lock().expect("no panic holds this lock").clone() },
+        }
+    }
+}
+
+impl Inner {
+    fn calls(self: &Arc<Self>) -> std::sync::MutexGuard<'_, Calls> {
+        self.calls.lock().expect("no panic holds this lock")
+    }
+}
