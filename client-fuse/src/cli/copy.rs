@@ -129,7 +129,26 @@ pub(crate) fn temporary_name(command: &str) -> String {
     format!(".dfs-{command}-{:016x}", World::real().random_u64())
 }
 
+/// The mode a copy gets: setuid and setgid lend the rights of an owner and a group, and are kept only with both (`uid`,
+/// `gid` of the source, then of the copy).
+pub(crate) fn kept_mode(mode: u32, source: (u32, u32), copy: (u32, u32)) -> u32 {
+    mode & if source == copy { 0o7777 } else { 0o1777 }
+}
+
 /// A local file's time.
 pub(crate) fn time_of(secs: i64, nanos: i64) -> Time {
     Time { secs, nanos: u32::try_from(nanos).unwrap_or(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn somebody_elses_setuid_program_does_not_become_ours() {
+        assert_eq!(kept_mode(0o4755, (1000, 100), (0, 0)), 0o755);
+        assert_eq!(kept_mode(0o2755, (0, 100), (0, 0)), 0o755);
+        assert_eq!(kept_mode(0o1777, (1000, 100), (0, 0)), 0o1777);
+        assert_eq!(kept_mode(0o100_6755, (7, 8), (7, 8)), 0o6755);
+    }
 }

@@ -1,20 +1,23 @@
 //! `dfs get` and `dfs cat`: files out of dfs. Every byte is checked against its chunk's hash before it is handed out.
 //!
-//! A local file appears whole or not at all: it is written under a temporary name beside its place and renamed. Mode and
-//! modification time are kept. Local files are not fsync'ed, as with `cp`.
+//! A local file appears whole or not at all: it is written under a temporary name beside its place, readable by its owner
+//! alone, and renamed. Permission bits and modification time are kept; setuid and setgid only if owner and group are
+//! the same here, else anybody's program would become the caller's. Below the destination no symlink is
+//! followed. Local files are not fsync'ed, as with `cp`.
 
 use super::connect::Shell;
-use super::copy::{CopyArgs, Workers, standard_file, temporary_name};
+use super::copy::{CopyArgs, Workers, kept_mode, standard_file, temporary_name};
 use super::failure::{Failure, Outcome};
 use super::remote::Remote;
 use crate::fuse::attrs::system_time;
 use clap::Args;
 use client_fuse::OpenFlags;
 use common::proto::meta::{Attr, DirEntry, FileKind, LISTING_MAX};
+use nix::fcntl::OFlag;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -133,7 +136,11 @@ impl Get {
         }
         self.workers.finish().await;
         for (path, attr) in std::mem::take(&mut self.dirs).into_iter().rev() {
-            let kept = fs::File::open(&path).and_then(|dir| keep(&dir, &attr));
+            // What lies there is what was made or found, or it was swapped since: then it stays as it is.
+            let flags =
+                (OFlag::O_DIRECTORY | if path == destination { OFlag::empty() } else { OFlag::O_NOFOLLOW }).bits();
+            let opened = fs::File::options().read(true).custom_flags(flags).open(&path);
+            let kept = opened.and_then(|dir| keep(&dir, &attr));
             if let Err(error) = kept {
                 self.workers.fail(Failure::at("set mode and time of", path.display(), error));
             }
@@ -150,12 +157,14 @@ impl Get {
             Some(name) if into_dir => destination.join(OsStr::from_bytes(name.as_bytes())),
             _ => destination.to_owned(), // the root has no name: its entries go into the destination
         };
-        self.entry(path, attr, local).await
+        let given = local == destination;
+        self.entry(path, attr, local, given).await
     }
 
-    async fn entry(&mut self, path: Remote, attr: Attr, local: PathBuf) -> Outcome {
+    /// `given`: the local path is the one that was typed; a symlink there is followed.
+    async fn entry(&mut self, path: Remote, attr: Attr, local: PathBuf, given: bool) -> Outcome {
         match attr.kind {
-            FileKind::Dir => Box::pin(self.directory(path, attr, local)).await,
+            FileKind::Dir => Box::pin(self.directory(path, attr, local, given)).await,
             FileKind::Symlink => self.symlink(&path, &attr, &local).await,
             FileKind::File => {
                 self.workers.progress.expect(attr.size);
@@ -177,10 +186,8 @@ impl Get {
         }
     }
 
-    async fn directory(&mut self, path: Remote, attr: Attr, local: PathBuf) -> Outcome {
-        if !local.is_dir() {
-            fs::create_dir(&local).map_err(|e| Failure::at("make directory", local.display(), e))?;
-        }
+    async fn directory(&mut self, path: Remote, attr: Attr, local: PathBuf, given: bool) -> Outcome {
+        make_directory(&local, given)?;
         self.workers.tally.dirs.fetch_add(1, Ordering::Relaxed);
         let mut after = 0;
         loop {
@@ -210,7 +217,7 @@ impl Get {
                 found.map_err(|fault| Failure::fault("get", &path, &fault))?
             }
         };
-        self.entry(path, attr, local).await
+        self.entry(path, attr, local, false).await
     }
 
     async fn symlink(&self, path: &Remote, attr: &Attr, local: &Path) -> Outcome {
@@ -248,7 +255,8 @@ async fn get_file(
 ) -> Outcome<u64> {
     let temporary = Temporary::beside(local);
     let failed = |e: std::io::Error| Failure::at("write", local.display(), e);
-    let mut file = tokio::fs::File::create_new(&temporary.0).await.map_err(failed)?;
+    let mut options = tokio::fs::File::options();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary.0).await.map_err(failed)?;
     file.set_max_buf_size(1 << 20);
     let length = read_into(shell, path, attr, &mut file, Some(progress)).await?;
     file.flush().await.map_err(failed)?;
@@ -257,8 +265,41 @@ async fn get_file(
     Ok(length)
 }
 
+/// A local directory, new (for its owner alone until it is complete) or there already.
+fn make_directory(local: &Path, follow: bool) -> Outcome {
+    let there = if follow { fs::metadata(local) } else { fs::symlink_metadata(local) };
+    match there {
+        Ok(there) if there.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::at("get", local.display(), "is there and not a directory").advice("move it away")),
+        Err(_) => {
+            let made = fs::DirBuilder::new().mode(0o700).create(local);
+            made.map_err(|e| Failure::at("make directory", local.display(), e))
+        }
+    }
+}
+
 /// Sets mode and time of a local file or directory.
 fn keep(file: &fs::File, attr: &Attr) -> std::io::Result<()> {
-    file.set_permissions(fs::Permissions::from_mode(attr.mode & 0o7777))?;
+    let here = file.metadata()?;
+    let mode = kept_mode(attr.mode, (attr.uid, attr.gid), (here.uid(), here.gid()));
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.set_times(fs::FileTimes::new().set_modified(system_time(attr.mtime)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symlink_where_a_directory_goes_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, link, new) = (dir.path().join("there"), dir.path().join("link"), dir.path().join("new"));
+        fs::create_dir(&there).unwrap();
+        std::os::unix::fs::symlink(&there, &link).unwrap();
+        make_directory(&there, false).unwrap();
+        make_directory(&link, true).unwrap();
+        assert!(make_directory(&link, false).unwrap_err().to_string().contains("not a directory"));
+        make_directory(&new, false).unwrap();
+        assert_eq!(fs::metadata(&new).unwrap().mode() & 0o777, 0o700, "others wait until it is complete");
+    }
 }

@@ -1,12 +1,13 @@
 //! `dfs put`: local files into dfs.
 //!
-//! Each file appears whole or not at all: it is written under a temporary name, made durable, and renamed. Mode and
-//! modification time are kept. Nothing is trusted to be there already: a `put` that is run again reads the local files
+//! Each file appears whole or not at all: it is written under a temporary name, made durable, and renamed. Permission bits
+//! and times are kept; setuid and setgid only if owner and group in dfs are those here. Below the
+//! destination no symlink is followed. Nothing is trusted to be there already: a `put` that is run again reads the local files
 //! again, but chunks that are stored are found by their hash and not sent (that is what makes it resumable).
 //! A `put` that is interrupted removes its temporary files; one that is killed leaves some `.dfs-put-*` behind.
 
 use super::connect::Shell;
-use super::copy::{CopyArgs, Tally, Workers, standard_file, temporary_name, time_of};
+use super::copy::{CopyArgs, Tally, Workers, kept_mode, standard_file, temporary_name, time_of};
 use super::failure::{Failure, Outcome};
 use super::remote::Remote;
 use clap::Args;
@@ -14,7 +15,7 @@ use client_fuse::OpenFlags;
 use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::name::Name;
-use common::proto::meta::{FileKind, NewNode, RenameMode, SetAttr, SetTime};
+use common::proto::meta::{Attr, FileKind, NewNode, RenameMode, SetAttr, SetTime};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -47,7 +48,7 @@ struct Put {
     workers: Workers,
     unfinished: Unfinished,
     /// Directories whose mode and time are set at the end, when nothing is written into them any more.
-    dirs: Vec<(InodeId, Metadata, Remote)>,
+    dirs: Vec<(Attr, Metadata, Remote)>,
 }
 
 /// Where one file goes.
@@ -100,8 +101,8 @@ impl Put {
             }
         }
         self.workers.finish().await;
-        for (ino, local, shown) in std::mem::take(&mut self.dirs).into_iter().rev() {
-            let set = self.shell.client.setattr(&self.shell.cred, ino, kept(&local)).await;
+        for (dir, local, shown) in std::mem::take(&mut self.dirs).into_iter().rev() {
+            let set = self.shell.client.setattr(&self.shell.cred, dir.ino, kept(&local, &dir)).await;
             if let Err(fault) = set {
                 self.workers.fail(Failure::fault("put", shown, &fault));
             }
@@ -178,18 +179,18 @@ impl Put {
 
     async fn directory(&mut self, path: PathBuf, local: Metadata, goal: Goal) -> Outcome {
         let list = fs::read_dir(&path).map_err(|e| Failure::at("read", path.display(), e))?;
-        let ino = self.make_dir(&goal, local.mode()).await?;
+        let made = self.make_dir(&goal, local.mode()).await?;
         self.workers.tally.dirs.fetch_add(1, Ordering::Relaxed);
         for entry in list {
             let result = match entry {
-                Ok(entry) => self.child(ino, &goal.shown, &entry).await,
+                Ok(entry) => self.child(made.ino, &goal.shown, &entry).await,
                 Err(error) => Err(Failure::at("read", path.display(), error)),
             };
             if let Err(failure) = result {
                 self.workers.fail(failure);
             }
         }
-        self.dirs.push((ino, local, goal.shown));
+        self.dirs.push((made, local, goal.shown));
         Ok(())
     }
 
@@ -203,14 +204,15 @@ impl Put {
     }
 
     /// A directory of that name, new or there already.
-    async fn make_dir(&self, goal: &Goal, mode: u32) -> Outcome<InodeId> {
+    async fn make_dir(&self, goal: &Goal, mode: u32) -> Outcome<Attr> {
         let (client, cred) = (&self.shell.client, &self.shell.cred);
-        match client.create(cred, goal.parent, &goal.name, NewNode::Dir, (mode & 0o7777) | 0o700).await {
-            Ok(attr) => Ok(attr.ino),
+        match client.create(cred, goal.parent, &goal.name, NewNode::Dir, (mode & 0o777) | 0o700).await {
+            Ok(attr) => Ok(attr),
             Err(Fault { kind: Kind::Exists, .. }) => {
-                let attr = self.shell.walk("put", &goal.shown, true).await?;
+                let found = client.lookup(cred, goal.parent, &goal.name).await; // a symlink is not followed
+                let attr = found.map_err(|fault| Failure::fault("put", &goal.shown, &fault))?;
                 if attr.kind == FileKind::Dir {
-                    return Ok(attr.ino);
+                    return Ok(attr);
                 }
                 Err(Failure::at("put", &goal.shown, "is there and not a directory").advice("move it away"))
             }
@@ -308,7 +310,7 @@ async fn write_temporary(
     progress: Option<client_fuse::Progress>,
 ) -> Result<u64, Fault> {
     let (client, cred) = (&shell.client, &shell.cred);
-    let mode = local.map_or(0o666 & !umask(), Metadata::mode) & 0o7777;
+    let mode = local.map_or(0o666 & !umask(), Metadata::mode) & 0o777;
     let flags = OpenFlags { write: true, ..OpenFlags::default() };
     let (handle, _) = client.create_open(cred, goal.parent, temporary, mode | 0o200, true, flags).await?;
     let written = client.put_stream(&handle, source, progress).await;
@@ -316,7 +318,7 @@ async fn write_temporary(
     let length = written?;
     released?;
     if let Some(local) = local {
-        client.setattr(cred, handle.ino(), kept(local)).await?;
+        client.setattr(cred, handle.ino(), kept(local, &handle.attr())).await?;
     }
     Ok(length)
 }
@@ -330,10 +332,10 @@ async fn finish_rename(shell: &Shell, goal: &Goal, temporary: &Name) -> Outcome 
     Ok(())
 }
 
-/// What is kept of a local file: permission bits and times.
-fn kept(local: &Metadata) -> SetAttr {
+/// What is kept of a local file: mode ([`kept_mode`]) and times. `copy`: what it became in dfs.
+fn kept(local: &Metadata, copy: &Attr) -> SetAttr {
     SetAttr {
-        mode: Some(local.mode() & 0o7777),
+        mode: Some(kept_mode(local.mode(), (local.uid(), local.gid()), (copy.uid, copy.gid))),
         mtime: Some(SetTime::At(time_of(local.mtime(), local.mtime_nsec()))),
         atime: Some(SetTime::At(time_of(local.atime(), local.atime_nsec()))),
         ..SetAttr::default()
