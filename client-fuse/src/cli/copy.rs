@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 /// Options of `put` and `get`.
 #[derive(Args, Clone, Debug)]
@@ -88,7 +88,9 @@ impl Workers {
 
     /// Starts a job, waiting while too many run.
     pub(crate) async fn start(&mut self, job: impl Future<Output = Outcome> + Send + 'static) {
-        while self.running.try_join_next().is_some() {}
+        while let Some(ended) = self.running.try_join_next() {
+            self.ended(ended);
+        }
         let slot = Arc::clone(&self.slots).acquire_owned().await.expect("never closed");
         let (progress, tally) = (self.progress.clone(), Arc::clone(&self.tally));
         self.running.spawn(async move {
@@ -108,7 +110,18 @@ impl Workers {
 
     /// Waits for all jobs.
     pub(crate) async fn finish(&mut self) {
-        while self.running.join_next().await.is_some() {}
+        while let Some(ended) = self.running.join_next().await {
+            self.ended(ended);
+        }
+    }
+
+    /// A job tells its failures itself, but not that it panicked.
+    fn ended(&self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            self.fail(Failure::new(format!("{error}")).advice("this is a bug: one path was not copied"));
+        }
     }
 
     /// Ends all jobs where they are.
@@ -143,6 +156,17 @@ pub(crate) fn time_of(secs: i64, nanos: i64) -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_job_that_panics_counts_as_a_failure() {
+        let mut workers = Workers::new(&CopyArgs { recursive: false, jobs: 2, quiet: true, json: false });
+        workers.start(async { panic!("in a test") }).await;
+        for _ in 0..3 {
+            workers.start(async { Ok(()) }).await;
+        }
+        workers.finish().await;
+        assert_eq!(workers.tally.failed.load(Ordering::Relaxed), 1);
+    }
 
     #[test]
     fn somebody_elses_setuid_program_does_not_become_ours() {

@@ -157,6 +157,13 @@ impl Registered {
         super::dev::process::runs_with(pid, mark.trim_end_matches('\n')).then_some(pid)
     }
 
+    /// True if the process ended without [`Registered::leave`], so without having saved what it held: it was killed, or
+    /// it aborted.
+    pub(crate) fn was_cut_off(&self, pid: i32) -> bool {
+        let text = fs::read_to_string(&self.pid_file).unwrap_or_default();
+        text.split_once('\n').is_some_and(|(first, _)| first.parse() == Ok(pid)) && self.pid().is_none()
+    }
+
     /// Why the last process could not save everything, once.
     pub(crate) fn take_error(&self) -> Option<String> {
         let text = fs::read_to_string(&self.error_file).ok()?;
@@ -187,6 +194,21 @@ mod tests {
         assert_eq!(parse(line), Some(wanted));
         assert_eq!(parse(b"rubbish"), None);
         assert_eq!(unescape(br"a\134b\0"), br"a\b\0");
+    }
+
+    #[test]
+    fn a_process_that_ends_without_leaving_was_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let of = Registered { pid_file: file("pid"), error_file: file("error"), log_file: file("log") };
+        let mut child = Command::new("sleep").arg("0").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        child.wait().unwrap();
+        fs::write(&of.pid_file, format!("{pid}\nsleep\n")).unwrap();
+        assert!(of.pid().is_none() && of.was_cut_off(pid));
+        assert!(!of.was_cut_off(pid + 1), "another one");
+        of.leave(None);
+        assert!(!of.was_cut_off(pid), "it had saved everything");
     }
 
     #[test]

@@ -55,6 +55,11 @@ pub(crate) async fn unmount(point: &Path, lazy: bool) -> Outcome {
     }
     match registered.take_error() {
         Some(error) => Err(Failure::at("unmount", point.display(), error)),
+        None if registered.was_cut_off(pid) => {
+            let text = format!("unmounted, but process {pid} died before it had saved everything");
+            Err(Failure::at("unmount", point.display(), text)
+                .advice("see its log: files that were open may be incomplete"))
+        }
         None => Ok(()),
     }
 }
