@@ -277,3 +277,22 @@ fn full_disks_are_an_error_and_what_was_acknowledged_stays() {
         content(file).check_file(&fresh.join(format!("file-{file}")), 8 << 20).unwrap();
     }
 }
+
+#[test]
+fn a_file_that_changes_while_it_is_put_is_said_to_have_changed() {
+    let cluster = Cluster::start_with(1, 1);
+    let local = tempfile::tempdir().unwrap();
+    let source = local.path().join("log");
+    Content::new(8, 1, 1).write_file(&source, 32 << 20).unwrap();
+    let mut log = std::fs::OpenOptions::new().append(true).open(&source).unwrap();
+    let mut put = cluster.command(&["put", source.to_str().unwrap(), "/log"]);
+    let mut put = put.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    while put.try_wait().unwrap().is_none() {
+        log.write_all(b"one more line\n").unwrap();
+    }
+    let ended = put.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success() && said.contains("changed while it was read"), "{said}");
+    cluster.dfs(&["stat", "/log"]).must();
+    cluster.dfs(&["put", source.to_str().unwrap(), "/log"]).must();
+}

@@ -4,7 +4,9 @@
 //! and times are kept; setuid and setgid only if owner and group in dfs are those here. Below the
 //! destination no symlink is followed. Nothing is trusted to be there already: a `put` that is run again reads the local files
 //! again, but chunks that are stored are found by their hash and not sent (that is what makes it resumable).
-//! A `put` that is interrupted removes its temporary files; one that is killed leaves some `.dfs-put-*` behind.
+//! A file that changes while it is read is stored as it was read, said, and counted as failed, as `tar` does.
+//! A `put` that is interrupted removes its temporary files; one that is killed leaves `.dfs-put-*` behind, which a later
+//! `put` of the same target by the same user removes ([`make_temporary`]).
 
 use super::connect::Shell;
 use super::copy::{CopyArgs, Tally, Workers, kept_mode, standard_file, temporary_name, time_of};
@@ -271,11 +273,24 @@ async fn put_file(
     progress: client_fuse::Progress,
     tally: &Tally,
 ) -> Outcome {
-    let mut source = tokio::fs::File::open(path).await.map_err(|e| Failure::at("read", path.display(), e))?;
+    let failed = |e| Failure::at("read", path.display(), e);
+    let mut source = tokio::fs::File::open(path).await.map_err(failed)?;
     source.set_max_buf_size(1 << 20);
+    let before = source.metadata().await.map_err(failed)?;
     let length = put_one(shell, unfinished, goal, &mut source, Some(local), Some(progress)).await?;
+    let after = source.metadata().await.map_err(failed)?;
     tally.file(length);
+    if has_changed(&before, &after) || length != after.len() {
+        let text = "changed while it was read: what is stored may be partly old, partly new";
+        return Err(Failure::at("put", path.display(), text).advice("run it again"));
+    }
     Ok(())
+}
+
+/// Whether somebody wrote to a local file between two looks at it.
+fn has_changed(before: &Metadata, after: &Metadata) -> bool {
+    let look = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+    look(before) != look(after)
 }
 
 /// Writes one file under a temporary name, makes it durable and gives it its name. Returns its length.
@@ -347,4 +362,26 @@ pub(super) fn umask() -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     line.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_write_between_two_looks_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, b"old").unwrap();
+        let look = || fs::metadata(&path).unwrap();
+        let before = look();
+        assert!(!has_changed(&before, &look()));
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        // As long as the file system's clock stands still, a write of the same length cannot be seen.
+        while look().mtime_nsec() == before.mtime_nsec() {
+            file.write_all_at(b"new", 0).unwrap();
+        }
+        assert!(has_changed(&before, &look()));
+    }
 }
