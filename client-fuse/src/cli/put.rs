@@ -13,11 +13,13 @@ use super::copy::{CopyArgs, Tally, Workers, kept_mode, standard_file, temporary_
 use super::failure::{Failure, Outcome};
 use super::remote::Remote;
 use clap::Args;
-use client_fuse::OpenFlags;
+use client_fuse::{Handle, OpenFlags};
 use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::name::Name;
 use common::proto::meta::{Attr, FileKind, NewNode, RenameMode, SetAttr, SetTime};
+use common::time::Time;
+use common::world::World;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -40,6 +42,11 @@ pub(crate) struct PutArgs {
     #[arg(required = true)]
     destination: OsString,
 }
+
+/// A temporary entry that was not touched for this long belongs to a put that was killed, in seconds.
+const LEFT_BEHIND_SECS: i64 = 24 * 3600;
+/// Temporary entries of one target that later puts find again; further ones get random names.
+const TEMPORARY_MAX: u32 = 8;
 
 /// Temporary files that are there now: an interruption removes them.
 type Unfinished = Arc<Mutex<BTreeSet<(InodeId, Vec<u8>)>>>;
@@ -225,11 +232,8 @@ impl Put {
     async fn symlink(&self, path: &Path, goal: &Goal) -> Outcome {
         let target = fs::read_link(path).map_err(|e| Failure::at("read", path.display(), e))?;
         let target = target.into_os_string().into_vec();
-        let (client, cred) = (&self.shell.client, &self.shell.cred);
-        let temporary = Name::new(temporary_name("put")).expect("a short plain name");
-        let mark = Mark::new(&self.unfinished, goal.parent, &temporary);
-        let made = client.create(cred, goal.parent, &temporary, NewNode::Symlink(target), 0o777).await;
-        made.map_err(|fault| Failure::fault("put", &goal.shown, &fault))?;
+        let made = make_temporary(&self.shell, &self.unfinished, goal, &What::Symlink(target)).await;
+        let (temporary, mark, _) = made.map_err(|fault| Failure::fault("put", &goal.shown, &fault))?;
         finish_rename(&self.shell, goal, &temporary).await?;
         mark.settled();
         self.workers.tally.links.fetch_add(1, Ordering::Relaxed);
@@ -293,6 +297,82 @@ fn has_changed(before: &Metadata, after: &Metadata) -> bool {
     look(before) != look(after)
 }
 
+/// A temporary entry to make.
+enum What {
+    /// A file of this mode, opened for writing.
+    File(u32),
+    /// A symlink to this.
+    Symlink(Vec<u8>),
+}
+
+impl What {
+    /// Makes it, if nothing has this name. `None`: it is no file.
+    async fn make(&self, shell: &Shell, parent: InodeId, name: &Name) -> Result<Option<Handle>, Fault> {
+        let (client, cred) = (&shell.client, &shell.cred);
+        match self {
+            What::File(mode) => {
+                let flags = OpenFlags { write: true, ..OpenFlags::default() };
+                let (handle, _) = client.create_open(cred, parent, name, *mode, true, flags).await?;
+                Ok(Some(handle))
+            }
+            What::Symlink(target) => {
+                client.create(cred, parent, name, NewNode::Symlink(target.clone()), 0o777).await.map(|_| None)
+            }
+        }
+    }
+}
+
+/// Makes the temporary entry of a target, and takes away what killed puts of the same target left ([`LEFT_BEHIND_SECS`]).
+/// To find that without listing a directory, temporary names follow from the target's name and a small number.
+async fn make_temporary<'a>(
+    shell: &Shell,
+    unfinished: &'a Unfinished,
+    goal: &Goal,
+    what: &What,
+) -> Result<(Name, Mark<'a>, Option<Handle>), Fault> {
+    let mut made = None;
+    for n in 0..TEMPORARY_MAX {
+        let name = numbered(&goal.name, n);
+        if made.is_none() {
+            let mark = Mark::new(unfinished, goal.parent, &name);
+            match what.make(shell, goal.parent, &name).await {
+                Ok(entry) if n == 0 => return Ok((name, mark, entry)), // nothing was left
+                Ok(entry) => {
+                    made = Some((name, mark, entry));
+                    continue;
+                }
+                Err(Fault { kind: Kind::Exists, .. }) => mark.settled(),
+                Err(fault) => return Err(fault),
+            }
+        }
+        match shell.client.lookup(&shell.cred, goal.parent, &name).await {
+            Ok(attr) if is_left_behind(&attr, shell.cred.uid, World::real().now()) => {
+                let _ = shell.client.unlink(&shell.cred, goal.parent, &name).await; // it is in nobody's way
+            }
+            Ok(_) => {}
+            Err(_) if made.is_some() => break, // no more of them
+            Err(_) => {}
+        }
+    }
+    if let Some(made) = made {
+        return Ok(made);
+    }
+    let name = Name::new(temporary_name("put")).expect("a short plain name");
+    let mark = Mark::new(unfinished, goal.parent, &name);
+    let entry = what.make(shell, goal.parent, &name).await?;
+    Ok((name, mark, entry))
+}
+
+fn numbered(target: &Name, n: u32) -> Name {
+    let hash = blake3::hash(target.as_bytes()).to_hex();
+    Name::new(format!(".dfs-put-{}-{n}", &hash[..16])).expect("a short plain name")
+}
+
+/// Whether a temporary entry is a killed put's of this user. One that is being written to changes all the time.
+fn is_left_behind(attr: &Attr, uid: u32, now: Time) -> bool {
+    attr.kind != FileKind::Dir && attr.uid == uid && attr.ctime.secs.saturating_add(LEFT_BEHIND_SECS) < now.secs
+}
+
 /// Writes one file under a temporary name, makes it durable and gives it its name. Returns its length.
 async fn put_one(
     shell: &Shell,
@@ -302,9 +382,11 @@ async fn put_one(
     local: Option<&Metadata>,
     progress: Option<client_fuse::Progress>,
 ) -> Outcome<u64> {
-    let temporary = Name::new(temporary_name("put")).expect("a short plain name");
-    let mark = Mark::new(unfinished, goal.parent, &temporary);
-    let written = write_temporary(shell, goal, &temporary, source, local, progress).await;
+    let mode = local.map_or(0o666 & !umask(), Metadata::mode) & 0o777;
+    let made = make_temporary(shell, unfinished, goal, &What::File(mode | 0o200)).await;
+    let (temporary, mark, handle) = made.map_err(|fault| Failure::fault("put", &goal.shown, &fault))?;
+    let handle = handle.expect("a file is opened when it is made");
+    let written = write_temporary(shell, &handle, source, local, progress).await;
     let done = match written {
         Ok(length) => finish_rename(shell, goal, &temporary).await.map(|()| length),
         Err(fault) => {
@@ -318,18 +400,14 @@ async fn put_one(
 
 async fn write_temporary(
     shell: &Shell,
-    goal: &Goal,
-    temporary: &Name,
+    handle: &Handle,
     source: &mut (dyn AsyncRead + Send + Unpin),
     local: Option<&Metadata>,
     progress: Option<client_fuse::Progress>,
 ) -> Result<u64, Fault> {
     let (client, cred) = (&shell.client, &shell.cred);
-    let mode = local.map_or(0o666 & !umask(), Metadata::mode) & 0o777;
-    let flags = OpenFlags { write: true, ..OpenFlags::default() };
-    let (handle, _) = client.create_open(cred, goal.parent, temporary, mode | 0o200, true, flags).await?;
-    let written = client.put_stream(&handle, source, progress).await;
-    let released = client.release(&handle).await;
+    let written = client.put_stream(handle, source, progress).await;
+    let released = client.release(handle).await;
     let length = written?;
     released?;
     if let Some(local) = local {
@@ -368,6 +446,35 @@ pub(super) fn umask() -> u32 {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn only_what_nobody_touched_for_a_day_is_left_behind() {
+        let time = |secs| Time { secs, nanos: 0 };
+        let attr = Attr {
+            ino: InodeId(9),
+            kind: FileKind::File,
+            mode: 0o600,
+            uid: 7,
+            gid: 7,
+            nlink: 1,
+            size: 0,
+            allocated: 0,
+            atime: time(0),
+            mtime: time(0),
+            ctime: time(1_000_000),
+            rdev: 0,
+            chunk_size: 4 << 20,
+            replicas: 3,
+            version: common::id::DataVersion(1),
+        };
+        assert!(is_left_behind(&attr, 7, time(1_000_000 + LEFT_BEHIND_SECS + 1)));
+        assert!(!is_left_behind(&attr, 7, time(1_000_000 + LEFT_BEHIND_SECS)), "it may still be written");
+        assert!(!is_left_behind(&attr, 8, time(2_000_000)), "somebody else's");
+        assert!(!is_left_behind(&Attr { kind: FileKind::Dir, ..attr }, 7, time(2_000_000)));
+        let name = |target: &str, n| numbered(&Name::new(target).unwrap(), n);
+        assert_eq!(name("a", 0), name("a", 0));
+        assert!(name("a", 0) != name("a", 1) && name("a", 0) != name("b", 0));
+    }
 
     #[test]
     fn a_write_between_two_looks_is_noticed() {
