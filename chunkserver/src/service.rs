@@ -26,8 +26,10 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+/// Copies that are read and hashed at once because readers asked for it, at most: each reads a whole chunk.
+const VERIFIES_MAX: usize = 2;
 /// Connections served at once; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 4096;
 /// A connection without a request for this long is closed. Longer than clients keep idle ones.
@@ -50,6 +52,7 @@ pub(crate) struct Shared {
     pub(crate) me: Me,
     pub(crate) pool: Pool,
     pub(crate) room: Room,
+    verifies: Semaphore,
     stores: StoreSet,
     registration: RwLock<Option<Arc<Registration>>>,
 }
@@ -98,7 +101,15 @@ async fn reserve(room: &Arc<Semaphore>, len: u64) -> Result<OwnedSemaphorePermit
 impl Shared {
     pub(crate) fn new(world: World, me: Me, stores: StoreSet) -> Shared {
         let pool = Pool::new(&world, &me);
-        Shared { world, me, pool, room: Room::new(), stores, registration: RwLock::new(None) }
+        Shared {
+            world,
+            me,
+            pool,
+            room: Room::new(),
+            verifies: Semaphore::new(VERIFIES_MAX),
+            stores,
+            registration: RwLock::new(None),
+        }
     }
 
     pub(crate) fn stores(&self) -> &StoreSet {
@@ -203,6 +214,7 @@ async fn handle(shared: &Shared, peer: &Peer, wire: &mut Wire, id: u32, request:
         }
         ChunkRequest::List { pg, after, limit } => list(shared, peer, pg, after, limit).await,
         ChunkRequest::Ping => ping(shared),
+        ChunkRequest::Verify { session, token, chunk } => verify(shared, peer, session, token, chunk).await,
     };
     send(wire, id, &answer.unwrap_or_else(ChunkAnswer::Failed), &[]).await
 }
@@ -215,6 +227,7 @@ fn name(request: &ChunkRequest) -> &'static str {
         ChunkRequest::Get { .. } => "get",
         ChunkRequest::List { .. } => "list",
         ChunkRequest::Ping => "ping",
+        ChunkRequest::Verify { .. } => "verify",
     }
 }
 
@@ -364,6 +377,21 @@ async fn get(
     let len = common::units::len_u32(part.bytes.len());
     let answer = ChunkAnswer::Got { chunk_len: part.chunk_len, start: part.start, len, proof: part.proof };
     Ok((answer, part.bytes, room))
+}
+
+/// Looks at a copy that a reader says is wrong. What is found is counted and logged by the store.
+async fn verify(shared: &Shared, peer: &Peer, session: SessionId, token: Mac, chunk: ChunkId) -> Answer {
+    shared.registration()?.check_read(chunk, session, token)?;
+    let enough = |_| Fault::new(Kind::Busy, format!("{chunk}: {VERIFIES_MAX} other copies are being verified"));
+    let _turn = shared.verifies.try_acquire().map_err(enough)?;
+    match shared.stores().verify(chunk).await {
+        Ok(()) => Ok(ChunkAnswer::Verified { sound: true }),
+        Err(error @ StoreError::Corrupt { .. }) => {
+            info!(%peer, chunk = %chunk, error = %error, "a reader was right about a damaged copy");
+            Ok(ChunkAnswer::Verified { sound: false })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn list(shared: &Shared, peer: &Peer, pg: PgId, after: Option<ChunkId>, limit: u32) -> Answer {

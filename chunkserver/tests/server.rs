@@ -13,6 +13,7 @@ use common::proto::chunk::{ChunkRef, ChunkRequest, WriteAuth};
 use common::wire::{DATA_MAX, Pool, Target, Wire};
 use common::world::World;
 use proptest::prelude::*;
+use std::path::Path;
 use std::time::Duration;
 use support::{CLUSTER, Cluster, EPOCH, LIMIT, PG_COUNT, SECRET, auth, bytes, chunk_of, config, serve_meta};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -191,6 +192,45 @@ async fn without_the_right_nothing_is_stored_or_shown() {
     let admin = Pool::new(&World::real(), &Me::unknown(Role::Admin));
     assert_eq!(admin.list(&to, pg, None, 10, LIMIT).await.unwrap(), (vec![chunk], false));
     assert_eq!(admin.list(&to, PgId(99), None, 10, LIMIT).await.unwrap_err().kind, Kind::Invalid);
+}
+
+/// Flips a byte in the middle of the one place where `needle` is stored below `dir`.
+fn flip(dir: &Path, needle: &[u8]) {
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            flip(&entry.path(), needle);
+            continue;
+        }
+        let mut bytes = std::fs::read(entry.path()).unwrap();
+        if let Some(at) = bytes.windows(needle.len()).position(|window| window == needle) {
+            bytes[at + needle.len() / 2] ^= 1;
+            std::fs::write(entry.path(), bytes).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_only_a_reader_knew_to_be_wrong_is_replaced() {
+    let cluster = Cluster::start(1).await;
+    let (to, data) = (cluster.target(0), bytes(5000, 1));
+    let chunk = chunk_of(&data);
+    let put = async || cluster.pool.put_small(&to, auth(), &[(chunk, data.clone())], LIMIT).await.unwrap();
+    let touch = async || cluster.pool.touch(&to, auth(), &[chunk], LIMIT).await.unwrap()[0].is_some();
+    let told = async |token| cluster.pool.verify(&to, (reader(), token), chunk.id, LIMIT).await;
+    let token = SECRET.read_token(chunk.id, reader(), EPOCH);
+    put().await;
+    assert_eq!(told(token).await, Ok(true), "nothing is wrong");
+    flip(&cluster.dirs[0].path().join("data"), &data);
+    assert!(touch().await, "written in this run, so it is vouched for: nobody has looked");
+    let other = SECRET.read_token(chunk.id, SessionId(5), EPOCH);
+    assert_eq!(told(other).await.unwrap_err().kind, Kind::Stale, "who may not read it may not have it read");
+    assert_eq!(told(token).await, Ok(false));
+    assert_eq!(cluster.servers[0].stores().stats().corrupt, 1);
+    assert!(!touch().await);
+    assert!(put().await[0].is_ok());
+    assert!(touch().await);
+    assert_eq!(read(&cluster.pool, &to, chunk, 0, chunk.len).await.unwrap(), data);
+    assert_eq!(told(token).await, Ok(true));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,13 +4,14 @@
 //! 1. [`Chunks::store`] returns receipts of every target that could be reached, at least `min(min_replicas, replicas)`
 //!    for each chunk, all made under one attempt.
 //! 2. [`Chunks::fetch`] returns bytes whose hash was checked here. A replica that is damaged, gone or slow costs time
-//!    only, as long as one good copy answers.
+//!    only, as long as one good copy answers. A server that sent wrong bytes is told ([`crate::report`]).
 //!
 //! A server that failed twice in a row is a *suspect* for [`SUSPECT_TIME`]: writers go round it, readers ask it last.
 //! That bridges the time until the cluster map says that it is down.
 
 use crate::link::{Hop, Servers};
 use crate::meta::Meta;
+use crate::report::Reports;
 use crate::stats::{Counters, add};
 use bytes::Bytes;
 use common::auth::{Attempt, Mac, Receipt};
@@ -112,6 +113,7 @@ pub(crate) struct Chunks {
     meta: Arc<Meta>,
     world: World,
     counters: Arc<Counters>,
+    reports: Reports,
     health: Mutex<BTreeMap<ServerId, Health>>,
 }
 
@@ -131,8 +133,14 @@ struct Work<'a> {
 }
 
 impl Chunks {
-    pub(crate) fn new(link: Arc<dyn Servers>, meta: Arc<Meta>, world: World, counters: Arc<Counters>) -> Chunks {
-        Chunks { link, meta, world, counters, health: Mutex::new(BTreeMap::new()) }
+    pub(crate) fn new(
+        link: Arc<dyn Servers>,
+        meta: Arc<Meta>,
+        world: World,
+        counters: Arc<Counters>,
+        reports: Reports,
+    ) -> Chunks {
+        Chunks { link, meta, world, counters, reports, health: Mutex::new(BTreeMap::new()) }
     }
 
     fn avoided(&self) -> BTreeSet<ServerId> {
@@ -431,6 +439,7 @@ impl Chunks {
         let result = self.verified(got, spot, range).await;
         if let Err(fault) = &result {
             self.count_failure(&at, spot, fault, began);
+            self.reports.wrong(at, reader, spot.id); // the server does not know: it sent them
         }
         (server, result)
     }

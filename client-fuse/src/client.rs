@@ -6,6 +6,7 @@ use crate::config::ClientConfig;
 use crate::core::Core;
 use crate::link::{RealServers, Servers};
 use crate::meta::unexpected;
+use crate::report::Reports;
 use crate::stats::Stats;
 use common::fault::{Fault, Kind};
 use common::hello::{Hello, Me, Role};
@@ -18,6 +19,7 @@ use common::proto::meta::{
 };
 use common::rpc::Caller;
 use common::task::Tasks;
+use common::wire::Pool;
 use common::world::World;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +54,8 @@ impl Client {
         let me = Me::new(Hello { role: Role::Client, cluster: config.cluster, epoch: Epoch(0), id: 0 });
         let tasks = Tasks::new();
         let link = Arc::new(RealServers::new(&world, &tasks, &me, &config.metaservers));
-        let client = Client::over(link, config, world, tasks).await?;
+        let reports = Reports::new(Arc::new(Pool::new(&world, &me)), tasks.clone());
+        let client = Client::over(link, reports, config, world, tasks).await?;
         let map = client.cluster_map();
         me.set_cluster(map.cluster, map.epoch);
         Ok(client)
@@ -61,11 +64,12 @@ impl Client {
     /// A client of these servers.
     pub(crate) async fn over(
         link: Arc<dyn Servers>,
+        reports: Reports,
         config: ClientConfig,
         world: World,
         tasks: Tasks,
     ) -> Result<Client, Fault> {
-        Ok(Client { core: Core::start(link, config, world, tasks).await? })
+        Ok(Client { core: Core::start(link, reports, config, world, tasks).await? })
     }
 
     /// Saves everything, closes the session, ends the background tasks. The first error is returned; what could not be

@@ -6,6 +6,7 @@ use crate::config::{ClientConfig, MEMORY_MIN};
 use crate::inode::Inode;
 use crate::link::Servers;
 use crate::meta::Meta;
+use crate::report::Reports;
 use crate::stats::Counters;
 use common::fault::Fault;
 use common::id::InodeId;
@@ -69,6 +70,7 @@ impl Core {
     /// Connects and starts the background tasks.
     pub(crate) async fn start(
         link: Arc<dyn Servers>,
+        reports: Reports,
         config: ClientConfig,
         world: World,
         tasks: Tasks,
@@ -79,7 +81,7 @@ impl Core {
         let memory = config.memory_bytes.max(MEMORY_MIN);
         let unsaved_max = memory / 2;
         let core = Arc::new(Core {
-            chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone()),
+            chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone(), reports),
             cache: ChunkCache::new(len_u64(memory - unsaved_max)),
             unsaved: Semaphore::new(unsaved_max),
             #[cfg(test)]

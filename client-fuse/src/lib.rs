@@ -8,7 +8,7 @@
 //! | `dirty`, `inode` | which bytes are unsaved, and how far each is on its way |
 //! | `write`, `plan`, `compact` | sealed, hashed, stored, committed; many small pieces made one chunk again |
 //! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
-//! | `chunks` | touch, put and get on replicas; what to do when one fails |
+//! | `chunks`, `report` | touch, put and get on replicas; what to do when one fails; telling a server of a wrong copy |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
 //! | `core`, `link` | what all share; the seam to the servers |
 //! | [`config`], [`stats`] | limits; counters |
@@ -38,6 +38,7 @@ mod link;
 mod meta;
 mod plan;
 mod read;
+mod report;
 mod session;
 pub mod stats;
 #[cfg(test)]

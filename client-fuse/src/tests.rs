@@ -2,15 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::as_conversions, reason = "test code")]
 
+use crate::report::{Reports, Verify};
 use crate::testing::FakeCluster;
 use crate::{Client, ClientConfig, Fallocate, Handle, OpenFlags, Seek};
 use bytes::Bytes;
+use common::auth::Mac;
 use common::fault::{Fault, Kind};
-use common::id::{InodeId, ServerId};
+use common::id::{ChunkId, InodeId, ServerId, SessionId};
 use common::name::Name;
 use common::proto::meta::{Cred, SetAttr};
 use common::task::Tasks;
+use common::wire::Target;
 use common::world::World;
+use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
@@ -22,7 +26,29 @@ const APPEND: OpenFlags = OpenFlags { append: true, ..READ_WRITE };
 
 async fn client(cluster: &Arc<FakeCluster>) -> Client {
     let config = ClientConfig { op_timeout: Duration::from_secs(20), ..ClientConfig::new(vec!["fake".into()]) };
-    Client::over(cluster.clone(), config, World::real(), Tasks::new()).await.unwrap()
+    let tasks = Tasks::new();
+    let reports = Reports::new(cluster.clone(), tasks.clone());
+    Client::over(cluster.clone(), reports, config, World::real(), tasks).await.unwrap()
+}
+
+impl Verify for FakeCluster {
+    fn verify<'a>(
+        &'a self,
+        at: &'a Target,
+        _: (SessionId, Mac),
+        chunk: ChunkId,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<bool, Fault>> {
+        Box::pin(async move {
+            let mut cluster = self.lock();
+            let chunks = &mut cluster.servers.get_mut(&at.server).unwrap().chunks;
+            let sound = chunks.get(&chunk).is_some_and(|bytes| ChunkId::of(bytes) == chunk);
+            if !sound {
+                chunks.remove(&chunk); // as good as absent: the next put writes it
+            }
+            Ok(sound)
+        })
+    }
 }
 
 async fn create(client: &Client, name: &str, flags: OpenFlags) -> Handle {
@@ -198,12 +224,23 @@ async fn a_damaged_replica_is_never_shown() {
             *bytes = Bytes::from(wrong);
         }
     };
+    let wrong = || {
+        let cluster = cluster.lock();
+        let all = cluster.servers.values().flat_map(|server| &server.chunks);
+        all.filter(|(id, bytes)| ChunkId::of(bytes) != **id).count()
+    };
     damage(1);
     damage(2);
+    let before = wrong();
     let second = client(&cluster).await;
     let other = second.open(&Cred::default(), handle.ino(), READ_WRITE).await.unwrap();
     assert!(bytes_of(&second, &other, 0, 500_000).await.unwrap() == data);
     assert!(second.stats().corrupt_replicas > 0);
+    // The servers are told of copies that only a reader knew to be wrong.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(wrong() < before);
     damage(3);
     damage(4);
     let third = client(&cluster).await;

@@ -245,6 +245,7 @@ fn data_plane(out: &mut Golden) {
         ChunkRequest::Get { session: SessionId(1), token: Mac([6; 16]), chunk: chunk.id, offset: 1, len: 2 },
         ChunkRequest::List { pg: PgId(3), after: Some(chunk.id), limit: 10 },
         ChunkRequest::Ping,
+        ChunkRequest::Verify { session: SessionId(1), token: Mac([6; 16]), chunk: chunk.id },
     ];
     for request in requests {
         out.line("ChunkRequest", &request);
@@ -258,6 +259,7 @@ fn data_plane(out: &mut Golden) {
         ChunkAnswer::Listed { chunks: vec![chunk], more: true },
         ChunkAnswer::Pong { server: ServerId(2) },
         ChunkAnswer::Failed(Fault::new(Kind::Corrupt, "bad")),
+        ChunkAnswer::Verified { sound: false },
     ];
     for answer in answers {
         out.line("ChunkAnswer", &answer);

@@ -4,9 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
 use std::path::Path;
-use tests::cluster::Cluster;
+use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::content::Content;
 use tests::damage::flip_stored;
+use tests::wait::wait_until;
 
 /// Chunks of the file that gets damaged: many, so that whatever two servers are damaged, one of them is asked first for
 /// some chunk.
@@ -54,6 +55,12 @@ fn prepare(content: Content, local: &Path) -> Cluster {
     cluster
 }
 
+/// Damaged copies that the chunkservers know of, together.
+fn known(cluster: &Cluster) -> u64 {
+    let status = cluster.status();
+    status["chunkservers"].as_array().unwrap().iter().map(|server| server["corrupt"].as_u64().unwrap()).sum()
+}
+
 #[test]
 fn another_replica_serves_the_read_and_when_all_are_damaged_it_fails() {
     tests::skip_if!(no_mount);
@@ -68,6 +75,8 @@ fn another_replica_serves_the_read_and_when_all_are_damaged_it_fails() {
         content.check_file(&back, LEN).unwrap();
         std::fs::remove_file(&back).unwrap();
     }
+    // No server has looked: the readers have told them, in the background.
+    wait_until("the servers know of damaged copies", PROCESS_LIMIT, || known(&cluster) > 0);
     let mount = cluster.mount("two-damaged");
     for at in places() {
         let bytes = read(&mount, at - 10, 5000).unwrap();
@@ -75,6 +84,8 @@ fn another_replica_serves_the_read_and_when_all_are_damaged_it_fails() {
     }
     let log = cluster.log("two-damaged");
     assert!(log.contains("damaged replica") && log.contains("chunk="), "met and nobody said so:\n{log}");
+    let told = ["chunk-1", "chunk-2"].iter().filter(|server| cluster.log(server).contains("damaged copy found"));
+    assert!(told.count() > 0, "a server that looked says what it found");
 
     damage(&cluster, content, "chunk-3");
     let ended = get(&cluster, &back).must_fail_cleanly();

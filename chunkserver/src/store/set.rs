@@ -232,7 +232,11 @@ impl StoreSet {
     /// # Errors
     /// As there, the first one; `NotFound` only if no directory has it.
     pub async fn verify(&self, id: ChunkId) -> Result<(), StoreError> {
-        self.each(id, async |store| store.verify(id).await).await
+        let mut outcome = Err(StoreError::NotFound { chunk: id });
+        for store in self.stores.iter() {
+            outcome = first_of(outcome, store.verify(id).await);
+        }
+        outcome
     }
 
     /// [`Store::delete`] of every copy.
@@ -240,17 +244,9 @@ impl StoreSet {
     /// # Errors
     /// As there, the first one; `NotFound` only if no directory has it.
     pub async fn delete(&self, id: ChunkId) -> Result<(), StoreError> {
-        self.each(id, async |store| store.delete(id).await).await
-    }
-
-    async fn each(&self, id: ChunkId, work: impl AsyncFn(&Store) -> Result<(), StoreError>) -> Result<(), StoreError> {
         let mut outcome = Err(StoreError::NotFound { chunk: id });
         for store in self.stores.iter() {
-            match (work(store).await, &outcome) {
-                (Err(StoreError::NotFound { .. }), _) => {}
-                (answer, Ok(()) | Err(StoreError::NotFound { .. })) => outcome = answer,
-                (_, Err(_)) => {}
-            }
+            outcome = first_of(outcome, store.delete(id).await);
         }
         outcome
     }
@@ -335,6 +331,15 @@ impl StoreSet {
 impl fmt::Debug for StoreSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.stores.iter()).finish()
+    }
+}
+
+/// The outcome over several directories: the first error, if any has the chunk.
+fn first_of(so_far: Result<(), StoreError>, answer: Result<(), StoreError>) -> Result<(), StoreError> {
+    match (&so_far, &answer) {
+        (_, Err(StoreError::NotFound { .. })) => so_far,
+        (Ok(()) | Err(StoreError::NotFound { .. }), _) => answer,
+        (Err(_), _) => so_far,
     }
 }
 

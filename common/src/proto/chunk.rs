@@ -84,6 +84,16 @@ pub enum ChunkRequest {
     },
     /// Is anybody there, with durable disks? Answer: `Pong`.
     Ping,
+    /// A reader got bytes that do not match the id: read the copy and hash it. One that is damaged is not vouched for
+    /// any more, and the next put replaces it. Answer: `Verified`.
+    Verify {
+        /// Who read.
+        session: SessionId,
+        /// Its right to this chunk.
+        token: Mac,
+        /// Which.
+        chunk: ChunkId,
+    },
 }
 
 /// The most chunks in one `Listed`.
@@ -124,4 +134,9 @@ pub enum ChunkAnswer {
     },
     /// The request failed as a whole.
     Failed(Fault),
+    /// The copy was read and hashed.
+    Verified {
+        /// It matches the id.
+        sound: bool,
+    },
 }

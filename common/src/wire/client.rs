@@ -153,6 +153,24 @@ impl Pool {
         Ok(Got { chunk_len, start, bytes: Bytes::from_owner(bytes), proof })
     }
 
+    /// Has a server read and hash its copy of a chunk, of which it sent bytes that do not match the id. True: it is
+    /// sound; else the server has marked it.
+    ///
+    /// # Errors
+    /// As [`Pool::get`]; `Busy`: it has enough of these to do.
+    pub async fn verify(
+        &self,
+        at: &Target,
+        (session, token): (SessionId, Mac),
+        chunk: ChunkId,
+        limit: Duration,
+    ) -> Result<bool, Fault> {
+        match self.call(at, "verify", &ChunkRequest::Verify { session, token, chunk }, &[], limit).await? {
+            ChunkAnswer::Verified { sound } => Ok(sound),
+            other => Err(unexpected(at, "verify", &other)),
+        }
+    }
+
     /// Chunks of a placement group on this server behind `after`, in id order, and whether more follow.
     ///
     /// # Errors
