@@ -2,7 +2,7 @@
 //!
 //! Done by the task that lands a file's flights, when none is waiting: so it never runs beside a commit of this client,
 //! and an `fsync` waits for at most one window. The commit names the data version whose bytes were read, so that a write
-//! of another client in between refuses it; nothing is lost by giving up, and it is tried again after more writes.
+//! of another client in between refuses it, and has the file's times and mode left alone; nothing is lost by giving up, and it is tried again after more writes.
 //!
 //! What is merged are neighbours shorter than [`SMALL_EXTENT`]: a log that grows by small appends is rewritten once per
 //! [`FRAGMENTS_MAX`] of them, not from the window's start each time.
@@ -130,10 +130,7 @@ impl Core {
         chunks: &[Outgoing],
         deadline: Instant,
     ) -> Result<(), Fault> {
-        let (replicas, mtime) = {
-            let state = inode.lock();
-            (state.attr.replicas, state.attr.mtime)
-        };
+        let replicas = inode.lock().attr.replicas;
         let stored = self.chunks.store(self.meta.attempt(), replicas, chunks, false, deadline).await?;
         let ranges: Vec<Range<u64>> = edits.iter().map(|edit| edit.at..edit.at + edit.len).collect();
         let commit = Commit {
@@ -145,7 +142,7 @@ impl Core {
             chunks: stored.chunks,
             attempt: stored.attempt,
             layout: stored.layout,
-            mtime: Some(mtime),
+            mtime: None,
         };
         match self.meta.submit(&Cred::default(), Op::Commit(commit), deadline).await?.outcome {
             Outcome::Committed { attr, .. } => {

@@ -271,7 +271,9 @@ impl Cluster {
             extents.learn(attr.version, at, &ExtentRun { extents: list, covered: end });
         }
         attr.size = attr.size.max(base + commit.grow);
-        attr.mtime = commit.mtime.unwrap_or_default();
+        if commit.base.is_none() {
+            attr.mtime = commit.mtime.unwrap_or_default();
+        }
         self.commits += 1;
         Ok(Outcome::Committed { attr: attr.clone(), offset: base })
     }

@@ -271,7 +271,8 @@ pub const SLOTS_MAX: u16 = 256;
 pub struct Commit {
     /// The file.
     pub ino: InodeId,
-    /// If given, refuse with `Stale` unless this is still the file's data version.
+    /// If given, refuse with `Stale` unless this is still the file's data version. The commit is then a compaction: the
+    /// same bytes in other chunks, so the file's times and mode stay as they are.
     pub base: Option<DataVersion>,
     /// What to replace, at most 1024 edits, applied in order. With `append`, offsets count from the end of the file
     /// as `apply` finds it.
@@ -287,7 +288,7 @@ pub struct Commit {
     pub attempt: Attempt,
     /// The layout the puts used.
     pub layout: LayoutVersion,
-    /// Modification time; `None`: the metaserver's time of the command.
+    /// Modification time; `None`: the metaserver's time of the command. Not looked at with `base`.
     pub mtime: Option<Time>,
 }
 

@@ -129,9 +129,11 @@ pub(super) fn commit(call: &mut Call<'_, '_>, commit: &Commit) -> Result<Outcome
             note_copies(call, chunk, config, file.replicas)?;
         }
     }
-    file.mtime = commit.mtime.unwrap_or(call.at);
-    file.ctime = call.at;
-    file.mode = access::without_set_id(&file, call.cred, false);
+    if commit.base.is_none() {
+        file.mtime = commit.mtime.unwrap_or(call.at);
+        file.ctime = call.at;
+        file.mode = access::without_set_id(&file, call.cred, false);
+    }
     call.put_inode(commit.ino, &file);
     Ok(Outcome::Committed { attr: file.attr(commit.ino), offset })
 }

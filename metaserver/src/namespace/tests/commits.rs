@@ -5,7 +5,7 @@ use crate::store::keys::{CLUSTER, COUNTERS, DEGRADED, HORIZON, MOVED};
 use crate::store::values::{Counters, Degraded, Horizon, Moved, Value};
 use bytes::Bytes;
 use common::kv::Batch;
-use common::proto::meta::SetAttr;
+use common::proto::meta::{SetAttr, SetTime};
 
 /// A file, and a commit that writes one stored chunk to it.
 fn ready(world: &mut World) -> (InodeId, Commit) {
@@ -154,6 +154,25 @@ fn the_base_version_guards_and_every_change_raises_it() {
     assert_eq!(world.attr(ino).version.0, 2);
     let (times_only, _) = world.commit(empty(ino)).unwrap();
     assert_eq!(times_only.version.0, 2, "nothing of the data changed");
+}
+
+#[test]
+fn compaction_changes_neither_times_nor_mode() {
+    let mut world = World::new();
+    let (ino, commit) = ready(&mut world);
+    world.commit(commit.clone()).unwrap();
+    let at = |secs| Time { secs, nanos: 0 };
+    let set = SetAttr { mode: Some(0o4755), mtime: Some(SetTime::At(at(7))), ..SetAttr::default() };
+    world.op(0, Op::SetAttr { ino, set }).unwrap();
+    let before = world.attr(ino);
+    // The client read the file's times before they were set.
+    let op = Op::Commit(Commit { base: Some(before.version), mtime: Some(at(3)), ..commit.clone() });
+    world.op(1000, op).unwrap();
+    let after = world.attr(ino);
+    assert_eq!(after.version.0, before.version.0 + 1);
+    assert_eq!((after.mtime, after.ctime, after.mode), (before.mtime, before.ctime, before.mode));
+    world.commit(commit).unwrap();
+    assert_ne!(world.attr(ino).mtime, before.mtime, "a write does");
 }
 
 #[test]
