@@ -139,14 +139,20 @@ impl Client {
     /// Takes the bytes: visible to every reader of this client at once, durable at the next `fsync`. Waits while too
     /// much is unsaved. Returns where they went (for `append`).
     pub async fn write(&self, handle: &Handle, offset: u64, bytes: Bytes) -> Result<u64, Fault> {
+        let OpenFlags { append, sync, .. } = handle.0.flags;
+        self.write_at(handle, (!append).then_some(offset), bytes, sync).await
+    }
+
+    /// As [`Client::write`], but whether it appends (`None`) and whether it is durable when it returns is said by the
+    /// caller and not by the handle: programs change both for one write or one open file.
+    pub async fn write_at(&self, handle: &Handle, offset: Option<u64>, bytes: Bytes, sync: bool) -> Result<u64, Fault> {
         let inside = &handle.0;
         if !inside.flags.write {
             return Err(Fault::new(Kind::Invalid, "not open for writing"));
         }
         inside.check()?;
-        let offset = if inside.flags.append { None } else { Some(offset) };
         let at = self.core.write(&inside.inode, offset, bytes).await?;
-        if inside.flags.sync {
+        if sync {
             self.fsync(handle).await?;
         }
         Ok(at)

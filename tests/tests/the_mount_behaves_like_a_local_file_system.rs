@@ -33,6 +33,7 @@ enum Op {
     Write { slot: u32, at: u64, len: usize, version: u64 },
     Append { slot: u32, len: usize, version: u64 },
     Read { slot: u32, at: u64, len: usize },
+    SetAppend { slot: u32, on: bool },
     SetLen { slot: u32, len: u64 },
     Punch { slot: u32, at: u64, len: u64, mode: i32 },
     Sync { slot: u32 },
@@ -85,7 +86,8 @@ fn draw(random: &mut StdRng, version: u64) -> Op {
         20..36 => Op::Write { slot, at, len, version },
         36..40 => Op::Append { slot, len, version },
         40..52 => Op::Read { slot, at, len },
-        52..55 => Op::SetLen { slot, len: at },
+        52 => Op::SetAppend { slot, on: at % 2 == 0 },
+        53..55 => Op::SetLen { slot, len: at },
         55..59 => Op::Punch { slot, at, len: 1 + at / 2, mode: modes[random.random_range(0..modes.len())] },
         59..62 => Op::Sync { slot },
         62..66 => Op::Stat { name },
@@ -164,6 +166,10 @@ impl Side {
                 }
                 bytes.truncate(read);
                 Ok(digest(&bytes))
+            }
+            Op::SetAppend { slot, on } => {
+                let flags = if on { nix::fcntl::OFlag::O_APPEND } else { nix::fcntl::OFlag::empty() };
+                Ok(nix::fcntl::fcntl(self.file(slot)?, nix::fcntl::FcntlArg::F_SETFL(flags)).map(|_| String::new())?)
             }
             Op::SetLen { slot, len } => self.file(slot)?.set_len(len).map(done),
             Op::Punch { slot, at, len, mode } => {

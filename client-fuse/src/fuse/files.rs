@@ -12,7 +12,6 @@ use nix::fcntl::OFlag;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::OnceCell;
 
 /// The kernel's own flag for a file that is opened to be executed (`__FMODE_EXEC`).
 const OPEN_FOR_EXEC: i32 = 0x20;
@@ -28,8 +27,31 @@ const SEEK_HOLE: i32 = 4;
 pub(super) struct OpenFile {
     handle: Handle,
     flags: OpenFlags,
-    /// Of a file opened for appending: a second handle that writes where it is told, for pages written through `mmap`.
-    plain: OnceCell<Handle>,
+}
+
+/// A write as the kernel asks for it.
+pub(super) struct Write {
+    pub(super) offset: u64,
+    pub(super) bytes: Bytes,
+    /// The file's flags now, as in `open(2)`, with those of this one write.
+    pub(super) flags: i32,
+    /// The kernel writes back a mapped page; it chose any handle of the file that may write, and sends no flags.
+    pub(super) from_pages: bool,
+    /// A program that is not root wrote, setuid and setgid go.
+    pub(super) kill: bool,
+}
+
+impl Write {
+    /// Whether it goes to the end of the file: `fcntl` may have changed what `open` said.
+    fn appends(&self) -> bool {
+        !self.from_pages && OFlag::from_bits_retain(self.flags).contains(OFlag::O_APPEND)
+    }
+
+    /// Whether it is durable when it is answered: the whole file is, or this write (`RWF_DSYNC`, `mount -o sync`).
+    fn is_synced(&self, opened: OpenFlags) -> bool {
+        let asked = OFlag::from_bits_retain(self.flags).intersects(OFlag::O_SYNC | OFlag::O_DSYNC);
+        opened.sync || (asked && !self.from_pages)
+    }
 }
 
 /// Open files by the kernel's handle.
@@ -96,7 +118,7 @@ impl Shared {
         } else if keep {
             answer |= FopenFlags::FOPEN_KEEP_CACHE;
         }
-        let number = self.files.insert(OpenFile { handle, flags: wanted, plain: OnceCell::new() });
+        let number = self.files.insert(OpenFile { handle, flags: wanted });
         (number, answer)
     }
 
@@ -106,29 +128,15 @@ impl Shared {
         self.client.read(&file.handle, offset, len).await
     }
 
-    /// Writes. `from_pages`: the kernel writes back a mapped page; it chose any handle of the file that may write.
-    /// `kill`: a program that is not root wrote, setuid and setgid go.
-    pub(super) async fn write_file(
-        &self,
-        number: u64,
-        offset: u64,
-        bytes: Bytes,
-        from_pages: bool,
-        kill: bool,
-    ) -> Result<(), Fault> {
+    /// Writes.
+    pub(super) async fn write_file(&self, number: u64, write: Write) -> Result<(), Fault> {
         let file = self.files.get(number)?;
         let ino = file.handle.ino();
-        if kill && self.inodes.is_privileged(ino) {
+        if write.kill && self.inodes.is_privileged(ino) {
             self.drop_privilege(ino).await?;
         }
-        let written = if from_pages && file.flags.append {
-            let flags = OpenFlags { append: false, truncate: false, ..file.flags };
-            let root = Cred::default(); // the right to write was checked when the file was opened
-            let plain = file.plain.get_or_try_init(|| self.client.open(&root, ino, flags)).await?;
-            self.client.write(plain, offset, bytes).await
-        } else {
-            self.client.write(&file.handle, offset, bytes).await
-        };
+        let (offset, sync) = ((!write.appends()).then_some(write.offset), write.is_synced(file.flags));
+        let written = self.client.write_at(&file.handle, offset, write.bytes, sync).await;
         self.inodes.changed(ino);
         written.map(|_| ())
     }
@@ -153,12 +161,7 @@ impl Shared {
         if !file.flags.write {
             return Ok(());
         }
-        let flushed = self.client.flush(&file.handle).await;
-        let plain = match file.plain.get() {
-            Some(plain) => self.client.flush(plain).await,
-            None => Ok(()),
-        };
-        flushed.and(plain)
+        self.client.flush(&file.handle).await
     }
 
     /// `fsync(2)`.
@@ -170,9 +173,6 @@ impl Shared {
     /// The last `close`.
     pub(super) async fn release_file(&self, number: u64) -> Result<(), Fault> {
         let Some(file) = self.files.remove(number) else { return Ok(()) };
-        if let Some(plain) = file.plain.get() {
-            self.client.release(plain).await?;
-        }
         self.client.release(&file.handle).await
     }
 
@@ -242,6 +242,22 @@ mod tests {
         assert!(append.write && append.append && !append.read && !append.sync);
         let both = flags(OFlag::O_RDWR | OFlag::O_TRUNC | OFlag::O_DSYNC);
         assert!(both.read && both.write && both.truncate && both.sync);
+    }
+
+    #[test]
+    fn a_write_appends_and_syncs_as_its_own_flags_say() {
+        let opened = |bits: OFlag| open_flags((OFlag::O_RDWR | bits).bits());
+        let write = |bits: OFlag, from_pages| {
+            let flags = (OFlag::O_RDWR | bits).bits();
+            Write { offset: 7, bytes: Bytes::new(), flags, from_pages, kill: false }
+        };
+        let (none, append, dsync) = (OFlag::empty(), OFlag::O_APPEND, OFlag::O_DSYNC);
+        assert!(!write(none, false).appends(), "F_SETFL has cleared what open said");
+        assert!(write(append, false).appends());
+        assert!(!write(append, true).appends(), "a page knows its place");
+        assert!(write(dsync, false).is_synced(opened(none)), "RWF_DSYNC");
+        assert!(write(none, false).is_synced(opened(dsync)));
+        assert!(!write(none, false).is_synced(opened(append)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Every request the kernel can send, in the order of `fuser::Filesystem`: takes it apart and hands it on.
 
 use super::attrs::{file_attr, ino, new_node, set_time};
-use super::files::{Opened, open_flags, reply_pieces};
+use super::files::{Opened, Write, open_flags, reply_pieces};
 use super::serve::{Op, Refuse};
 use super::{BACKGROUND_MAX, Shared, TTL, WRITE_MAX};
 use bytes::Bytes;
@@ -302,16 +302,21 @@ impl Filesystem for Kernel {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let shared = Arc::clone(&self.0);
         let bytes = Bytes::copy_from_slice(data); // the only copy: the kernel's buffer is used again at once
         let len = len_u32(data.len());
-        let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let work = async move { shared.write_file(handle.0, offset, bytes, from_pages, kill).await };
+        let write = Write {
+            offset,
+            bytes,
+            flags: flags.0,
+            from_pages: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            kill: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        let work = async move { shared.write_file(handle.0, write).await };
         self.0.serve(op("write", number), reply, work, move |_, reply, ()| reply.written(len));
     }
 
