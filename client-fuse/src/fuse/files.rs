@@ -138,7 +138,7 @@ impl Shared {
         let (offset, sync) = ((!write.appends()).then_some(write.offset), write.is_synced(file.flags));
         let written = self.client.write_at(&file.handle, offset, write.bytes, sync).await;
         self.inodes.changed(ino);
-        written.map(|_| ())
+        self.inodes.saved(ino, written.map(|_| ()))
     }
 
     /// Takes setuid and setgid away before somebody who is not root changes the contents.
@@ -161,19 +161,19 @@ impl Shared {
         if !file.flags.write {
             return Ok(());
         }
-        self.client.flush(&file.handle).await
+        self.inodes.saved(file.handle.ino(), self.client.flush(&file.handle).await)
     }
 
     /// `fsync(2)`.
     pub(super) async fn sync_file(&self, number: u64) -> Result<(), Fault> {
         let file = self.files.get(number)?;
-        self.client.fsync(&file.handle).await
+        self.inodes.saved(file.handle.ino(), self.client.fsync(&file.handle).await)
     }
 
     /// The last `close`.
     pub(super) async fn release_file(&self, number: u64) -> Result<(), Fault> {
         let Some(file) = self.files.remove(number) else { return Ok(()) };
-        self.client.release(&file.handle).await
+        self.inodes.saved(file.handle.ino(), self.client.release(&file.handle).await)
     }
 
     /// `fallocate(2)`.

@@ -3,13 +3,15 @@
 //! Invariants:
 //! 1. An inode is here from the reply that first shows it to the kernel until the kernel has forgotten it as often as
 //!    it was shown (`lookups`), so memory is bounded by the kernel's own inode cache.
-//! 2. `pages` is the data version the kernel's pages were read at, or `None` if that is not known. Pages are kept at an
-//!    open only if the file still has that version.
+//! 2. `pages` is the data version the kernel's pages were read at, or `None` if that is not known: also when a write
+//!    could not be saved, for written bytes are in the pages too. Pages are kept at an open only if the file still has
+//!    that version.
 //! 3. `changed` is above the mark ([`Inodes::mark`]) taken before a listing began iff this mount changed the inode
 //!    since: attributes in that listing are then stale and must not reach the kernel (an old size would cut the file).
 //! 4. `after` holds attributes that include every change this mount has finished; a directory that files are created in
 //!    is asked about after each of them.
 
+use common::fault::Fault;
 use common::id::{DataVersion, InodeId};
 use common::proto::meta::Attr;
 use std::collections::HashMap;
@@ -79,6 +81,16 @@ impl Inodes {
         known.pages.replace(version) == Some(version)
     }
 
+    /// What became of writes to a file. After an error its pages may show bytes that exist nowhere else.
+    pub(crate) fn saved(&self, ino: InodeId, outcome: Result<(), Fault>) -> Result<(), Fault> {
+        if outcome.is_err()
+            && let Some(known) = self.table().known.get_mut(&ino)
+        {
+            known.pages = None;
+        }
+        outcome
+    }
+
     /// This mount changed the inode.
     pub(crate) fn changed(&self, ino: InodeId) {
         let mut table = self.table();
@@ -141,6 +153,7 @@ pub(crate) fn without_privilege(mode: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::fault::Kind;
     use common::proto::meta::FileKind;
     use common::time::Time;
 
@@ -184,6 +197,17 @@ mod tests {
         assert!(!inodes.opened(InodeId(7), DataVersion(1)));
         assert!(inodes.opened(InodeId(7), DataVersion(1)));
         assert!(!inodes.opened(InodeId(7), DataVersion(2)));
+    }
+
+    #[test]
+    fn pages_are_not_kept_after_a_write_that_could_not_be_saved() {
+        let inodes = Inodes::default();
+        inodes.shown(&attr(7, 0o644));
+        inodes.opened(InodeId(7), DataVersion(1));
+        inodes.saved(InodeId(7), Ok(())).unwrap();
+        assert!(inodes.opened(InodeId(7), DataVersion(1)));
+        inodes.saved(InodeId(7), Err(Fault::new(Kind::NoSession, "lost"))).unwrap_err();
+        assert!(!inodes.opened(InodeId(7), DataVersion(1)), "the version is the old one, the pages are not");
     }
 
     #[test]
