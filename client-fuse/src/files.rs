@@ -83,6 +83,7 @@ impl Client {
         match self.core.meta.submit(cred, op, self.core.meta.deadline()).await?.outcome {
             Outcome::Created { attr, new, parent: directory } => {
                 let run = new.then_some(ExtentRun { extents: Vec::new(), covered: u64::MAX });
+                let flags = OpenFlags { truncate: flags.truncate && !new, ..flags };
                 Ok((self.opened(cred, &attr, run, flags).await?, new, directory))
             }
             other => Err(unexpected("create", &other)),
@@ -111,17 +112,15 @@ impl Client {
         }
         let handle = Handle(Arc::new(Inside::new(&self.core, cred, attr, flags)));
         let inside = &handle.0;
-        let size = {
+        if let Some(run) = run {
             let mut state = inside.inode.lock();
-            if let Some(run) = run {
-                state.extents.learn(attr.version, 0, &run);
-                if state.fragments.is_empty() {
-                    state.count_fragments(run.extents.iter().map(|extent| extent.at..extent.at + extent.len));
-                }
+            state.extents.learn(attr.version, 0, &run);
+            if state.fragments.is_empty() {
+                state.count_fragments(run.extents.iter().map(|extent| extent.at..extent.at + extent.len));
             }
-            state.size()
-        };
-        if flags.truncate && size > 0 {
+        }
+        if flags.truncate {
+            // Of an empty file too: its times change.
             let set = SetAttr { size: Some(0), opened: true, ..SetAttr::default() };
             self.core.set_attr_saved(&inside.inode, cred, set).await?;
         }

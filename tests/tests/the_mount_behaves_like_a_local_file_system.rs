@@ -324,6 +324,18 @@ fn extended_attributes_holes_and_rename_flags_work_as_locally() {
 }
 
 #[test]
+fn opening_to_truncate_renews_the_times_of_an_empty_file_too() {
+    tests::skip_if!(no_mount);
+    let mut cluster = Cluster::start_with(1, 1);
+    let stamp = cluster.mount("m").join("stamp");
+    let old = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    File::create(&stamp).unwrap().set_modified(old).unwrap();
+    assert_eq!(std::fs::metadata(&stamp).unwrap().modified().unwrap(), old);
+    File::create(&stamp).unwrap();
+    assert!(std::fs::metadata(&stamp).unwrap().modified().unwrap() > old, "what is made from it is out of date");
+}
+
+#[test]
 fn many_threads_on_one_mount_do_not_disturb_each_other() {
     tests::skip_if!(no_mount);
     let mut cluster = Cluster::start();
