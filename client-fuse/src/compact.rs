@@ -4,7 +4,7 @@
 //! and an `fsync` waits for at most one window. The commit names the data version whose bytes were read, so that a write
 //! of another client in between refuses it, and has the file's times and mode left alone; nothing is lost by giving up, and it is tried again after more writes.
 //!
-//! What is merged are neighbours shorter than [`SMALL_EXTENT`]: a log that grows by small appends is rewritten once per
+//! What is merged are neighbours shorter than [`SMALL_EXTENT`], with the small holes between them: a log that grows by small appends is rewritten once per
 //! [`FRAGMENTS_MAX`] of them, not from the window's start each time.
 
 use crate::chunks::Outgoing;
@@ -30,6 +30,8 @@ const FRAGMENTS_MAX: u32 = 128;
 const SMALL_EXTENT: u64 = 256 << 10;
 /// Fewer neighbours than this are left alone.
 const NEIGHBOURS_MIN: usize = 8;
+/// A hole between two of them up to this long is filled with zeros, in bytes: it costs an extent as bytes do.
+const HOLE_MAX: u64 = 16 << 10;
 /// Windows of one file that are counted.
 const WINDOWS_MAX: usize = 4096;
 
@@ -157,16 +159,22 @@ impl Core {
     }
 }
 
-/// The runs of small extents without holes between them that are worth merging.
+/// The runs of small extents with at most small holes between them that are worth merging.
 fn neighbours(parts: Vec<Part>) -> Vec<Vec<Part>> {
     let mut runs: Vec<Vec<Part>> = vec![Vec::new()];
     for part in parts {
-        let small = part.1.is_some() && part.0.end - part.0.start < SMALL_EXTENT;
+        let len = part.0.end - part.0.start;
         match runs.last_mut() {
-            Some(run) if small => run.push(part),
+            Some(run) if part.1.is_some() && len < SMALL_EXTENT => run.push(part),
+            Some(run) if part.1.is_none() && len <= HOLE_MAX && !run.is_empty() => run.push(part),
             _ => runs.push(Vec::new()),
         }
     }
-    runs.retain(|run| run.len() >= NEIGHBOURS_MIN);
+    for run in &mut runs {
+        while run.last().is_some_and(|(_, extent)| extent.is_none()) {
+            run.pop();
+        }
+    }
+    runs.retain(|run| run.iter().filter(|(_, extent)| extent.is_some()).count() >= NEIGHBOURS_MIN);
     runs
 }

@@ -5,20 +5,22 @@
 //! 2. In a known range, what no extent covers is a hole.
 
 use common::id::DataVersion;
-use common::proto::meta::{Extent, ExtentRun, Source};
+use common::proto::meta::{EXTENTS_PER_ANSWER, Extent, ExtentRun, Source};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The most extents kept of one file; beyond that it starts anew.
-const EXTENTS_KEPT_MAX: usize = 16_384;
+/// The most extents kept of one file; beyond that it starts anew with the last answer. (Few in tests, so that they see it.)
+const EXTENTS_KEPT_MAX: usize = if cfg!(test) { 700 } else { 16_384 };
 
 /// A range and the extent that covers it, cut to it; `None`: a hole.
 pub(crate) type Part = (Range<u64>, Option<Extent>);
 
 /// Extents of one version of a file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Extents {
     version: DataVersion,
+    /// The most that are kept.
+    most: usize,
     map: BTreeMap<u64, Extent>,
     /// Known ranges, start to end, not touching each other.
     known: BTreeMap<u64, u64>,
@@ -27,7 +29,12 @@ pub(crate) struct Extents {
 impl Extents {
     /// Nothing is known of this version, except that an empty file has no extents.
     pub(crate) fn new(version: DataVersion) -> Extents {
-        Extents { version, ..Extents::default() }
+        Extents::keeping(version, EXTENTS_KEPT_MAX)
+    }
+
+    /// As [`Extents::new`], with another limit.
+    pub(crate) fn keeping(version: DataVersion, most: usize) -> Extents {
+        Extents { version, most, map: BTreeMap::new(), known: BTreeMap::new() }
     }
 
     /// The version they are of.
@@ -37,7 +44,12 @@ impl Extents {
 
     /// Forgets everything; what comes is of this version.
     pub(crate) fn reset(&mut self, version: DataVersion) {
-        *self = Extents::new(version);
+        *self = Extents::keeping(version, self.most);
+    }
+
+    /// True if the next answer may make it start anew: who needs more uses what is known first.
+    pub(crate) fn is_full(&self) -> bool {
+        self.map.len() + EXTENTS_PER_ANSWER > self.most
     }
 
     /// Takes an answer about everything from `from` on. An older version is ignored, a newer one replaces all.
@@ -45,7 +57,7 @@ impl Extents {
         if version < self.version || run.covered <= from {
             return;
         }
-        if version > self.version || self.map.len() + run.extents.len() > EXTENTS_KEPT_MAX {
+        if version > self.version || self.map.len() + run.extents.len() > self.most {
             self.reset(version);
         }
         self.forget(from..run.covered);
@@ -74,7 +86,7 @@ impl Extents {
     }
 
     /// The extents that overlap a range, cut to it, and `None`s for holes; all if the whole range is known, else the
-    /// first byte that is not.
+    /// first byte that is not: before it, everything is.
     pub(crate) fn find(&self, range: Range<u64>) -> Result<Vec<Part>, u64> {
         let known_to = match self.known.range(..=range.start).next_back() {
             Some((_, end)) if *end > range.start => *end,

@@ -2,6 +2,7 @@
 
 use crate::client::{Client, not_a_file};
 use crate::core::Core;
+use crate::extents::Part;
 use crate::handle::{Handle, Inside, OpenFlags};
 use crate::inode::Inode;
 use crate::meta::unexpected;
@@ -21,8 +22,6 @@ use tokio::time::{Instant, timeout_at};
 const PUT_PIECE: usize = 1 << 20;
 /// A piece of [`Client::get_stream`], in bytes.
 const GET_PIECE: u32 = 4 << 20;
-/// How far [`Client::seek`] looks at once, in bytes.
-const SEEK_STEP: u64 = 8 << 30;
 
 /// What [`Client::fallocate`] does to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,13 +206,11 @@ impl Client {
         let size = inside.inode.lock().size();
         let mut at = offset;
         while at < size {
-            let step = at..size.min(at + SEEK_STEP);
-            let parts = self.core.extents(&inside.inode, &inside.cred, step.clone(), deadline).await?;
-            let is_hole = |part: &Option<common::proto::meta::Extent>| part.is_none();
-            let wanted = parts.into_iter().find(|(_, part)| is_hole(part) == (what == Seek::Hole));
-            match wanted {
-                Some((range, _)) => return Ok(Some(range.start)),
-                None => at = step.end,
+            let parts = self.core.first_extents(&inside.inode, &inside.cred, at..size, deadline).await?;
+            at = parts.last().expect("at least one part").0.end;
+            let is_wanted = |part: &&Part| part.1.is_none() == (what == Seek::Hole);
+            if let Some((range, _)) = parts.iter().find(is_wanted) {
+                return Ok(Some(range.start));
             }
         }
         Ok((what == Seek::Hole && offset < size).then_some(size))

@@ -6,7 +6,7 @@
 use crate::cache::Find;
 use crate::chunks::Spot;
 use crate::core::Core;
-use crate::extents::Part;
+use crate::extents::{Extents, Part};
 use crate::handle::Inside;
 use crate::inode::Inode;
 use crate::meta::unexpected;
@@ -103,7 +103,7 @@ impl Core {
         Ok(out)
     }
 
-    /// Committed bytes of a range: extents that turn out to be out of date are asked for once more.
+    /// Committed bytes of a range.
     async fn committed(
         self: &Arc<Self>,
         handle: &Inside,
@@ -112,14 +112,32 @@ impl Core {
         deadline: Instant,
         out: &mut Vec<Bytes>,
     ) -> Result<(), Fault> {
+        let mut at = range.start;
+        while at < range.end {
+            at = self.committed_first(handle, at..range.end, whole, deadline, out).await?;
+        }
+        Ok(())
+    }
+
+    /// As much of the front of a range as has its extents known at once; returns where that ends. Extents that turn out
+    /// to be out of date are asked for once more.
+    async fn committed_first(
+        self: &Arc<Self>,
+        handle: &Inside,
+        range: Range<u64>,
+        whole: bool,
+        deadline: Instant,
+        out: &mut Vec<Bytes>,
+    ) -> Result<u64, Fault> {
         for again in [true, false] {
             let parts = self.extents(&handle.inode, &handle.cred, range.clone(), deadline).await?;
+            let end = parts.last().expect("at least one part").0.end;
             let reads =
                 parts.into_iter().map(|(range, extent)| self.part(&handle.inode, range, extent, whole, deadline));
             match try_join_all(reads).await {
                 Ok(parts) => {
                     out.extend(parts.into_iter().flatten());
-                    return Ok(());
+                    return Ok(end);
                 }
                 Err(fault) if again && fault.kind != Kind::Unavailable => {
                     let mut state = handle.inode.lock();
@@ -132,7 +150,8 @@ impl Core {
         unreachable!("the second try returns")
     }
 
-    /// Where the bytes of a range are, from what is known or from the metaservers.
+    /// Where the bytes of a range, which is not empty, are, from what is known or from the metaservers. At least one
+    /// part; fewer than all only if there are more extents in the range than are kept of a file.
     pub(crate) async fn extents(
         &self,
         inode: &Inode,
@@ -140,11 +159,38 @@ impl Core {
         range: Range<u64>,
         deadline: Instant,
     ) -> Result<Vec<Part>, Fault> {
+        self.find_extents(inode, cred, range, deadline, Extents::is_full).await
+    }
+
+    /// As [`Core::extents`], but without asking for more than the first of them.
+    pub(crate) async fn first_extents(
+        &self,
+        inode: &Inode,
+        cred: &Cred,
+        range: Range<u64>,
+        deadline: Instant,
+    ) -> Result<Vec<Part>, Fault> {
+        self.find_extents(inode, cred, range, deadline, |_| true).await
+    }
+
+    async fn find_extents(
+        &self,
+        inode: &Inode,
+        cred: &Cred,
+        range: Range<u64>,
+        deadline: Instant,
+        is_enough: impl Fn(&Extents) -> bool,
+    ) -> Result<Vec<Part>, Fault> {
         for _ in 0..EXTENT_ROUNDS_MAX {
-            let found = inode.lock().extents.find(range.clone());
-            let from = match found {
-                Ok(parts) => return Ok(parts),
-                Err(unknown) => unknown,
+            let from = {
+                let state = inode.lock();
+                match state.extents.find(range.clone()) {
+                    Ok(parts) => return Ok(parts),
+                    Err(unknown) if unknown > range.start && is_enough(&state.extents) => {
+                        return Ok(state.extents.find(range.start..unknown).expect("known up to there"));
+                    }
+                    Err(unknown) => unknown,
+                }
             };
             let to = range.end.max(from.saturating_add(EXTENTS_AHEAD));
             match self.meta.query(cred, Query::Extents { ino: inode.ino, from, to }, deadline).await? {

@@ -343,7 +343,7 @@ fn with_token(mut extent: Extent, secret: Secret, session: SessionId) -> Extent 
 }
 
 fn new_file(ino: InodeId, chunk_size: u32) -> (Attr, Extents) {
-    let mut extents = Extents::default();
+    let mut extents = Extents::keeping(DataVersion::default(), usize::MAX);
     carry(&mut extents, DataVersion(1));
     let attr = Attr {
         ino,

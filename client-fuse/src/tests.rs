@@ -394,3 +394,52 @@ async fn many_small_pieces_become_one_chunk_again() {
     assert!(bytes_of(&client, &handle, 0, 1 << 20).await.unwrap() == model);
     assert!(client.getattr(&Cred::default(), handle.ino()).await.unwrap().mtime >= mtime);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_file_with_more_extents_than_are_kept_can_be_read_and_sought() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let first = client(&cluster).await;
+    let handle = create(&first, "image", READ_WRITE).await;
+    let (count, stride) = (1000, u64::from(CHUNK));
+    let piece = |i: u64| Bytes::from(format!("{i:08}"));
+    for i in 0..count {
+        first.write(&handle, i * stride, piece(i)).await.unwrap();
+    }
+    first.fsync(&handle).await.unwrap();
+    assert!(cluster.lock().extents(handle.ino()) >= 1000);
+    let second = client(&cluster).await;
+    let other = second.open(&Cred::default(), handle.ino(), READ_WRITE).await.unwrap();
+    let all = bytes_of(&second, &other, 0, usize::try_from(count * stride).unwrap()).await.unwrap();
+    for (i, window) in all.chunks(usize::try_from(stride).unwrap()).enumerate() {
+        assert_eq!(window[..8], piece(i as u64));
+        assert!(window[8..].iter().all(|byte| *byte == 0));
+    }
+    for i in (0..count).step_by(37) {
+        let at = i * stride;
+        assert_eq!(second.seek(&other, at + 8, Seek::Data).await.unwrap(), (i + 1 < count).then_some(at + stride));
+        assert_eq!(second.seek(&other, at, Seek::Hole).await.unwrap(), Some(at + 8));
+    }
+    second.fallocate(&other, 8, (count - 2) * stride, Fallocate::PunchHole).await.unwrap();
+    let third = client(&cluster).await;
+    let other = third.open(&Cred::default(), handle.ino(), READ_WRITE).await.unwrap();
+    assert_eq!(third.seek(&other, 8, Seek::Data).await.unwrap(), Some((count - 1) * stride));
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_pieces_with_small_holes_become_one_chunk_too() {
+    let cluster = Arc::new(FakeCluster::new(1, 1 << 20));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    let mut model = vec![0; 400_000];
+    for i in 0..200usize {
+        let (at, bytes) = (i * 2000, noise(&mut StdRng::seed_from_u64(i as u64), 100));
+        model[at..at + 100].copy_from_slice(&bytes);
+        client.write(&handle, at as u64, bytes).await.unwrap();
+        client.fsync(&handle).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(client.stats().compactions > 0);
+    assert!(cluster.lock().extents(handle.ino()) < 100);
+    let size = client.getattr(&Cred::default(), handle.ino()).await.unwrap().size as usize;
+    assert!(bytes_of(&client, &handle, 0, 1 << 20).await.unwrap() == model[..size]);
+}
