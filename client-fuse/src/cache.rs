@@ -14,7 +14,7 @@ use common::units::len_u64;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Memory of one entry beside its bytes.
 const ENTRY_COST: u64 = 256;
@@ -116,17 +116,31 @@ impl ChunkCache {
         Find::Load(sender, Coming(receiver))
     }
 
-    /// Carries out a load that [`ChunkCache::find`] asked for. Must run to its end: on a task of its own.
+    /// Room to load a chunk that will only perhaps be wanted. `None`: there is none right now. A guess does not wait: it
+    /// would stand before what is wanted.
+    pub(crate) fn room_for_a_guess(&self, len: u32) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.loading).try_acquire_many_owned(self.share(len)).ok()
+    }
+
+    fn share(&self, len: u32) -> u32 {
+        len.min(u32::try_from(self.loading_max).unwrap_or(u32::MAX))
+    }
+
+    /// Carries out a load that [`ChunkCache::find`] asked for. Must run to its end: on a task of its own. Waits for room,
+    /// unless it has some.
     pub(crate) async fn load(
         &self,
         id: ChunkId,
         len: u32,
         sender: watch::Sender<Loaded>,
+        room: Option<OwnedSemaphorePermit>,
         fetch: impl Future<Output = Result<Bytes, Fault>>,
     ) {
         let _clear = Clear { cache: self, id };
-        let share = len.min(u32::try_from(self.loading_max).unwrap_or(u32::MAX));
-        let permit = self.loading.acquire_many(share).await.expect("never closed");
+        let permit = match room {
+            Some(room) => room,
+            None => Arc::clone(&self.loading).acquire_many_owned(self.share(len)).await.expect("never closed"),
+        };
         let loaded = fetch.await;
         if let Ok(bytes) = &loaded {
             self.keep(id, bytes.clone());
@@ -217,7 +231,7 @@ mod tests {
             Find::Coming(coming) => coming.wait().await.unwrap(),
             Find::Load(sender, coming) => {
                 let bytes = Bytes::from(vec![n; len]);
-                cache.load(id(n), u32::try_from(len).unwrap(), sender, async { Ok(bytes) }).await;
+                cache.load(id(n), u32::try_from(len).unwrap(), sender, None, async { Ok(bytes) }).await;
                 coming.wait().await.unwrap()
             }
         }
@@ -239,11 +253,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn guesses_leave_no_queue_before_what_is_wanted() {
+        let cache = ChunkCache::new(20_000);
+        let first = cache.room_for_a_guess(8000).expect("nothing is loading");
+        assert!(cache.room_for_a_guess(8000).is_none(), "it would have to wait");
+        let wanted = load(&cache, 1, 2000);
+        tokio::time::timeout(std::time::Duration::from_secs(5), wanted).await.expect("nobody stands before it");
+        drop(first);
+        assert!(cache.room_for_a_guess(8000).is_some());
+    }
+
+    #[tokio::test]
     async fn a_failed_load_is_told_to_all_and_can_be_repeated() {
         let cache = ChunkCache::new(20_000);
         let Find::Load(sender, first) = cache.find(&id(1)) else { panic!("nobody has it") };
         let Find::Coming(second) = cache.find(&id(1)) else { panic!("it is coming") };
-        cache.load(id(1), 10, sender, async { Err(Fault::new(Kind::Corrupt, "x")) }).await;
+        cache.load(id(1), 10, sender, None, async { Err(Fault::new(Kind::Corrupt, "x")) }).await;
         assert_eq!(first.wait().await.unwrap_err().kind, Kind::Corrupt);
         assert_eq!(second.wait().await.unwrap_err().kind, Kind::Corrupt);
         assert_eq!(load(&cache, 1, 10).await.len(), 10);

@@ -1,7 +1,7 @@
 //! Compaction: a window of a file that was written in many small pieces becomes one chunk again.
 //!
 //! Done by the task that lands a file's flights, when none is waiting: so it never runs beside a commit of this client,
-//! and an `fsync` waits for at most one window. The commit names the data version whose bytes were read, so that a write
+//! and an `fsync` waits for at most one window, and for at most [`WINDOW_LIMIT`]. The commit names the data version whose bytes were read, so that a write
 //! of another client in between refuses it, and has the file's times and mode left alone; nothing is lost by giving up, and it is tried again after more writes.
 //!
 //! What is merged are neighbours shorter than [`SMALL_EXTENT`], with the small holes between them: a log that grows by small appends is rewritten once per
@@ -21,6 +21,7 @@ use common::proto::meta::{Commit, Cred, Edit, Op, Outcome, Source};
 use common::units::len_u32;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -32,6 +33,8 @@ const SMALL_EXTENT: u64 = 256 << 10;
 const NEIGHBOURS_MIN: usize = 8;
 /// A hole between two of them up to this long is filled with zeros, in bytes: it costs an extent as bytes do.
 const HOLE_MAX: u64 = 16 << 10;
+/// How long the rewriting of one window may take: an `fsync` may be waiting for it, with a limit of its own.
+const WINDOW_LIMIT: Duration = Duration::from_secs(5);
 /// Windows of one file that are counted.
 const WINDOWS_MAX: usize = 4096;
 
@@ -74,7 +77,7 @@ impl Core {
     }
 
     async fn compact_window(self: &Arc<Self>, inode: &Arc<Inode>, window: Range<u64>) -> Result<usize, Fault> {
-        let deadline = self.meta.deadline();
+        let deadline = self.meta.deadline().min(Instant::now() + WINDOW_LIMIT);
         let range = window.start..window.end.min(inode.lock().attr.size);
         if range.start >= range.end {
             return Ok(0);

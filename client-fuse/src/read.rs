@@ -19,6 +19,7 @@ use common::units::{len_u32, len_u64, len_usize};
 use futures::future::try_join_all;
 use std::ops::Range;
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 /// Chunks up to this long are always read whole, in bytes.
@@ -273,7 +274,7 @@ impl Core {
             Find::Here(bytes) => return Ok(cut(bytes, 0)),
             Find::Coming(coming) => coming,
             Find::Load(sender, coming) => {
-                self.load(spot.clone(), sender);
+                self.load(spot.clone(), sender, None);
                 coming
             }
         };
@@ -281,8 +282,13 @@ impl Core {
         Ok(cut(timeout_at(deadline, coming.wait()).await.map_err(late)??, 0))
     }
 
-    /// Loads a whole chunk on a task of its own.
-    fn load(self: &Arc<Self>, spot: Spot, sender: tokio::sync::watch::Sender<Option<Result<Bytes, Fault>>>) {
+    /// Loads a whole chunk on a task of its own, in this room or when there is some.
+    fn load(
+        self: &Arc<Self>,
+        spot: Spot,
+        sender: tokio::sync::watch::Sender<Option<Result<Bytes, Fault>>>,
+        room: Option<OwnedSemaphorePermit>,
+    ) {
         add(&self.counters.cache_misses, 1);
         let core = self.clone();
         self.tasks.spawn_until_stop(async move {
@@ -290,7 +296,7 @@ impl Core {
                 let (_, bytes) = core.chunks.fetch(&spot, (0, spot.len), core.meta.deadline()).await?;
                 Ok(bytes)
             };
-            core.cache.load(spot.id, spot.len, sender, fetch).await;
+            core.cache.load(spot.id, spot.len, sender, room, fetch).await;
         });
     }
 
@@ -306,9 +312,10 @@ impl Core {
             let Ok(parts) = core.extents(&inode, &cred, range.start..end, core.meta.deadline()).await else { return };
             for extent in parts.into_iter().filter_map(|(_, extent)| extent) {
                 let Source::Chunk { id, .. } = extent.data else { continue };
+                let Some(room) = core.cache.room_for_a_guess(extent.chunk_len) else { return };
                 if let Find::Load(sender, _) = core.cache.find(&id) {
                     let (token, holders) = (extent.token, extent.holders);
-                    core.load(Spot { ino: inode.ino, id, len: extent.chunk_len, token, holders }, sender);
+                    core.load(Spot { ino: inode.ino, id, len: extent.chunk_len, token, holders }, sender, Some(room));
                 }
             }
         });
