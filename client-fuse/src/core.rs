@@ -36,7 +36,7 @@ pub(crate) struct Core {
     pub(crate) meta: Arc<Meta>,
     pub(crate) chunks: Chunks,
     pub(crate) cache: ChunkCache,
-    /// Bytes that may still become unsaved.
+    /// Bytes that may still become unsaved, what they cost beside themselves included.
     pub(crate) unsaved: Semaphore,
     /// How many that is when nothing is unsaved.
     #[cfg(test)]
@@ -241,8 +241,7 @@ impl Core {
     /// Drops what is unsaved of a file that is gone anyway.
     pub(crate) fn drop_unsaved(&self, inode: &Arc<Inode>) {
         let mut state = inode.lock();
-        let dropped = state.dirty.cut(0..u64::MAX);
-        state.dirty_since = None;
+        let dropped = state.drop_dirty();
         drop(state);
         self.unsaved.add_permits(len_usize(dropped));
     }

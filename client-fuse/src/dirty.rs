@@ -63,6 +63,11 @@ impl DirtyMap {
         self.bytes
     }
 
+    /// In how many pieces.
+    pub(crate) fn pieces(&self) -> u64 {
+        len_u64(self.pieces.len())
+    }
+
     /// Whether nothing is.
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()

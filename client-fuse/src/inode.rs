@@ -25,6 +25,9 @@ use std::sync::Mutex;
 use tokio::sync::{Notify, RwLock, oneshot};
 use tokio::time::Instant;
 
+/// What a piece of unsaved bytes costs beside them, in bytes of the budget: its place in the map, its buffer's head, later
+/// an edit and a copy of it.
+pub(crate) const PIECE_COST: u64 = 256;
 /// Small ranges of one flight, at most: a commit has room for some flights.
 const FLIGHT_RUNS_MAX: usize = COMMIT_EDITS_MAX / 2;
 
@@ -46,6 +49,8 @@ pub(crate) struct State {
     pub(crate) attr: Attr,
     pub(crate) extents: Extents,
     pub(crate) dirty: DirtyMap,
+    /// What `dirty` holds of the client's budget.
+    reserved: u64,
     pub(crate) dirty_since: Option<Instant>,
     /// All of `dirty` was appended, so where it goes is for the metaservers to say.
     pub(crate) appending: bool,
@@ -76,7 +81,8 @@ pub(crate) struct State {
 pub(crate) struct Flight {
     pub(crate) append: bool,
     pub(crate) pieces: Vec<Placed>,
-    pub(crate) bytes: u64,
+    /// What it holds of the client's budget.
+    reserved: u64,
     pub(crate) mtime: Time,
     pub(crate) generation: u64,
     /// Small enough to be kept in the metadata.
@@ -111,6 +117,7 @@ impl Inode {
         let state = State {
             extents: Extents::new(attr.version),
             dirty: DirtyMap::default(),
+            reserved: 0,
             dirty_since: None,
             appending: false,
             mtime: None,
@@ -205,7 +212,8 @@ impl State {
         view.overlay(range)
     }
 
-    /// Takes written bytes. Returns where they went and how many unsaved bytes they replaced.
+    /// Takes written bytes, with their length and twice [`PIECE_COST`] of the budget: they may split a piece. Returns where
+    /// they went, and what of the budget is not needed.
     pub(crate) fn write(&mut self, offset: Option<u64>, bytes: Bytes, at: Time, now: Instant) -> (u64, u64) {
         let append = offset.is_none();
         if append != self.appending && !self.dirty.is_empty() {
@@ -215,7 +223,18 @@ impl State {
         self.appending = append;
         self.dirty_since.get_or_insert(now);
         self.mtime = Some(at);
-        (offset, self.dirty.insert(offset, bytes))
+        self.reserved += len_u64(bytes.len()) + 2 * PIECE_COST;
+        self.dirty.insert(offset, bytes);
+        let spare = self.reserved.saturating_sub(self.dirty.bytes() + self.dirty.pieces() * PIECE_COST);
+        self.reserved -= spare;
+        (offset, spare)
+    }
+
+    /// Drops what is not sealed. Returns what it held of the budget.
+    pub(crate) fn drop_dirty(&mut self) -> u64 {
+        self.dirty.cut(0..u64::MAX);
+        self.dirty_since = None;
+        std::mem::take(&mut self.reserved)
     }
 
     /// Seals the windows a write filled. Appended bytes are one run whose place the metaservers decide: there, what lies
@@ -235,7 +254,7 @@ impl State {
         let window = u64::from(self.attr.chunk_size);
         let inline = self.dirty.bytes() <= inline_max;
         let mut pieces: Vec<Placed> = Vec::new();
-        let mut bytes = 0;
+        let mut bytes = 0; // of `pieces`
         for (at, piece) in self.dirty.take(0..u64::MAX) {
             let len = len_u64(piece.len());
             // A new flight where the old one has enough, if possible between windows.
@@ -250,24 +269,35 @@ impl State {
         if !pieces.is_empty() {
             self.push(pieces, inline);
         }
+        self.all_sealed();
+    }
+
+    /// Nothing is dirty any more: the last flight takes over what is left of the budget.
+    fn all_sealed(&mut self) {
         self.dirty_since = None;
+        if let Some(last) = self.flights.back_mut() {
+            last.reserved += std::mem::take(&mut self.reserved);
+        }
     }
 
     fn seal(&mut self, range: Range<u64>) {
         let pieces = self.dirty.take(range);
         self.push(pieces, false);
         if self.dirty.is_empty() {
-            self.dirty_since = None;
+            self.all_sealed();
         }
     }
 
     fn push(&mut self, pieces: Vec<Placed>, inline: bool) {
-        let bytes = pieces.iter().map(|(_, b)| len_u64(b.len())).sum();
+        // Sealing may split pieces; what it takes over is no more than there is, so nothing is given back twice.
+        let cost: u64 = pieces.iter().map(|(_, b)| len_u64(b.len()) + PIECE_COST).sum();
+        let reserved = cost.min(self.reserved);
+        self.reserved -= reserved;
         self.sealed += 1;
         self.flights.push_back(Flight {
             append: self.appending,
             pieces,
-            bytes,
+            reserved,
             mtime: self.mtime.unwrap_or_default(),
             generation: self.generation,
             inline,
@@ -295,9 +325,9 @@ impl State {
         self.last_error = Some(fault);
     }
 
-    /// Drops flights from the front. Returns their bytes.
+    /// Drops flights from the front. Returns what they held of the budget.
     pub(crate) fn drop_front(&mut self, count: usize) -> u64 {
         self.landed += len_u64(count);
-        self.flights.drain(..count).map(|flight| flight.bytes).sum()
+        self.flights.drain(..count).map(|flight| flight.reserved).sum()
     }
 }

@@ -443,3 +443,27 @@ async fn small_pieces_with_small_holes_become_one_chunk_too() {
     let size = client.getattr(&Cred::default(), handle.ino()).await.unwrap().size as usize;
     assert!(bytes_of(&client, &handle, 0, 1 << 20).await.unwrap() == model[..size]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn tiny_pieces_count_for_the_memory_they_take() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    let left = || client.core.unsaved.available_permits() as u64;
+    let all = client.core.unsaved_max;
+    cluster.lock().no_majority = true;
+    for i in 0..5000u64 {
+        client.write(&handle, i * 100, Bytes::from_static(b"x")).await.unwrap();
+    }
+    assert!(all - left() >= 5000 * 256, "{} taken for 5000 pieces", all - left());
+    for i in 0..5000u64 {
+        client.write(&handle, 1 << 20 | i, Bytes::from_static(b"y")).await.unwrap();
+    }
+    assert!(all - left() < 5000 * 256 + 20_000, "bytes that continue each other are one piece");
+    for i in 0..600u64 {
+        client.write(&handle, (1 << 20) + i * 7, Bytes::from_static(b"z")).await.unwrap();
+    }
+    cluster.lock().no_majority = false;
+    saved(&client, &handle).await;
+    assert_eq!(left(), all, "given back");
+}

@@ -13,7 +13,7 @@
 
 use crate::chunks::{Outgoing, Stored};
 use crate::core::Core;
-use crate::inode::{Flight, Inode, State, Upload, Uploaded};
+use crate::inode::{Flight, Inode, PIECE_COST, State, Upload, Uploaded};
 use crate::meta::{Pending, unexpected};
 use crate::plan::{Job, Planned, plan};
 use crate::session::Session;
@@ -74,14 +74,15 @@ impl Core {
         deadline: Instant,
     ) -> Result<u64, Fault> {
         let len = len_u64(part.len());
-        self.reserve(part.len(), deadline).await?;
+        let cost = len_usize(len + 2 * PIECE_COST);
+        self.reserve(cost, deadline).await?;
         let gate = timeout_at(deadline, inode.gate.read()).await;
-        let (at, replaced) = {
+        let (at, spare) = {
             let mut state = inode.lock();
             let end = offset.unwrap_or_else(|| state.size()).checked_add(len).filter(|end| *end <= FILE_SIZE_MAX);
             if end.is_none() || gate.is_err() {
                 drop(state);
-                self.unsaved.add_permits(part.len());
+                self.unsaved.add_permits(cost);
                 return Err(match end {
                     None => Fault::new(Kind::TooBig, format!("files end at {FILE_SIZE_MAX} bytes")),
                     Some(_) => Fault::new(Kind::Unavailable, "write: a truncate of this file does not end"),
@@ -90,11 +91,11 @@ impl Core {
             if !state.is_unsaved() {
                 state.generation = self.meta.session().generation;
             }
-            let (at, replaced) = state.write(offset, part, self.world.now(), Instant::now());
+            let (at, spare) = state.write(offset, part, self.world.now(), Instant::now());
             state.seal_full(at..at + len);
-            (at, replaced)
+            (at, spare)
         };
-        self.unsaved.add_permits(len_usize(replaced));
+        self.unsaved.add_permits(len_usize(spare));
         add(&self.counters.written_bytes, len);
         self.launch(inode);
         Ok(at)
@@ -286,9 +287,8 @@ impl Core {
             if fault.kind == Kind::NoSession {
                 state.lost_before = state.opened + 1;
             }
-            let (flights, dirty) = (state.flights.len(), state.dirty.cut(0..u64::MAX));
-            let bytes = state.drop_front(flights) + dirty;
-            state.dirty_since = None;
+            let flights = state.flights.len();
+            let bytes = state.drop_front(flights) + state.drop_dirty();
             self.unsaved.add_permits(len_usize(bytes));
         }
         state.fail(fault);
