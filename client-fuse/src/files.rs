@@ -13,7 +13,7 @@ use common::name::Name;
 use common::proto::meta::{
     Answer, Attr, Commit, Cred, Edit, ExtentRun, FileKind, NewNode, Op, Outcome, Query, SetAttr, Source,
 };
-use common::units::{FILE_SIZE_MAX, len_u64};
+use common::units::{FILE_SIZE_MAX, len_u64, len_usize};
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
@@ -297,7 +297,8 @@ impl Client {
 }
 
 impl Core {
-    /// Changes attributes of an open file in order with its writes: what was written before is saved first.
+    /// Changes attributes of an open file in order with its writes: what was written before is saved first. If that needs
+    /// space that is not there, a truncation of all of it does without: it may be what makes the space.
     pub(crate) async fn set_attr_saved(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
@@ -306,9 +307,21 @@ impl Core {
     ) -> Result<Attr, Fault> {
         let deadline = self.meta.deadline();
         let _alone = self.alone(inode, deadline).await?;
-        self.save(inode, deadline).await?;
+        let errors = inode.lock().errors;
+        let held = match self.save(inode, deadline).await {
+            Ok(()) => None,
+            Err(fault) => {
+                let needless = set.size.filter(|_| fault.kind == Kind::NoSpace);
+                Some(needless.and_then(|size| inode.hold_beyond(size)).ok_or(fault)?)
+            }
+        };
         match self.meta.submit(cred, Op::SetAttr { ino: inode.ino, set }, deadline).await?.outcome {
-            Outcome::Attr(attr) => Ok(self.seen(attr)),
+            Outcome::Attr(attr) => {
+                if let Some(held) = held {
+                    self.unsaved.add_permits(len_usize(held.drop_unsaved(errors)));
+                }
+                Ok(self.seen(attr))
+            }
             other => Err(unexpected("setattr", &other)),
         }
     }

@@ -61,6 +61,8 @@ pub(crate) struct State {
     pub(crate) landed: u64,
     /// A task is landing flights.
     pub(crate) pumping: bool,
+    /// It is to wait: a truncate is under way that may make them needless.
+    held: bool,
     /// Failures so far, and the last.
     pub(crate) errors: u64,
     pub(crate) last_error: Option<Fault>,
@@ -125,6 +127,7 @@ impl Inode {
             sealed: 0,
             landed: 0,
             pumping: false,
+            held: false,
             errors: 0,
             last_error: None,
             lost_before: 0,
@@ -165,7 +168,48 @@ impl Flight {
     }
 }
 
+/// Keeps flights from landing until it is dropped.
+pub(crate) struct Hold<'a>(&'a Inode);
+
+impl Inode {
+    /// Holds back everything unsaved if a truncation to `size` makes all of it needless. `None`: some of it lies below, or
+    /// was appended, so that its place is not known, or is being stored or committed.
+    pub(crate) fn hold_beyond(&self, size: u64) -> Option<Hold<'_>> {
+        let mut state = self.lock();
+        let placed = |flight: &Flight| !flight.append && flight.start() >= size;
+        let idle = state.flights.front().is_none_or(|first| matches!(first.upload, Upload::No)); // it lands first
+        let needless = state.flights.iter().all(placed) && state.dirty.is_empty();
+        (idle && needless && !state.held).then(|| {
+            state.held = true;
+            Hold(self)
+        })
+    }
+}
+
+impl Hold<'_> {
+    /// The truncation was done: drops what it made needless, and failures to store that. Returns what it held of the
+    /// budget. `errors`: how many there were before.
+    pub(crate) fn drop_unsaved(self, errors: u64) -> u64 {
+        let mut state = self.0.lock();
+        let flights = state.flights.len();
+        state.errors = errors;
+        state.drop_front(flights) + state.drop_dirty()
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.lock().held = false;
+        self.0.changed.notify_waiters();
+    }
+}
+
 impl State {
+    /// Whether flights may not land now.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held
+    }
+
     /// The file's length with what is unsaved.
     pub(crate) fn size(&self) -> u64 {
         let flying = self.flights.iter().map(Flight::end).max().unwrap_or(0);

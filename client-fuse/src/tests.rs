@@ -467,3 +467,33 @@ async fn tiny_pieces_count_for_the_memory_they_take() {
     saved(&client, &handle).await;
     assert_eq!(left(), all, "given back");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_does_not_fit_can_be_truncated() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    let mut random = StdRng::seed_from_u64(1);
+    let kept = noise(&mut random, 100_000);
+    client.write(&handle, 0, kept.clone()).await.unwrap();
+    client.fsync(&handle).await.unwrap();
+    let full = |full: bool| cluster.lock().servers.values_mut().for_each(|server| server.full = full);
+    full(true);
+    client.write(&handle, 100_000, noise(&mut random, 300_000)).await.unwrap();
+    assert_eq!(client.fsync(&handle).await.unwrap_err().kind, Kind::NoSpace);
+    let truncate = async |size| {
+        let set = SetAttr { size: Some(size), ..SetAttr::default() };
+        client.setattr(&Cred::default(), handle.ino(), set).await
+    };
+    assert_eq!(truncate(200_000).await.unwrap_err().kind, Kind::NoSpace, "some of it would have to be stored");
+    assert!(bytes_of(&client, &handle, 0, 500_000).await.unwrap().len() == 400_000, "nothing is lost by trying");
+    assert_eq!(truncate(100_000).await.unwrap().size, 100_000);
+    assert!(bytes_of(&client, &handle, 0, 500_000).await.unwrap() == kept);
+    assert_eq!(client.core.unsaved.available_permits() as u64, client.core.unsaved_max);
+    client.fsync(&handle).await.expect("nothing is unsaved");
+    full(false);
+    let more = noise(&mut random, 50_000);
+    client.write(&handle, 100_000, more.clone()).await.unwrap();
+    client.fsync(&handle).await.unwrap();
+    assert!(bytes_of(&client, &handle, 100_000, 500_000).await.unwrap() == more);
+}

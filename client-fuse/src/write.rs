@@ -153,7 +153,9 @@ impl Core {
     /// Starts the uploads of new flights, and the task that lands them.
     pub(crate) fn launch(self: &Arc<Self>, inode: &Arc<Inode>) {
         let mut state = inode.lock();
-        self.start_uploads(inode, &mut state);
+        if !state.is_held() {
+            self.start_uploads(inode, &mut state);
+        }
         if !state.pumping && !state.flights.is_empty() {
             state.pumping = true;
             let (core, inode) = (self.clone(), inode.clone());
@@ -239,7 +241,7 @@ async fn land(core: &Arc<Core>, inode: &Arc<Inode>) {
         if !waiting && core.compact(inode).await {
             continue;
         }
-        {
+        let held = {
             let mut state = inode.lock();
             if state.flights.is_empty() {
                 state.pumping = false;
@@ -248,7 +250,14 @@ async fn land(core: &Arc<Core>, inode: &Arc<Inode>) {
                 core.forget_idle(inode);
                 return;
             }
-            core.start_uploads(inode, &mut state);
+            if !state.is_held() {
+                core.start_uploads(inode, &mut state);
+            }
+            state.is_held()
+        };
+        if held {
+            tokio::time::sleep(RETRY_PAUSE).await;
+            continue;
         }
         let result = match open.take() {
             Some((pending, batch)) => core.commit_pending(inode, pending, batch, &mut open).await,
