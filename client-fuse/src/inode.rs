@@ -89,7 +89,7 @@ pub(crate) struct Flight {
     pub(crate) generation: u64,
     /// Small enough to be kept in the metadata.
     pub(crate) inline: bool,
-    /// To be added to the offsets of an upload's edits: its bytes were moved since.
+    /// To be added to the offsets of the upload's edits: how far its bytes were moved since they were planned.
     pub(crate) shift: i64,
     pub(crate) upload: Upload,
 }

@@ -301,6 +301,32 @@ async fn appends_of_two_clients_lose_nothing() {
     assert_eq!(text.lines().count(), 100);
 }
 
+/// The end of the file turns out to be elsewhere between two uploads of the same bytes.
+#[tokio::test(start_paused = true)]
+async fn an_append_that_is_stored_again_after_it_moved_lands_whole() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let (a, b) = (client(&cluster).await, client(&cluster).await);
+    let (to_a, to_b) = (create(&a, "log", APPEND).await, create(&b, "log", APPEND).await);
+    let mut random = StdRng::seed_from_u64(1);
+    let (other, first, second) = (noise(&mut random, 500), noise(&mut random, 100), noise(&mut random, 20_000));
+    b.write(&to_b, 0, other.clone()).await.unwrap();
+    b.fsync(&to_b).await.unwrap();
+    cluster.lock().no_majority = true;
+    cluster.lock().servers.values_mut().for_each(|server| server.full = true);
+    a.write(&to_a, 0, first.clone()).await.unwrap();
+    a.fsync(&to_a).await.unwrap_err();
+    a.write(&to_a, 0, second.clone()).await.unwrap();
+    a.fsync(&to_a).await.unwrap_err();
+    cluster.lock().no_majority = false; // the first lands behind the other client's, the second is moved
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(cluster.lock().commits, 2);
+    cluster.lock().servers.values_mut().for_each(|server| server.full = false);
+    saved(&a, &to_a).await;
+    let reader = b.open(&Cred::default(), to_b.ino(), READ_WRITE).await.unwrap();
+    let got = bytes_of(&b, &reader, 0, 100_000).await.unwrap();
+    assert!(got == [other, first, second].concat(), "{} bytes", got.len());
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_majority_calls_fail_in_time_and_unsaved_bytes_are_kept() {
     let cluster = Arc::new(FakeCluster::new(1, CHUNK));

@@ -166,6 +166,7 @@ impl Core {
     fn start_uploads(self: &Arc<Self>, inode: &Arc<Inode>, state: &mut State) {
         let (window, replicas) = (u64::from(state.attr.chunk_size), state.attr.replicas);
         for flight in state.flights.iter_mut().filter(|flight| matches!(flight.upload, Upload::No)) {
+            flight.shift = 0; // these edits are planned where the bytes are now
             let job = Job { pieces: flight.pieces.clone(), window, replicas, inline: flight.inline };
             if flight.inline {
                 // A few KiB and nothing to send: no task is worth it.
