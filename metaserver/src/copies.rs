@@ -38,7 +38,8 @@ impl Copies {
     /// Refuses a commit whose chunks could have more copies.
     ///
     /// # Errors
-    /// `PutAgain`: a server that should hold a chunk is up. What reading the inode says.
+    /// `PutAgain`: a server that should hold a chunk is up. Nothing else: this is before the log, and the client takes
+    /// other refusals of a commit for the state machine's, which its slot has kept.
     pub(crate) async fn check(
         &self,
         read: &dyn KvRead,
@@ -48,7 +49,11 @@ impl Copies {
     ) -> Result<(), Fail> {
         let missing = match commit.chunks.is_empty() {
             true => return Ok(()),
-            false => missing(map, commit, replicas_of(read, leading, commit)?),
+            false => match replicas_of(read, leading, commit) {
+                Ok(replicas) => missing(map, commit, replicas),
+                Err(Fail::Fault(_)) => return Ok(()), // gone, perhaps: `apply` will say so
+                Err(failed) => return Err(failed),
+            },
         };
         let now = Instant::now();
         let is_silent = |asked: &Instant| now.saturating_duration_since(*asked) < SILENT_FOR;
@@ -98,10 +103,20 @@ fn missing(map: &ClusterMap, commit: &Commit, replicas: u8) -> BTreeSet<ServerId
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::auth::{Attempt, Mac, Receipt};
+    use crate::namespace::QueryCtx;
+    use crate::servers::Servers;
+    use crate::sessions::Sessions;
+    use crate::store::keys::FAMILIES;
+    use crate::store::values::Config;
+    use common::auth::{Attempt, Mac, Receipt, Secret};
+    use common::disk::RealDisk;
+    use common::hello::{Me, Role};
     use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, SessionId};
+    use common::kv::memory::MemoryKv;
     use common::layout::{Domain, Layout, ServerInfo};
     use common::proto::meta::StoredChunk;
+    use common::world::World;
+    use std::sync::Arc;
 
     fn map() -> ClusterMap {
         // 1 and 2 take writes, 3 is down, 4 is full, 5 takes writes.
@@ -151,5 +166,25 @@ mod tests {
         assert_eq!(missed(&[1, 2], 2), []);
         assert_eq!(missed(&[1, 3], 3), [2, 5]);
         assert_eq!(missed(&[1, 2, 5], 4), [], "there are no more targets");
+    }
+
+    /// Only `apply` may answer "gone": the client takes that for a reply that its slot has kept.
+    #[tokio::test]
+    async fn whether_the_file_is_there_is_not_said_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let kv = MemoryKv::open(Arc::new(RealDisk), dir.path(), &FAMILIES).unwrap();
+        let config = Config {
+            cluster: ClusterId(1),
+            epoch: Epoch(1),
+            secret: Secret([1; 32]),
+            pg_count: 16,
+            replicas: 3,
+            min_replicas: 2,
+            metaservers: vec![],
+        };
+        let sessions = Sessions::new(std::iter::empty(), Instant::now());
+        let leading = Leading { term: 1, ctx: QueryCtx::new(&config), servers: Servers::new(1), sessions };
+        let copies = Copies::new(Pool::new(&World::real(), &Me::unknown(Role::Metaserver)));
+        assert!(copies.check(&kv, &leading, &map(), &commit(&[1, 2])).await.is_ok());
     }
 }
