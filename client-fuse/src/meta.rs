@@ -174,13 +174,13 @@ impl Meta {
         let request = Request { session, slot: slot.number, seq: slot.seq, cred: Cred::default(), op };
         match self.link.submit(&request, deadline).await {
             Ok(applied) => {
-                guard.answered(None);
+                guard.settled(None);
                 self.note(applied.index);
                 let is_commit = matches!(applied.outcome, Outcome::Committed { .. });
                 Ok(is_commit.then_some(applied))
             }
             Err(fault) => {
-                guard.answered(Some(fault.kind));
+                guard.settled(Some(fault.kind));
                 if guard.is_open() { Err(fault) } else { Ok(None) }
             }
         }

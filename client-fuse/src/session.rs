@@ -13,6 +13,7 @@ use common::auth::{Attempt, Mac};
 use common::fault::Kind;
 use common::id::{Epoch, LogIndex, SessionId};
 use common::proto::chunk::WriteAuth;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -28,7 +29,7 @@ pub(crate) struct Session {
     /// Counts sessions of this client: what an older one left unsaved is lost.
     pub(crate) generation: u64,
     free: Mutex<Vec<Slot>>,
-    unsettled: Mutex<Vec<(Slot, OwnedSemaphorePermit)>>,
+    unsettled: Mutex<VecDeque<(Slot, OwnedSemaphorePermit)>>,
     pub(crate) unsettled_added: Notify,
     available: Arc<Semaphore>,
 }
@@ -70,7 +71,7 @@ impl Session {
             write_token,
             generation,
             free: Mutex::new((0..SLOTS).rev().map(|number| Slot { number, seq: 1 }).collect()),
-            unsettled: Mutex::new(Vec::new()),
+            unsettled: Mutex::default(),
             unsettled_added: Notify::new(),
             available: Arc::new(Semaphore::new(usize::from(SLOTS))),
         }
@@ -89,9 +90,9 @@ impl Session {
         SlotGuard { session: self.clone(), slot, used: Used::No, settling: false, permit: Some(permit) }
     }
 
-    /// Takes a slot that has to be settled.
+    /// Takes the slot that has waited longest to be settled.
     pub(crate) fn take_unsettled(self: &Arc<Self>) -> Option<SlotGuard> {
-        let (slot, permit) = self.unsettled.lock().expect("no panic holds this lock").pop()?;
+        let (slot, permit) = self.unsettled.lock().expect("no panic holds this lock").pop_front()?;
         Some(SlotGuard { session: self.clone(), slot, used: Used::Maybe, settling: true, permit: Some(permit) })
     }
 
@@ -100,7 +101,7 @@ impl Session {
             Used::No => slot.seq,
             Used::Yes => slot.seq + 1,
             Used::Maybe => {
-                self.unsettled.lock().expect("no panic holds this lock").push((slot, permit));
+                self.unsettled.lock().expect("no panic holds this lock").push_back((slot, permit));
                 self.unsettled_added.notify_one();
                 return;
             }
@@ -129,6 +130,14 @@ impl SlotGuard {
     /// The answer came: `None` for a success.
     pub(crate) fn answered(&mut self, fault: Option<Kind>) {
         if fault.is_none_or(is_recorded) {
+            self.used = Used::Yes;
+        }
+    }
+
+    /// The answer to the settling operation came: `None` for a success.
+    pub(crate) fn settled(&mut self, fault: Option<Kind>) {
+        assert!(self.settling, "the answer to another operation");
+        if fault.is_none_or(is_stored) {
             self.used = Used::Yes;
         }
     }
@@ -192,6 +201,13 @@ fn is_recorded(kind: Kind) -> bool {
     }
 }
 
+/// Whether what the settling operation got is the first one's stored reply. That operation is refused for none of the
+/// reasons whose replies are kept, so each of those proves it; but `Refused` and `Internal` may come from a connection
+/// or a leader that cannot go on, and no change of a client is answered with them by the state machine.
+fn is_stored(kind: Kind) -> bool {
+    kind.is_kept() && !matches!(kind, Kind::Refused | Kind::Internal)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,11 +247,23 @@ mod tests {
             assert_ne!(session.take().await.slot().number, slot.number);
             let mut guard = session.take_unsettled().expect("parked");
             assert_eq!(guard.slot(), slot, "settled under the same number");
-            guard.sending();
-            guard.answered(None);
+            guard.settled(lost.filter(|kind| kind.is_kept()));
             drop(guard);
             assert_eq!(session.take().await.slot(), Slot { seq: slot.seq + 1, ..slot });
             assert!(session.take_unsettled().is_none());
+        }
+    }
+    #[tokio::test]
+    async fn slots_are_settled_in_turn() {
+        let session = session();
+        let guards = vec![session.take().await, session.take().await, session.take().await];
+        let numbers: Vec<u16> = guards.iter().map(|guard| guard.slot().number).collect();
+        for mut guard in guards {
+            guard.sending();
+        }
+        for number in [numbers[0], numbers[1], numbers[2], numbers[0]] {
+            let guard = session.take_unsettled().expect("parked");
+            assert_eq!(guard.slot().number, number, "one that cannot be settled does not keep the others waiting");
         }
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Cluster {
     /// No metaserver answers.
     pub(crate) no_majority: bool,
     pub(crate) commits: u64,
+    /// Every change but a settling one is refused with this by the state machine.
+    pub(crate) refuse: Option<Kind>,
 }
 
 #[derive(Default)]
@@ -84,6 +86,7 @@ impl FakeCluster {
             faults: false,
             no_majority: false,
             commits: 0,
+            refuse: None,
         }))
     }
 
@@ -167,8 +170,7 @@ impl Cluster {
         }
         assert_eq!(request.seq, last + 1, "slot {}: {:?}", request.slot, request.op);
         let reply = self.apply(request).map(|outcome| Applied { outcome, index: LogIndex(self.index) });
-        let again = |f: &Fault| matches!(f.kind, Kind::TouchAgain | Kind::PutAgain | Kind::Stale);
-        if !reply.as_ref().is_err_and(again) {
+        if reply.as_ref().err().is_none_or(|f| f.kind.is_kept()) {
             let slots = self.sessions.get_mut(&request.session).unwrap();
             slots.insert(request.slot, (request.seq, reply.clone()));
         }
@@ -176,6 +178,9 @@ impl Cluster {
     }
 
     fn apply(&mut self, request: &Request) -> Result<Outcome, Fault> {
+        if let Some(kind) = self.refuse.filter(|_| !matches!(request.op, Op::Release { .. })) {
+            return Err(fault(kind, "refused"));
+        }
         match &request.op {
             Op::Create { name, exclusive, .. } => {
                 let there = self.names.get(name.as_bytes()).copied();

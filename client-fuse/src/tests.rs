@@ -360,6 +360,34 @@ async fn a_lost_session_is_told_to_who_had_unsaved_data_and_to_nobody_else() {
     assert_eq!(bytes_of(&client, &again, 0, 10).await.unwrap(), b"new");
 }
 
+/// What the state machine refuses, it refuses without taking anything from the session.
+#[tokio::test(start_paused = true)]
+async fn refused_changes_leave_their_slots_free() {
+    use Kind::{Corrupt, Denied, Gone, Invalid, NameTooLong, NoSpace, NotPermitted, Range, Stale, TooBig, Unsupported};
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    let kinds = [Corrupt, Denied, Gone, Invalid, NameTooLong, NoSpace, NotPermitted, Range, Stale, TooBig, Unsupported];
+    let set = |size| SetAttr { size: Some(size), opened: true, ..SetAttr::default() };
+    for kind in kinds {
+        cluster.lock().refuse = Some(kind);
+        let began = tokio::time::Instant::now();
+        for _ in 0..=2 * crate::session::SLOTS {
+            let refused = client.setattr(&Cred::default(), handle.ino(), set(1 << 61)).await;
+            assert_eq!(refused.unwrap_err().kind, kind);
+        }
+        client.write(&handle, 0, Bytes::from_static(b"x")).await.unwrap();
+        let _ = client.fsync(&handle).await; // refused, and told; some are tried again
+        cluster.lock().refuse = None;
+        client.setattr(&Cred::default(), handle.ino(), set(0)).await.unwrap();
+        client.write(&handle, 0, Bytes::from_static(b"y")).await.unwrap();
+        saved(&client, &handle).await;
+        assert!(began.elapsed() < Duration::from_secs(10), "{kind:?}: {:?}", began.elapsed());
+    }
+    client.release(&handle).await.unwrap();
+    assert_eq!(len(client.core.unsaved.available_permits()), client.core.unsaved_max, "the budget is whole again");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_removed_file_lives_until_its_last_handle_is_released() {
     let cluster = Arc::new(FakeCluster::new(1, CHUNK));

@@ -53,7 +53,8 @@ pub enum Kind {
     Unsupported,
     /// The inode is gone. (`ESTALE`)
     Gone,
-    /// Nothing happened: what was assumed is out of date. Look up again, then retry.
+    /// Nothing happened: what was assumed is out of date. Look up again, then retry. A sequence number that does not
+    /// fit its slot is this, too: see [`Kind::is_kept`].
     Stale,
     /// Nothing happened: this metaserver does not lead. Ask the one in `leader`, or another.
     NotLeader,
@@ -107,6 +108,41 @@ impl From<NameError> for Fault {
 }
 
 impl Kind {
+    /// True if a session's slot keeps a reply of this kind, so that a repetition gets it again. The others say that
+    /// nothing happened and that the caller should do something first; the same sequence number then runs again.
+    pub fn is_kept(self) -> bool {
+        match self {
+            Kind::Stale
+            | Kind::Busy
+            | Kind::TouchAgain
+            | Kind::PutAgain
+            | Kind::NoSession
+            | Kind::NotLeader
+            | Kind::Unsure
+            | Kind::Unavailable => false,
+            Kind::NotFound
+            | Kind::Exists
+            | Kind::NotEmpty
+            | Kind::NotDir
+            | Kind::IsDir
+            | Kind::Invalid
+            | Kind::NoSpace
+            | Kind::Denied
+            | Kind::NotPermitted
+            | Kind::NameTooLong
+            | Kind::TooManyLinks
+            | Kind::TooBig
+            | Kind::NoData
+            | Kind::Range
+            | Kind::Loop
+            | Kind::Unsupported
+            | Kind::Gone
+            | Kind::Corrupt
+            | Kind::Refused
+            | Kind::Internal => true,
+        }
+    }
+
     /// True if the request may be sent again, unchanged and with the same request id, and might then succeed.
     pub fn is_transient(self) -> bool {
         match self {

@@ -5,7 +5,7 @@
 //!
 //! Invariants ([`check()`] tests all of them that are about rows):
 //! 1. A command takes effect once: a slot keeps its last (sequence, reply); an older sequence is refused. Replies that
-//!    say "nothing happened, do something and ask again" are not kept (see [`is_kept`]).
+//!    say "nothing happened, do something and ask again" are not kept (see [`Kind::is_kept`](common::fault::Kind::is_kept)).
 //! 2. A command that fails changes nothing but its slot.
 //! 3. Each entry has a `dentry` and a `list` row that say the same, and an inode. `nlink` counts entries; of a
 //!    directory 2 + its subdirectories. A directory has one entry, and its `parent` names where.
@@ -57,7 +57,7 @@ pub use commit::validate as validate_commit;
 pub use query::{QueryCtx, query};
 pub use remove::has_purge;
 pub use rows::{config, counters};
-pub use session::{SESSION_TIMEOUT_MS, is_kept, is_open as session_is_open, sessions};
+pub use session::{SESSION_TIMEOUT_MS, is_open as session_is_open, sessions};
 
 use crate::store::Txn;
 use common::id::{LogIndex, SessionId};

@@ -22,41 +22,6 @@ const FORGET_MAX: usize = 16;
 /// The longest label, in bytes; longer ones are cut.
 const LABEL_LEN_MAX: usize = 255;
 
-/// True if a reply of this kind is kept in the slot. The others say that nothing happened and that the caller should
-/// do something first; the same sequence number then runs again.
-pub fn is_kept(kind: Kind) -> bool {
-    match kind {
-        Kind::Stale
-        | Kind::Busy
-        | Kind::TouchAgain
-        | Kind::PutAgain
-        | Kind::NoSession
-        | Kind::NotLeader
-        | Kind::Unsure
-        | Kind::Unavailable => false,
-        Kind::NotFound
-        | Kind::Exists
-        | Kind::NotEmpty
-        | Kind::NotDir
-        | Kind::IsDir
-        | Kind::Invalid
-        | Kind::NoSpace
-        | Kind::Denied
-        | Kind::NotPermitted
-        | Kind::NameTooLong
-        | Kind::TooManyLinks
-        | Kind::TooBig
-        | Kind::NoData
-        | Kind::Range
-        | Kind::Loop
-        | Kind::Unsupported
-        | Kind::Gone
-        | Kind::Corrupt
-        | Kind::Refused
-        | Kind::Internal => true,
-    }
-}
-
 /// Runs a client's request, or answers what it was answered before.
 pub(super) fn run(
     txn: &mut Txn<'_>,
@@ -81,13 +46,14 @@ pub(super) fn run(
         _ if request.seq.checked_sub(1) == Some(slot.seq) => {}
         _ => {
             let message = format!("sequence {} on slot {}, which is at {}", request.seq, request.slot, slot.seq);
-            return Ok(Err(Fault::new(Kind::Invalid, message)));
+            // Of a kind that is never kept: whoever settles the slot must not take this for its stored reply.
+            return Ok(Err(Fault::new(Kind::Stale, message)));
         }
     }
     let reply = guarded(txn, index, at, request, |call| run_op(call, &request.op))?;
     let keep = match &reply {
         Ok(_) => !matches!(request.op, Op::CloseSession), // its slots are gone
-        Err(fault) => is_kept(fault.kind),
+        Err(fault) => fault.kind.is_kept(),
     };
     if keep {
         let slot = SlotRow { seq: request.seq, reply: Some(reply.clone()) };

@@ -107,7 +107,7 @@ impl World {
     fn of(&mut self, session: SessionId, cred: Cred, op: Op) -> Result<Outcome, Fault> {
         let seq = self.seqs.get(&session).copied().unwrap_or(0) + 1;
         let reply = self.request(Request { session, slot: 1, seq, cred, op });
-        if reply.as_ref().err().is_none_or(|fault| super::is_kept(fault.kind)) {
+        if reply.as_ref().err().is_none_or(|fault| fault.kind.is_kept()) {
             self.seqs.insert(session, seq);
         }
         reply
