@@ -21,7 +21,8 @@ pub(crate) type Hop = (ServerId, Result<Receipt, Fault>);
 
 /// The servers. Every call ends at its deadline, with `Unavailable` or `Unsure`.
 pub(crate) trait Servers: Send + Sync + 'static {
-    /// Sends a change to whoever leads, again and again if need be: its slot and number make that safe.
+    /// Sends a change to whoever leads, again and again if need be: its slot and number make that safe. `NoSession`:
+    /// no copy that this call sent was run.
     fn submit<'a>(&'a self, request: &'a Request, deadline: Instant) -> BoxFuture<'a, Result<Applied, Fault>>;
     /// Asks the leader.
     fn query<'a>(&'a self, ask: &'a Ask, deadline: Instant) -> BoxFuture<'a, Result<Answered, Fault>>;

@@ -2,7 +2,7 @@
 //!
 //! A change is sent under a slot until it has an answer or its deadline passes ([`crate::session`]); the connection's
 //! fail-over is [`common::rpc::Caller`]'s. An unknown session is replaced once and the call repeated in the new one, if
-//! it certainly did not happen in the old one.
+//! it certainly did not happen in the old one: `NoSession` says so ([`Servers::submit`]).
 
 use crate::config::ClientConfig;
 use crate::link::Servers;
@@ -245,9 +245,16 @@ impl Meta {
     pub(crate) async fn close(&self, deadline: Instant) -> Result<(), Fault> {
         let session = self.session();
         let mut pending = self.prepare(&session, &Cred::default(), Op::CloseSession, deadline).await?;
-        match self.send(&mut pending, deadline).await {
-            Err(fault) if fault.kind != Kind::NoSession => Err(fault),
-            _ => Ok(()),
+        loop {
+            match self.send(&mut pending, deadline).await {
+                Ok(_) => return Ok(()),
+                Err(fault) if fault.kind == Kind::NoSession => return Ok(()),
+                // An earlier copy may have ended it: asked again, they say so.
+                Err(fault) if fault.kind == Kind::Unsure && Instant::now() < deadline => {
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                }
+                Err(fault) => return Err(fault),
+            }
         }
     }
 

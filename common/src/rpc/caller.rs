@@ -107,7 +107,8 @@ impl Caller {
     ///
     /// # Errors
     /// What the server answered, or, when `limit` is over: `Unsure` if `changes` and it may have been carried out,
-    /// else `Unavailable`. `Refused` when all addresses refuse us.
+    /// else `Unavailable`. `NoSession` of a change means that no copy of it was run: if an earlier one may have been,
+    /// before the session ended, that is `Unsure`, too. `Refused` when all addresses refuse us.
     pub async fn call<T, C, F>(&self, what: &'static str, changes: bool, limit: Duration, call: C) -> Result<T, Fault>
     where
         C: Fn(MetaClient, Context) -> F,
@@ -130,7 +131,7 @@ impl Caller {
                     }
                     _ => {
                         self.prefer(&link.addr);
-                        return Err(fault);
+                        return Err(route.last_word(fault));
                     }
                 },
                 Err(miss) => {
@@ -431,6 +432,17 @@ impl Route {
             return Err(self.give_up());
         }
         Ok(())
+    }
+
+    /// A server's answer that ends the call.
+    fn last_word(&self, fault: Fault) -> Fault {
+        match fault.kind {
+            Kind::NoSession if self.unsure && self.changes => {
+                let fault = fault.context(format_args!("{}: an earlier copy may have been carried out", self.what));
+                Fault { kind: Kind::Unsure, ..fault }
+            }
+            _ => fault,
+        }
     }
 
     fn give_up(&self) -> Fault {

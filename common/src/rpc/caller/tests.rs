@@ -17,6 +17,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 enum Plan {
     Answer,
     NotLeader(Option<String>),
+    NoSession,
     Hang,
 }
 
@@ -45,6 +46,7 @@ impl Meta for Fake {
         match plan {
             Plan::Answer => Err(Fault::new(Kind::Exists, "taken")),
             Plan::NotLeader(leader) => Err(Fault::not_leader(leader)),
+            Plan::NoSession => Err(Fault::new(Kind::NoSession, "unknown session")),
             Plan::Hang => std::future::pending().await,
         }
     }
@@ -61,6 +63,7 @@ impl Meta for Fake {
                 Ok(Alive { index, map_version: 0, epoch: Epoch(1) })
             }
             Plan::NotLeader(leader) => Err(Fault::not_leader(leader)),
+            Plan::NoSession => Err(Fault::new(Kind::NoSession, "unknown session")),
             Plan::Hang => {
                 let _tell = TellDrop(self.dropped);
                 std::future::pending().await
@@ -270,4 +273,18 @@ async fn calls_cost() {
         let took = start.elapsed();
         println!("{callers} callers: {:.0} calls/s, {:?} each", f64::from(CALLS) / took.as_secs_f64(), took / CALLS);
     }
+}
+
+/// Whoever hears `NoSession` of a change repeats it in a new session: so no copy of it may have been run in the old one.
+#[tokio::test]
+async fn an_unknown_session_is_no_answer_to_a_change_that_may_have_been_made() {
+    let (silent, other) = (Server::start(Plan::Hang).await, Server::start(Plan::NoSession).await);
+    let op = crate::proto::meta::Op::CloseSession;
+    let request = Request { session: SessionId(1), slot: 0, seq: 1, cred: Default::default(), op };
+    let change = caller(&[&silent.addr, &other.addr]).submit(&request, LIMIT).await.unwrap_err();
+    assert_eq!(change.kind, Kind::Unsure, "{change}");
+    let question = caller(&[&silent.addr, &other.addr]).keep_alive(SessionId(1), LIMIT).await.unwrap_err();
+    assert_eq!(question.kind, Kind::NoSession, "{question}");
+    let alone = caller(&[&other.addr]).submit(&request, LIMIT).await.unwrap_err();
+    assert_eq!(alone.kind, Kind::NoSession, "{alone}");
 }
