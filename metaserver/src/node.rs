@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::identity::Identity;
 use crate::leading::{Leadership, not_formatted};
 use crate::namespace::{self, Command, Done};
-use crate::raft::{Member, Message, Reply, StartError, decode, encode, node_of, returned_id};
+use crate::raft::{Member, Message, PROPOSE_TIMEOUT, Reply, StartError, decode, encode, node_of, returned_id};
 use common::auth::Secret;
 use common::fault::{Fault, Kind};
 use common::hello::Me;
@@ -319,7 +319,8 @@ impl Node {
         Ok(Reply::Returned { cluster: member.identity.cluster, raft_id: returned_id(node, index) })
     }
 
-    /// Answers [`Message::Enter`]: adds the member as a learner, and once it has caught up swaps it for the old one.
+    /// Answers [`Message::Enter`]: adds the member as a learner, and once it has caught up swaps it for the old one. That
+    /// takes two steps, of which this future makes the second: it should not be dropped (see [`Node::end_change`]).
     pub(crate) async fn let_in(&self, raft_id: u64, addr: &str) -> Result<Reply, Fault> {
         let member = self.member()?;
         if !member.is_leader() {
@@ -330,6 +331,9 @@ impl Node {
         };
         let members = member.metrics().membership_config;
         let voters: BTreeSet<u64> = members.voter_ids().collect();
+        if members.get_joint_config().len() > 1 {
+            return Err(Fault::new(Kind::Busy, "another change of the members is not finished"));
+        }
         if voters.contains(&raft_id) {
             return Ok(Reply::Done);
         }
@@ -362,6 +366,24 @@ impl Node {
         tracing::warn!(%node, raft_id, "a metaserver that came back is a voter again");
         Ok(Reply::Done)
     }
+
+    /// Ends a change of the members that stopped between its two steps because its leader did. Until then every
+    /// decision needs a majority of the old members and one of the new, so a member that is gone for good still counts.
+    pub(crate) async fn end_change(&self, member: &Member) -> Result<(), Fault> {
+        let is_joint = member.metrics().membership_config.get_joint_config().len() > 1;
+        let Some(_forming) = self.forming.try_lock().ok().filter(|_| is_joint) else {
+            return Ok(()); // none is under way, or this very node makes it
+        };
+        // openraft's own second step. It refuses while the first is not committed.
+        let step = member.group.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), false);
+        let failed = |text: String| Fault::new(Kind::Unavailable, format!("end a change of the members: {text}"));
+        match tokio::time::timeout(PROPOSE_TIMEOUT, step).await {
+            Ok(done) => done.map_err(|error| failed(error.to_string()))?,
+            Err(_) => return Err(failed(format!("no majority within {PROPOSE_TIMEOUT:?}"))),
+        };
+        tracing::warn!("a change of the members that an earlier leader began is complete");
+        Ok(())
+    }
 }
 
 /// A learner this close behind the log's end becomes a voter.
@@ -374,3 +396,62 @@ pub(crate) fn is_outside(member: &Member) -> bool {
 
 /// A node as a handler has it.
 pub(crate) type Shared = Arc<Node>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Server;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// A group of three, formatted, and its leader.
+    async fn group(dir: &std::path::Path) -> (Vec<Server>, Member) {
+        let probes: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addrs: Vec<String> = probes.iter().map(|probe| probe.local_addr().unwrap().to_string()).collect();
+        drop(probes);
+        let all: Vec<(u64, String)> = (1..).zip(addrs).collect();
+        let mut servers = Vec::new();
+        for (node_id, listen) in all.clone() {
+            let data_dir = dir.join(node_id.to_string());
+            let metaservers = all.iter().map(|(node, addr)| (node.to_string(), addr.clone())).collect();
+            let config =
+                Config { node_id, listen, data_dir, metaservers, cache_mib: 16, memtable_mib: 8, ..Config::default() };
+            servers.push(crate::start(config, World::real()).await.unwrap());
+        }
+        let metaservers = all.into_iter().map(|(node, addr)| (NodeId(node), addr)).collect();
+        let (cluster, pg_count, replicas, min_replicas) = (ClusterId(9), 16, 3, 2);
+        let format = Admin::Format { cluster, metaservers, pg_count, replicas, min_replicas };
+        servers[0].node.format(&format).await.unwrap();
+        let leader = servers.iter().map(|server| server.node.member().unwrap()).find(Member::is_leader).unwrap();
+        (servers, leader)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_change_of_the_members_that_stopped_half_way_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (servers, leader) = group(dir.path()).await;
+        let own = leader.identity.raft_id;
+        let kept = BTreeSet::from([own, own % 3 + 1]);
+        // Whoever makes the change is gone when the first step is in the log.
+        let change = leader.group.change_membership(ChangeMembers::ReplaceAllVoters(kept.clone()), false);
+        let is_joint = |metrics: &openraft::RaftMetrics<_>| metrics.membership_config.get_joint_config().len() > 1;
+        let wait = leader.group.wait(Some(LIMIT));
+        tokio::select! {
+            biased;
+            joint = wait.metrics(is_joint, "the first step") => drop(joint.unwrap()),
+            done = change => panic!("both steps were made: {done:?}"),
+        }
+        for server in &servers {
+            let member = server.node.member().unwrap();
+            if kept.contains(&member.identity.raft_id) {
+                let is_over = |metrics: &openraft::RaftMetrics<_>| {
+                    *metrics.committed_membership_config.get_joint_config() == [kept.clone()]
+                };
+                member.group.wait(Some(LIMIT)).metrics(is_over, "the second step").await.unwrap();
+            }
+        }
+        for server in servers {
+            server.shutdown().await;
+        }
+    }
+}

@@ -16,6 +16,7 @@ use common::proto::meta::{
 };
 use common::rpc::Handler;
 use openraft::Instant;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tarpc::context::Context;
@@ -204,18 +205,30 @@ impl Call {
         }
     }
 
-    /// Formats in a task of its own: it goes on when the caller gives up.
-    async fn format(&self, request: Admin) -> Result<AdminReply, Fault> {
+    /// Works in a task of its own: it goes on when the caller gives up.
+    async fn detached<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, Fault> {
         let (done, answer) = oneshot::channel();
-        let node = self.node().clone();
         self.node().tasks.spawn_until_stop(async move {
-            let result = node.format(&request).await;
+            let result = work.await;
             if let Err(fault) = &result {
-                tracing::warn!(error = %fault, "format");
+                tracing::debug!(op = what, error = %fault, "refused");
             }
             let _ = done.send(result); // the caller gave up
         });
-        answer.await.map_err(|_| Fault::new(Kind::Busy, "this metaserver is stopping"))?.map(|()| AdminReply::Formatted)
+        answer.await.map_err(|_| Fault::new(Kind::Busy, "this metaserver is stopping"))?
+    }
+
+    async fn format(&self, request: Admin) -> Result<AdminReply, Fault> {
+        let node = self.node().clone();
+        let format = async move {
+            let formatted = node.format(&request).await;
+            formatted.inspect_err(|fault| tracing::warn!(error = %fault, "format"))
+        };
+        self.detached("format", format).await.map(|()| AdminReply::Formatted)
     }
 
     /// A session asks for something: it lives. One this leader has not heard of yet may be in the rows.
@@ -373,7 +386,10 @@ impl Meta for Call {
             Message::Member(to, message) => self.node().member()?.answer(to, message).await?,
             Message::Prepare { cluster, node } => self.node().prepare(cluster, node).await?,
             Message::Return { node, addr } => self.node().take_back(node, &addr).await?,
-            Message::Enter { raft_id, addr } => self.node().let_in(raft_id, &addr).await?,
+            Message::Enter { raft_id, addr } => {
+                let node = self.node().clone();
+                self.detached("enter", async move { node.let_in(raft_id, &addr).await }).await?
+            }
         };
         encode::<Reply>(&reply)
     }

@@ -3,7 +3,7 @@
 //! | loop | who | does |
 //! | --- | --- | --- |
 //! | flush | every member | makes what is applied durable, so that a restart replays little |
-//! | leader | the leader | ends silent sessions, takes files that are gone apart, makes a layout for new servers |
+//! | leader | the leader | ends silent sessions and unfinished changes of the members, takes files that are gone apart, makes a layout for new servers |
 //! | return | a node without data, or not yet a voter | asks the others to take it back |
 //! | watch | every member | stops the process when openraft has stopped |
 
@@ -89,6 +89,7 @@ async fn leader(node: Shared, stop: CancellationToken) {
             && !fault.kind.is_transient()
         {
             tracing::warn!(error = %fault, "work of the leader");
+            node.end_change(&member).await?;
         }
     }
 }
