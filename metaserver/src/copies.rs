@@ -1,8 +1,8 @@
 //! Commits with fewer copies than the file asks for: are the missing servers really down?
 //!
 //! An acknowledged write is durable on every server that is up. A client may say that it could not reach one; the leader
-//! believes its own heartbeats, and where those say "up", its own probe. A server that answers it is not down: the client
-//! puts the chunk there, too.
+//! believes its own heartbeats, and where those say "up", or nothing yet because it leads for a short time, its own probe.
+//! A server that answers it is not down: the client puts the chunk there, too.
 
 use crate::leading::Leading;
 use crate::namespace::{self, Fail};
@@ -19,6 +19,10 @@ use tokio::time::Instant;
 
 /// How long a probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the first heartbeat of a server that answered its probe is waited for, so that the next map shows it.
+const HEARTBEAT_WAIT: Duration = Duration::from_secs(1);
+/// Between two looks for it.
+const HEARTBEAT_LOOK: Duration = Duration::from_millis(20);
 /// For how long a probe that got no answer counts: commits that come meanwhile do not wait for another one.
 const SILENT_FOR: Duration = Duration::from_secs(2);
 
@@ -50,7 +54,7 @@ impl Copies {
         let missing = match commit.chunks.is_empty() {
             true => return Ok(()),
             false => match replicas_of(read, leading, commit) {
-                Ok(replicas) => missing(map, commit, replicas),
+                Ok(replicas) => missing(map, commit, replicas, |id| leading.servers.is_unknown(id)),
                 Err(Fail::Fault(_)) => return Ok(()), // gone, perhaps: `apply` will say so
                 Err(failed) => return Err(failed),
             },
@@ -65,16 +69,17 @@ impl Copies {
             async move { (server, self.pool.ping(&target, PROBE_TIMEOUT).await) }
         });
         for (server, answer) in futures::future::join_all(probes).await {
-            let mut silent = self.silent.lock().expect("no panic holds this lock");
+            let silent = || self.silent.lock().expect("no panic holds this lock");
             match answer {
                 Ok(_) => {
-                    silent.remove(&server);
+                    silent().remove(&server);
+                    heartbeat_of(server, leading).await;
                     let text = format!("chunkserver {server} is up and should hold a copy: put it there");
                     return Err(Fail::Fault(Fault::new(Kind::PutAgain, text)));
                 }
                 Err(fault) => {
                     tracing::info!(%server, error = %fault, "a commit goes on with fewer copies");
-                    silent.insert(server, now);
+                    silent().insert(server, now);
                 }
             }
         }
@@ -90,12 +95,27 @@ fn replicas_of(read: &dyn KvRead, leading: &Leading, commit: &Commit) -> Result<
     }
 }
 
-/// Targets of the commit's chunks that gave no receipt.
-fn missing(map: &ClusterMap, commit: &Commit, replicas: u8) -> BTreeSet<ServerId> {
+/// Waits for the first heartbeat of a server that is up: until then the map would send the client elsewhere again.
+async fn heartbeat_of(server: ServerId, leading: &Leading) {
+    let end = Instant::now() + HEARTBEAT_WAIT;
+    while leading.servers.is_unknown(server) && Instant::now() < end {
+        tokio::time::sleep(HEARTBEAT_LOOK).await;
+    }
+}
+
+/// Targets of the commit's chunks, those that are and those that may be, that gave no receipt.
+fn missing(
+    map: &ClusterMap,
+    commit: &Commit,
+    replicas: u8,
+    is_unknown: impl Fn(ServerId) -> bool,
+) -> BTreeSet<ServerId> {
+    let may_hold = |id: &&ServerId| map.servers.get(id).is_some_and(|s| (s.up && s.writable) || is_unknown(**id));
     let mut missing = BTreeSet::new();
     for chunk in commit.chunks.iter().filter(|chunk| chunk.receipts.len() < usize::from(replicas)) {
-        let targets = map.write_targets(&chunk.id, replicas);
-        missing.extend(targets.into_iter().filter(|id| chunk.receipts.iter().all(|receipt| receipt.server != *id)));
+        let (_, order) = map.layout.place(&chunk.id);
+        let targets = order.iter().filter(may_hold).take(usize::from(replicas)).copied();
+        missing.extend(targets.filter(|id| chunk.receipts.iter().all(|receipt| receipt.server != *id)));
     }
     missing
 }
@@ -159,13 +179,28 @@ mod tests {
     #[test]
     fn only_servers_that_should_have_a_copy_are_missed() {
         let missed = |receipts: &[u32], replicas| {
-            missing(&map(), &commit(receipts), replicas).into_iter().map(|id| id.0).collect::<Vec<_>>()
+            missing(&map(), &commit(receipts), replicas, |_| false).into_iter().map(|id| id.0).collect::<Vec<_>>()
         };
         assert_eq!(missed(&[1, 2, 5], 3), []);
         assert_eq!(missed(&[1, 2], 3), [5], "3 is down and 4 is full: the copy belongs on 5");
         assert_eq!(missed(&[1, 2], 2), []);
         assert_eq!(missed(&[1, 3], 3), [2, 5]);
         assert_eq!(missed(&[1, 2, 5], 4), [], "there are no more targets");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_leader_does_not_take_the_unheard_for_down() {
+        let servers = Servers::new(1);
+        let missed = |receipts: &[u32]| {
+            let missed = missing(&map(), &commit(receipts), 3, |id| servers.is_unknown(id));
+            missed.into_iter().map(|id| id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(missed(&[1, 2]), [3], "not down for certain");
+        assert_eq!(missed(&[1, 2, 5]), []);
+        tokio::time::advance(crate::servers::DOWN_AFTER).await;
+        assert_eq!(missed(&[1, 2]), [5], "it would have been heard of");
+        servers.forget();
+        assert_eq!(missed(&[1, 2]), [3], "nothing could be heard meanwhile");
     }
 
     /// Only `apply` may answer "gone": the client takes that for a reply that its slot has kept.

@@ -3,6 +3,7 @@
 //! | a server | is |
 //! | --- | --- |
 //! | heard of within [`DOWN_AFTER`] | up |
+//! | not heard of yet by a leader that leads for less than that | unknown: shown as down, but see [`Servers::is_unknown`] |
 //! | that was down under this leader, and is up again for less than [`TARGET_AFTER`] | up, but no target of writes |
 //! | with at least [`FREE_MIN`] bytes free | a target of writes, if nothing else forbids it |
 //!
@@ -42,6 +43,8 @@ struct Heard {
 #[derive(Debug)]
 struct Table {
     heard: BTreeMap<ServerId, Heard>,
+    /// Since when heartbeats come to this leader.
+    since: Instant,
     /// Rises with each change of the map.
     changes: u32,
     /// `(up, writable)` in the last map made.
@@ -62,6 +65,7 @@ impl Servers {
     pub(crate) fn new(term: u64) -> Servers {
         let table = Table {
             heard: BTreeMap::new(),
+            since: Instant::now(),
             changes: 0,
             shown: BTreeMap::new(),
             map: None,
@@ -84,6 +88,19 @@ impl Servers {
             None => now,
         };
         table.heard.insert(beat.server, Heard { beat, at: now, target_from });
+    }
+
+    /// Heartbeats did not come through: begins anew, as a new leader does.
+    pub(crate) fn forget(&self) {
+        let mut table = self.table();
+        table.heard.clear();
+        table.since = Instant::now();
+    }
+
+    /// True for a server that may be up though this leader has not heard of it: it has not led long enough to know.
+    pub(crate) fn is_unknown(&self, server: ServerId) -> bool {
+        let table = self.table();
+        !table.heard.contains_key(&server) && table.since.elapsed() < DOWN_AFTER
     }
 
     /// The rows changed: the next map is made anew.
