@@ -8,8 +8,14 @@ use crate::raft::Member;
 use crate::servers::Servers;
 use crate::sessions::Sessions;
 use common::fault::{Fault, Kind};
+use openraft::Instant as _;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// A leader that no majority has answered for this long does not act as one: by then another may lead. (A follower stands
+/// for election after 2.6 s at most; openraft's leaders never step down by themselves.)
+const ALONE_MAX: Duration = Duration::from_secs(3);
 
 /// See the module.
 #[derive(Debug)]
@@ -65,15 +71,27 @@ impl Leadership {
         Ok(fresh)
     }
 
+    /// This node leads but no majority answers. What it does not hear meanwhile says nothing about who is alive.
+    pub(crate) fn alone(&self) {
+        let known = self.now.lock().expect("no panic holds this lock").clone();
+        if let Some(leading) = known {
+            leading.sessions.all_heard(Instant::now());
+            leading.servers.forget();
+        }
+    }
+
     fn known(&self, term: u64) -> Option<Arc<Leading>> {
         self.now.lock().expect("no panic holds this lock").clone().filter(|leading| leading.term == term)
     }
 }
 
-/// The term this node leads.
+/// The term this node leads, as a majority has confirmed lately.
 fn leading_term(member: &Member) -> Result<u64, Fault> {
     match member.group.as_leader() {
-        Ok(leader) => Ok(*leader.to_committed_leader_id()),
+        Ok(leader) if leader.last_quorum_acked().is_some_and(|at| at.elapsed() < ALONE_MAX) || member.is_single() => {
+            Ok(*leader.to_committed_leader_id())
+        }
+        Ok(_) => Err(Fault::new(Kind::Unavailable, "no majority of metaservers answers this leader")),
         Err(to) => Err(crate::raft::forward(&to)),
     }
 }

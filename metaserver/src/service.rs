@@ -231,8 +231,9 @@ impl Call {
         self.detached("format", format).await.map(|()| AdminReply::Formatted)
     }
 
-    /// A session asks for something: it lives. One this leader has not heard of yet may be in the rows.
-    fn touch(&self, member: &Member, leading: &Leading, session: SessionId) -> Result<(), Fault> {
+    /// A session asks for something: it lives. One this leader has not heard of yet may be in the rows; that it is not
+    /// counts only once a majority has said that these rows are the newest.
+    async fn touch(&self, member: &Member, leading: &Leading, session: SessionId) -> Result<(), Fault> {
         if leading.sessions.touch(session) {
             return Ok(());
         }
@@ -244,6 +245,7 @@ impl Call {
             }
             Ok(false) => Err(Fault::new(Kind::NoSession, format!("session {session} is unknown or ended"))),
             Err(error) => Err(self.store_failed(&error)),
+        member.reads.wait().await?;
         }
     }
 }
@@ -293,7 +295,7 @@ impl Meta for Call {
             _ => (false, false),
         };
         if !opens {
-            self.touch(&member, &leading, session)?;
+            self.touch(&member, &leading, session).await?;
         }
         let at = self.node().world.now();
         match self.propose(&member, &Command::Client { request, at }).await? {
@@ -311,7 +313,7 @@ impl Meta for Call {
 
     async fn query(self, _: Context, ask: Ask) -> Result<Answered, Fault> {
         let (member, leading) = self.leading().await?;
-        self.touch(&member, &leading, ask.session)?;
+        self.touch(&member, &leading, ask.session).await?;
         member.reads.wait().await?;
         let mut ctx = leading.ctx;
         (ctx.raw_capacity, ctx.raw_free) = leading.servers.space();
@@ -328,7 +330,7 @@ impl Meta for Call {
 
     async fn keep_alive(self, _: Context, session: SessionId) -> Result<Alive, Fault> {
         let (member, leading) = self.leading().await?;
-        self.touch(&member, &leading, session)?;
+        self.touch(&member, &leading, session).await?;
         let map_version = self.map(&member, &leading)?.version;
         Ok(Alive { index: LogIndex(member.state.applied_index()), map_version, epoch: leading.ctx.epoch })
     }

@@ -27,6 +27,11 @@ impl Sessions {
         self.table().insert(session, Instant::now());
     }
 
+    /// All get a full term from now on.
+    pub(crate) fn all_heard(&self, now: Instant) {
+        self.table().values_mut().for_each(|heard| *heard = now);
+    }
+
     /// It is over.
     pub(crate) fn ended(&self, session: SessionId) {
         self.table().remove(&session);

@@ -79,8 +79,17 @@ async fn leader(node: Shared, stop: CancellationToken) {
         if !member.is_leader() {
             continue;
         }
-        let Ok(leading) = node.leadership.get(&member).await else { continue };
+        let leading = match node.leadership.get(&member).await {
+            Ok(leading) => leading,
+            Err(fault) => {
+                if fault.kind == Kind::Unavailable {
+                    node.leadership.alone();
+                }
+                continue;
+            }
+        };
         let work = async {
+            node.end_change(&member).await?;
             expire(&node, &member, &leading).await?;
             layout(&node, &member, &leading).await?;
             purge(&member, &stop).await
@@ -89,7 +98,6 @@ async fn leader(node: Shared, stop: CancellationToken) {
             && !fault.kind.is_transient()
         {
             tracing::warn!(error = %fault, "work of the leader");
-            node.end_change(&member).await?;
         }
     }
 }

@@ -290,6 +290,16 @@ async fn without_a_majority_nothing_is_answered_and_nothing_hangs() {
     for i in &others {
         group.stop(*i).await;
     }
+    // It still believes that it leads. Soon it answers nothing that another leader might answer otherwise.
+    let alone = group.caller(Role::Client, &group.addrs[leader..=leader]);
+    let unknown = alone.keep_alive(SessionId(1), Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(unknown.kind, Kind::Unavailable, "it cannot know that there is no such session: {unknown}");
+    let end = Instant::now() + Duration::from_secs(5);
+    while alone.keep_alive(client.session, Duration::from_millis(200)).await.is_ok() {
+        assert!(Instant::now() < end, "it goes on as a leader");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(alone.cluster_map(Duration::from_millis(200)).await.is_err());
     let began = Instant::now();
     let ask = Ask { session: client.session, cred: Cred::default(), query: Query::GetAttr { ino: InodeId::ROOT } };
     let read = client.caller.query(&ask, Duration::from_secs(3)).await;

@@ -227,6 +227,11 @@ impl Member {
         self.group.metrics().borrow_watched().clone()
     }
 
+    /// True if this node alone is the majority.
+    pub fn is_single(&self) -> bool {
+        self.group.metrics().borrow_watched().membership_config.voter_ids().eq([self.identity.raft_id])
+    }
+
     /// True while this node leads.
     pub fn is_leader(&self) -> bool {
         self.group.is_leader()
