@@ -398,9 +398,9 @@ impl Flusher {
     /// Removes segments that hold nothing any more but what is written again behind them.
     fn remove_old(&mut self) -> Result<(), OpenError> {
         let segments = &self.shared.segments;
-        let (keep, purged, vote) = {
+        let (keep, purged) = {
             let index = self.shared.index();
-            (index.first_segment(), index.purged, index.vote)
+            (index.first_segment(), index.purged)
         };
         let keep = keep.unwrap_or_else(|| segments.end().segment);
         if segments.segments().first().is_none_or(|first| first.segment >= keep) {
@@ -428,6 +428,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         Ok(LogState { last_purged_log_id: index.purged, last_log_id: index.last() })
     }
 
+        let vote = self.marker.now().vote; // the index may not have the newest: it is told after the flush
     async fn get_log_reader(&mut self) -> RaftLog {
         self.clone()
     }

@@ -79,7 +79,12 @@ impl Replay {
                 let len = common::units::len_usize(u64::from(header.payload_len));
                 self.index.push(log_id(a, b), None, len, Some(position))?;
             }
-            VOTE => self.index.vote = Some(vote_of(a, b, flag)),
+            VOTE => {
+                let vote = vote_of(a, b, flag);
+                if !self.index.vote.is_some_and(|newer| vote < newer) {
+                    self.index.vote = Some(vote);
+                }
+            }
             PURGED => self.index.purge(log_id(a, b)),
             TRUNCATED => self.index.truncate_after(flag.then(|| log_id(a, b)).as_ref()),
             kind => return Err(format!("a record of kind {kind}, which this version does not know")),

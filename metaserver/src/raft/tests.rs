@@ -114,6 +114,26 @@ async fn purged_segments_go_and_the_vote_stays() {
     assert_eq!(ids(&log).await, [(1, 40), (1, 41)]);
 }
 
+/// A purge and a vote in one batch: the vote is written again behind the purge, the newest one.
+#[tokio::test]
+async fn purged_segments_go_while_a_vote_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    create(dir.path());
+    let mut log = open(dir.path());
+    log.save_vote(&vote_of(3, 2, true)).await.unwrap();
+    for i in 0..20 {
+        log.blocking_append([entry(1, i, 4 << 20)]).await.unwrap(); // a segment and a bit
+    }
+    let full = log.bytes();
+    log.purge(log_id(1, 18)).await.unwrap(); // one thread: the flusher sees it together with the vote
+    log.save_vote(&vote_of(4, 1, false)).await.unwrap();
+    log.blocking_append([entry(1, 20, 1)]).await.unwrap();
+    assert!(log.bytes() < full / 2, "{} of {full}", log.bytes());
+    drop(log);
+    let mut log = try_open(dir.path(), Some(log_id(1, 18))).unwrap();
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote_of(4, 1, false)));
+}
+
 /// Each way to lose a part of the log that was acknowledged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_forgot_something_does_not_open() {
