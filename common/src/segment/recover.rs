@@ -13,6 +13,7 @@ use super::{disk_error, segment_name, sync};
 use crate::disk::Disk;
 use crate::units::{len_u64, len_usize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -219,17 +220,17 @@ impl Opening<'_> {
             let from =
                 if *segment == start.segment { start.offset.max(SEGMENT_HEADER_LEN) } else { SEGMENT_HEADER_LEN };
             let is_last = Some(*segment) == last;
-            let tail = self.scan_segment(&mut scan, *segment, from, is_last)?;
+            let (mark, tail) = self.scan_segment(&mut scan, *segment, from, is_last)?;
             if is_last {
-                return self.end_at(&mut scan, *segment, stored, tail);
+                return self.end_at(&mut scan, *segment, stored, mark, tail);
             }
         }
         // None yet, or the last one is unreadable.
         sync::create(self.place, last.map_or(1, |last| last + 1))
     }
 
-    /// Walks one segment; returns where its last good record ends.
-    fn scan_segment(&mut self, scan: &mut Scan, segment: u32, from: u64, last: bool) -> Result<u64> {
+    /// Walks one segment; returns up to where it says that it was durable, and where its last good record ends.
+    fn scan_segment(&mut self, scan: &mut Scan, segment: u32, from: u64, last: bool) -> Result<(u64, u64)> {
         let walk = self.marks(scan, segment, from, last)?;
         let sequence = self.place.options.owner == Owner::RaftLog;
         let (mut at, mut tail) = (from, from);
@@ -262,7 +263,7 @@ impl Opening<'_> {
             tail = damage.position.offset + damage.len;
             self.report(damage, &walk);
         }
-        Ok(tail)
+        Ok((walk.mark, tail))
     }
 
     /// A gap ends where a void begins.
@@ -338,14 +339,15 @@ impl Opening<'_> {
         }
     }
 
-    /// Makes the last segment end at `tail`, durably.
-    fn end_at(&mut self, scan: &mut Scan, segment: u32, stored: &Stored, tail: u64) -> Result<Current> {
+    /// Makes the last segment end at `tail`, durably. Up to `mark` it was durable before.
+    fn end_at(&mut self, scan: &mut Scan, segment: u32, stored: &Stored, mark: u64, tail: u64) -> Result<Current> {
         let path = self.place.dir.join(segment_name(segment));
         let end = scan.end_of_nonzero(tail)?;
         if scan.unreadable_after(tail) {
             let what = "the disk cannot read the end of the log: nothing is cut".into();
             return Err(SegmentError::Damaged { path, offset: tail, what });
         }
+        Self::write_again(scan, stored, mark..tail.min(scan.len), AGAIN_LEN)?;
         if end > tail {
             self.recovery.cut = Some(Cut { position: Position { segment, offset: tail }, len: end - tail });
             stored.file.set_len(tail).map_err(disk_error("cut", &path))?;
@@ -359,7 +361,30 @@ impl Opening<'_> {
         let durable = self.unfinished.first().map_or(tail, |(at, _)| *at);
         Ok(Current { segment, file, salt, tail, durable, reserved: tail, zeroed })
     }
+
+    /// Writes bytes in place as they are. A sync that failed in an earlier process may have left them in the page cache
+    /// only, and that counts as clean: without a write the next sync would return well and do nothing. What cannot be
+    /// read is left alone: no good record is there.
+    fn write_again(scan: &mut Scan, stored: &Stored, range: Range<u64>, step: u64) -> Result<()> {
+        let path = scan.path.clone();
+        let mut at = range.start;
+        while at < range.end {
+            let len = step.min(range.end - at);
+            match scan.bytes(at, len)? {
+                Some(bytes) => stored.file.write_all_at(&[bytes], at).map_err(disk_error("write again", &path))?,
+                None if step > AGAIN_LEN_MIN => Self::write_again(scan, stored, at..at + len, AGAIN_LEN_MIN)?,
+                None => {}
+            }
+            at += len;
+        }
+        Ok(())
+    }
 }
+
+/// Bytes written again in one piece.
+const AGAIN_LEN: u64 = 256 << 10;
+/// The same around a place that the disk cannot read.
+const AGAIN_LEN_MIN: u64 = 4096;
 
 /// Payload and trailer, as they are.
 fn body_unchecked<'a>(scan: &'a mut Scan, at: u64, header: &Header) -> Result<Option<(&'a [u8], &'a [u8])>> {

@@ -26,7 +26,8 @@ pub(super) enum Piece {
 #[derive(Debug)]
 pub(super) struct Scan {
     file: Arc<dyn File>,
-    path: PathBuf,
+    /// Its name.
+    pub(super) path: PathBuf,
     segment: u32,
     salt: u64,
     align: Align,

@@ -182,6 +182,27 @@ fn a_failed_sync_closes_the_log_and_is_not_tried_again() {
     assert!(log.fenced().is_none(), "opening again is how it goes on");
 }
 
+/// The process starts again without a power cut: what it finds it may rely on, so the next cut must not take it.
+#[test]
+fn what_a_failed_sync_left_in_the_cache_is_made_durable_at_open() {
+    let kinds = [(Owner::RaftLog, Align::Small), (Owner::Chunks, Align::Small), (Owner::Chunks, Align::Direct)];
+    for (seed, (owner, align)) in (0..16).flat_map(|seed| kinds.map(|kind| (seed, kind))) {
+        let disk = SimDisk::new(seed);
+        let (log, _, _) = open(&disk, options(owner, align));
+        log.append(&[record(b"kept")]).expect("append");
+        log.sync().expect("sync");
+        log.append(&[record(&[7; 9000]), record(b"found in the cache")]).expect("append");
+        disk.fail_sync(&segment_path(1));
+        log.sync().expect_err("the disk refuses");
+        drop(log);
+        let (log, seen, _) = open(&disk, options(owner, align));
+        drop(log);
+        let (_, kept, recovery) = open(&disk.after_crash(), options(owner, align));
+        assert_eq!(kept.payloads(), seen.payloads(), "seed {seed}, {owner:?}, {align:?}");
+        assert_eq!(recovery.damaged_count, 0);
+    }
+}
+
 #[test]
 fn punched_records_are_no_damage() {
     let disk = SimDisk::new(SEED);
