@@ -1,12 +1,11 @@
 //! Writing: a place is reserved under a lock, the bytes are written outside it, and the place is then reported as done.
 
 use super::format::{self, Header, KIND_RESERVED, KIND_TRUNCATE, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, Spot};
-use super::{Align, Owner, Place, Position, Record, Result, SegmentError, SegmentLog, disk_error};
+use super::{Align, Owner, Place, Position, Record, Result, SegmentError, SegmentLog, disk_error, is_full};
 use super::{BATCH_LEN_MAX, BATCH_RECORDS_MAX, PAYLOAD_LEN_MAX, TRAILER_LEN_MAX};
 use crate::disk::{AlignedBuf, File};
 use crate::units::{len_u32, len_u64, len_usize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 
 /// Space is reserved in steps of this many bytes: few, large extents, and a full disk shows before a write.
@@ -168,9 +167,13 @@ impl Shared {
             let from = now.reserved.max(now.tail);
             let reserved = match now.file.reserve(from, RESERVE_STEP.max(end + zeros - from)) {
                 Ok(()) => from + RESERVE_STEP.max(end + zeros - from),
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(error) if is_full(&error) => {
                     // Not a step, but what is needed.
-                    now.file.reserve(from, (end + zeros).saturating_sub(from)).map_err(|_| self.no_space())?;
+                    let needed = now.file.reserve(from, (end + zeros).saturating_sub(from));
+                    needed.map_err(|error| match is_full(&error) {
+                        true => self.no_space(),
+                        false => disk_error("reserve in", &self.place.dir)(error),
+                    })?;
                     end + zeros
                 }
                 Err(error) => return Err(disk_error("reserve in", &self.place.dir)(error)),

@@ -210,6 +210,11 @@ fn disk_error(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::
     move |source| SegmentError::Disk { doing, path, source }
 }
 
+/// True if there is no room, on the disk or in the quota: nothing is broken, and later it may work.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// What opening needs, in one place.
 #[derive(Debug)]
 struct Place {

@@ -2,9 +2,10 @@
 
 use super::append::{Current, Shared, State, Stored};
 use super::format::{SEGMENT_HEADER_LEN, SegmentHeader};
-use super::{Align, Owner, Place, Position, Result, SegmentError, SegmentLog, SegmentUsage, disk_error, segment_name};
+use super::{
+    Align, Owner, Place, Position, Result, SegmentError, SegmentLog, SegmentUsage, disk_error, is_full, segment_name,
+};
 use crate::disk::File;
-use std::io;
 use std::sync::{Arc, MutexGuard};
 
 impl Shared {
@@ -84,13 +85,13 @@ impl Shared {
 pub(super) fn create(place: &Place, segment: u32) -> Result<Current> {
     let path = place.dir.join(segment_name(segment));
     let file = match place.disk.create(&path) {
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+        Err(error) if is_full(&error) => {
             return Err(SegmentError::NoSpace { dir: place.dir.clone() });
         }
         other => other.map_err(disk_error("create", &path))?,
     };
     match file.reserve(0, SEGMENT_HEADER_LEN) {
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+        Err(error) if is_full(&error) => {
             place.disk.remove(&path).map_err(disk_error("remove", &path))?;
             return Err(SegmentError::NoSpace { dir: place.dir.clone() });
         }

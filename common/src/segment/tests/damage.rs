@@ -204,6 +204,13 @@ fn what_a_failed_sync_left_in_the_cache_is_made_durable_at_open() {
 }
 
 #[test]
+fn a_full_quota_is_a_full_disk_and_no_broken_one() {
+    use nix::libc::{EDQUOT, EIO, ENOSPC};
+    let is_full = |code| super::super::is_full(&std::io::Error::from_raw_os_error(code));
+    assert!(is_full(ENOSPC) && is_full(EDQUOT) && !is_full(EIO));
+}
+
+#[test]
 fn punched_records_are_no_damage() {
     let disk = SimDisk::new(SEED);
     let (log, _, _) = open(&disk, options(Owner::Chunks, Align::Small));
