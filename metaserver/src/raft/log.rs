@@ -267,7 +267,12 @@ impl Source {
 /// Serves requests until the last handle of the log is gone.
 async fn run(mut flusher: Flusher, mut jobs: mpsc::Receiver<Job>) {
     let world = flusher.shared.world.clone();
-    while let Some(first) = jobs.recv().await {
+    loop {
+        let Ok(first) = next(&flusher, &mut jobs).await else {
+            flusher = world.blocking(move || flusher.sync_marker()).await;
+            continue;
+        };
+        let Some(first) = first else { break };
         let mut batch = vec![first];
         let mut bytes = batch[0].bytes();
         while bytes < BATCH_BYTES_MAX {
@@ -283,6 +288,14 @@ async fn run(mut flusher: Flusher, mut jobs: mpsc::Receiver<Job>) {
             .await;
     }
     world.blocking(move || flusher.marker.sync().ok()).await;
+}
+
+/// The next request; an error if none came for so long that the marker should be made durable.
+async fn next(flusher: &Flusher, jobs: &mut mpsc::Receiver<Job>) -> Result<Option<Job>, tokio::time::error::Elapsed> {
+    match flusher.marker_dirty && flusher.failed.is_none() {
+        true => tokio::time::timeout(SYNC_EVERY, jobs.recv()).await,
+        false => Ok(jobs.recv().await),
+    }
 }
 
 impl Job {
@@ -393,6 +406,19 @@ impl Flusher {
         marker.map_err(|e| self.marker_error(e))?;
         (self.marker_dirty, self.marker_synced) = (false, Instant::now());
         Ok(places)
+    }
+
+    /// Makes the marker durable after the last append of many: all that it names is durable already.
+    fn sync_marker(mut self) -> Flusher {
+        match self.marker.sync() {
+            Ok(()) => (self.marker_dirty, self.marker_synced) = (false, Instant::now()),
+            Err(error) => {
+                let error = self.marker_error(error);
+                tracing::error!(%error, "the Raft log failed: this node stops");
+                self.failed = Some(error.to_string());
+            }
+        }
+        self
     }
 
     /// Removes segments that hold nothing any more but what is written again behind them.

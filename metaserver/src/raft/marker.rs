@@ -6,7 +6,7 @@
 //! start the log must reach that far, else the node refuses to take part.
 //!
 //! When it is made durable: with every vote; with entries at the next log sync, in parallel with it, at most every
-//! [`SYNC_EVERY`]. It must not be durable before the entries it names are: after a power cut in between, a sound node
+//! [`SYNC_EVERY`]; and by itself when no request came for that long. It must not be durable before the entries it names are: after a power cut in between, a sound node
 //! would refuse to start. So over a power cut the newest few acknowledged entries rest on the log's own sync alone;
 //! over a crash of the process everything acknowledged is covered. A disk that loses synced writes at a power cut would
 //! lose the marker's as well: nothing on the same disk proves more.

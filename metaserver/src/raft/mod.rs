@@ -140,12 +140,14 @@ fn settings(config: &Config) -> Result<openraft::Config, StartError> {
 }
 
 impl Member {
-    /// Makes the files of a new member: log, marker, and only then the identity. Durable when this returns.
+    /// Makes the files of a new member: log, marker, and only then the identity. Durable when this returns. What another
+    /// member left in the directory goes: without an identity nobody answers for it.
     pub fn create(world: &World, config: &Config, identity: Identity) -> Result<(), StartError> {
         let dir = config.data_dir.join("raft");
-        if world.disk.exists(&dir) {
-            // Of an attempt that did not come to its identity: it promised nothing.
-            world.disk.remove_dir_all(&dir).map_err(|source| state_error(config, source))?;
+        for old in [&dir, &config.data_dir.join("state")] {
+            if world.disk.exists(old) {
+                world.disk.remove_dir_all(old).map_err(|source| state_error(config, source))?;
+            }
         }
         RaftLog::create(world, &dir, identity.cluster.0.to_le_bytes())?;
         identity.save(&*world.disk, &config.data_dir).map_err(|source| state_error(config, source))

@@ -337,3 +337,32 @@ async fn after_a_failed_sync_nothing_is_acknowledged_any_more() {
     assert!(log.save_vote(&vote_of(2, 1, false)).await.is_err());
     assert!(log.blocking_append([entry(1, 2, 10)]).await.is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_marker_is_durable_soon_after_the_last_append() {
+    for seed in 0..16 {
+        let disk = SimDisk::new(seed);
+        RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER).unwrap();
+        let mut log = sim_open(&disk, &Course::new()).unwrap();
+        log.blocking_append([entry(1, 0, 10)]).await.unwrap();
+        log.blocking_append([entry(1, 1, 10)]).await.unwrap();
+        tokio::time::sleep(2 * crate::raft::marker::SYNC_EVERY).await;
+        let marker = crate::raft::marker::Marker::open(&disk.after_crash(), Path::new("/raft")).unwrap().unwrap();
+        assert_eq!(marker.now().last, Some(log_id(1, 1)), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_new_member_takes_nothing_over_from_an_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = crate::config::Config { data_dir: dir.path().to_path_buf(), ..crate::config::Config::default() };
+    for old in ["raft", "state"] {
+        std::fs::create_dir(dir.path().join(old)).unwrap();
+        std::fs::write(dir.path().join(old).join("of another member"), b"x").unwrap();
+    }
+    let identity = crate::identity::Identity::new(common::id::ClusterId(1), 1);
+    super::Member::create(&World::real(), &config, identity).unwrap();
+    for old in ["raft", "state"] {
+        assert!(!dir.path().join(old).join("of another member").exists(), "{old}");
+    }
+}
