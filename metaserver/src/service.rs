@@ -4,7 +4,7 @@ use crate::copies::Copies;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, Done, Fail};
 use crate::node::Shared;
-use crate::raft::{Member, Message, Reply, decode, encode, node_of};
+use crate::raft::{Member, Message, Reply, decode, encode, node_of, within_limit};
 use bytes::Bytes;
 use common::fault::{Fault, Kind};
 use common::hello::{Peer, Role};
@@ -20,7 +20,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tarpc::context::Context;
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Bytes of proposals under way, at most; more wait to be let in.
 const PROPOSAL_BYTES_MAX: u32 = 64 << 20;
@@ -32,7 +32,7 @@ const PROPOSAL_WAIT: Duration = Duration::from_secs(5);
 /// What all requests share.
 pub(crate) struct Service {
     node: Shared,
-    proposals: Semaphore,
+    proposals: Arc<Semaphore>,
     copies: Copies,
 }
 
@@ -46,7 +46,7 @@ struct Call {
 /// Answers the requests of all peers.
 pub(crate) fn handler(node: Shared) -> Handler {
     let copies = Copies::new(common::wire::Pool::new(&node.world, &node.me));
-    let service = Arc::new(Service { node, copies, proposals: Semaphore::new(permits(PROPOSAL_BYTES_MAX)) });
+    let service = Arc::new(Service { node, copies, proposals: Arc::new(Semaphore::new(permits(PROPOSAL_BYTES_MAX))) });
     Arc::new(move |peer, context, request| {
         let call = Call { service: service.clone(), peer };
         Box::pin(call.serve_checked(context, request))
@@ -97,10 +97,10 @@ impl Call {
     }
 
     /// Room for a proposal of this many bytes.
-    async fn room(&self, bytes: usize) -> Result<SemaphorePermit<'_>, Fault> {
+    async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Fault> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).clamp(PROPOSAL_BYTES_MIN, PROPOSAL_BYTES_MAX);
         let busy = || Fault::new(Kind::Busy, "too many changes are under way");
-        match tokio::time::timeout(PROPOSAL_WAIT, self.service.proposals.acquire_many(bytes)).await {
+        match tokio::time::timeout(PROPOSAL_WAIT, self.service.proposals.clone().acquire_many_owned(bytes)).await {
             Ok(permit) => permit.map_err(|_| busy()),
             Err(_) => Err(busy()),
         }
@@ -108,8 +108,16 @@ impl Call {
 
     async fn propose(&self, member: &Member, command: &Command) -> Result<Done, Fault> {
         let bytes = command.encode();
-        let _room = self.room(bytes.len()).await?;
-        member.propose_bytes(bytes).await
+        let room = self.room(bytes.len()).await?;
+        let (own, (done, answer)) = (member.clone(), oneshot::channel());
+        // Whether or not somebody still waits: until it is decided, openraft holds the bytes, and this task their room.
+        self.node().tasks.spawn_until_stop(async move {
+            let result = own.write(bytes).await;
+            drop(room);
+            let _ = done.send(result); // the caller gave up
+        });
+        let stopping = |_| Fault::new(Kind::Unsure, "this metaserver is stopping");
+        within_limit(async { answer.await.map_err(stopping)? }).await
     }
 
     /// The map with who is up.
@@ -237,6 +245,7 @@ impl Call {
         if leading.sessions.touch(session) {
             return Ok(());
         }
+        member.reads.wait().await?;
         let mounted = member.state.mounted();
         match namespace::session_is_open(mounted.kv(), session) {
             Ok(true) => {
@@ -245,7 +254,6 @@ impl Call {
             }
             Ok(false) => Err(Fault::new(Kind::NoSession, format!("session {session} is unknown or ended"))),
             Err(error) => Err(self.store_failed(&error)),
-        member.reads.wait().await?;
         }
     }
 }
@@ -297,12 +305,14 @@ impl Meta for Call {
         if !opens {
             self.touch(&member, &leading, session).await?;
         }
+        if opens {
+            // Before it is: whatever becomes of this call, the session is watched, and ends if nobody uses it.
+            leading.sessions.opened(session);
+        }
         let at = self.node().world.now();
         match self.propose(&member, &Command::Client { request, at }).await? {
             Done::Applied(applied) => {
-                if opens {
-                    leading.sessions.opened(session);
-                } else if closes {
+                if closes {
                     leading.sessions.ended(session);
                 }
                 Ok(applied)

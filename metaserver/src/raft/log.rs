@@ -428,6 +428,7 @@ impl Flusher {
             let index = self.shared.index();
             (index.first_segment(), index.purged)
         };
+        let vote = self.marker.now().vote; // the index may not have the newest: it is told after the flush
         let keep = keep.unwrap_or_else(|| segments.end().segment);
         if segments.segments().first().is_none_or(|first| first.segment >= keep) {
             return Ok(());
@@ -454,7 +455,6 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
         Ok(LogState { last_purged_log_id: index.purged, last_log_id: index.last() })
     }
 
-        let vote = self.marker.now().vote; // the index may not have the newest: it is told after the flush
     async fn get_log_reader(&mut self) -> RaftLog {
         self.clone()
     }

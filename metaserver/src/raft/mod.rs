@@ -46,6 +46,7 @@ use openraft::type_config::alias::SnapshotOf;
 use openraft::{BasicNode, RaftMetrics, SnapshotPolicy};
 use snapshot::Receiving;
 use state_machine::{SnapshotData, StateMachine};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -187,24 +188,21 @@ impl Member {
     /// # Errors
     /// `NotLeader`: nothing happened. `Unsure`: nobody knows. Else what `apply` said.
     pub async fn propose(&self, command: &Command) -> Result<Done, Fault> {
-        self.propose_bytes(command.encode()).await
+        within_limit(self.write(command.encode())).await
     }
 
-    /// As [`Member::propose`], already encoded.
-    pub async fn propose_bytes(&self, command: Vec<u8>) -> Result<Done, Fault> {
-        let write = self.group.client_write(Proposal(command.into()));
-        match tokio::time::timeout(PROPOSE_TIMEOUT, write).await {
-            Ok(Ok(answer)) => {
-                answer.data.0.unwrap_or_else(|| Err(Fault::new(Kind::Internal, "an answer without a reply")))
-            }
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => Err(forward(&to)),
-            Ok(Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(to)))) => {
+    /// As [`Member::propose`], already encoded, for as long as it takes: until a majority has it, or another leader has
+    /// discarded it.
+    pub async fn write(&self, command: Vec<u8>) -> Result<Done, Fault> {
+        match self.group.client_write(Proposal(command.into())).await {
+            Ok(answer) => answer.data.0.unwrap_or_else(|| Err(Fault::new(Kind::Internal, "an answer without a reply"))),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Err(forward(&to)),
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(to))) => {
                 let leader = forward(&to).leader;
                 let text = "the leader changed while this was under way";
                 Err(Fault { kind: Kind::Unsure, message: text.into(), leader })
             }
-            Ok(Err(error)) => Err(Fault::new(Kind::Unsure, format!("propose: {error}"))),
-            Err(_) => Err(Fault::new(Kind::Unsure, format!("no majority within {PROPOSE_TIMEOUT:?}"))),
+            Err(error) => Err(Fault::new(Kind::Unsure, format!("propose: {error}"))),
         }
     }
 
@@ -289,6 +287,12 @@ impl Member {
             }
         }
     }
+}
+
+/// The outcome of a proposal, if it comes in time. Else it is unknown.
+pub(crate) async fn within_limit(outcome: impl Future<Output = Result<Done, Fault>>) -> Result<Done, Fault> {
+    let late = |_| Err(Fault::new(Kind::Unsure, format!("no majority within {PROPOSE_TIMEOUT:?}")));
+    tokio::time::timeout(PROPOSE_TIMEOUT, outcome).await.unwrap_or_else(late)
 }
 
 fn taken(slot: &mut Option<Receiving>, transfer: u64) -> Result<Receiving, Fault> {
