@@ -128,7 +128,7 @@ impl Meta {
         }
     }
 
-    /// Takes a slot for a change.
+    /// Takes a slot for a change, when no earlier one of unknown outcome can be run any more.
     pub(crate) async fn prepare(
         &self,
         session: &Arc<Session>,
@@ -136,9 +136,12 @@ impl Meta {
         op: Op,
         deadline: Instant,
     ) -> Result<Pending, Fault> {
-        let guard = timeout_at(deadline, session.take()).await.map_err(|_| {
-            Fault::new(Kind::Unavailable, format!("all {SLOTS} requests under way are waiting for the metaservers"))
-        })?;
+        let late = |what: String| Fault::new(Kind::Unavailable, what);
+        let known = timeout_at(deadline, session.known()).await;
+        known.map_err(|_| late("the metaservers do not say what became of an earlier change".into()))?;
+        let guard = timeout_at(deadline, session.take()).await;
+        let guard =
+            guard.map_err(|_| late(format!("all {SLOTS} requests under way are waiting for the metaservers")))?;
         let slot = guard.slot();
         let request = Request { session: session.id, slot: slot.number, seq: slot.seq, cred: cred.clone(), op };
         Ok(Pending { guard, request })
@@ -181,7 +184,7 @@ impl Meta {
             }
             Err(fault) => {
                 guard.settled(Some(fault.kind));
-                if guard.is_open() { Err(fault) } else { Ok(None) }
+                if guard.is_open() || fault.kind == Kind::NoSession { Err(fault) } else { Ok(None) }
             }
         }
     }

@@ -7,7 +7,9 @@
 //! again: an operation that changes nothing is sent under the same number. Either that one takes the number, or the
 //! stored reply of the first comes back; after both, every late copy is answered from the slot and never run.
 //!
-//! A [`SlotGuard`] that is dropped half-way (a caller that gave up) leaves its slot to the settling task.
+//! A [`SlotGuard`] that is dropped half-way (a caller that gave up) leaves its slot to the settling task. While the
+//! outcome of such a request is not known, no new change begins ([`Session::known`]): a late copy of the old one would
+//! run after it, over what the caller has done since.
 
 use common::auth::{Attempt, Mac};
 use common::fault::Kind;
@@ -15,7 +17,7 @@ use common::id::{Epoch, LogIndex, SessionId};
 use common::proto::chunk::WriteAuth;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 /// Requests one session has under way at once.
 pub(crate) const SLOTS: u16 = 64;
@@ -29,8 +31,10 @@ pub(crate) struct Session {
     /// Counts sessions of this client: what an older one left unsaved is lost.
     pub(crate) generation: u64,
     free: Mutex<Vec<Slot>>,
-    unsettled: Mutex<VecDeque<(Slot, OwnedSemaphorePermit)>>,
+    unsettled: Mutex<VecDeque<Parked>>,
     pub(crate) unsettled_added: Notify,
+    /// Parked requests that may still be run.
+    unknown: watch::Sender<usize>,
     available: Arc<Semaphore>,
 }
 
@@ -39,6 +43,15 @@ pub(crate) struct Session {
 pub(crate) struct Slot {
     pub(crate) number: u16,
     pub(crate) seq: u64,
+}
+
+/// A slot that waits to be settled.
+#[derive(Debug)]
+struct Parked {
+    slot: Slot,
+    permit: OwnedSemaphorePermit,
+    /// Counted in `Session::unknown`.
+    unknown: bool,
 }
 
 /// What is known of the number of the request under way.
@@ -58,6 +71,10 @@ pub(crate) struct SlotGuard {
     session: Arc<Session>,
     slot: Slot,
     used: Used,
+    /// No answer says what became of the last copy that was sent.
+    unknown: bool,
+    /// Counted in `Session::unknown`.
+    counted: bool,
     /// Something else was sent under the number: sending the request again might bring back that one's reply.
     settling: bool,
     permit: Option<OwnedSemaphorePermit>,
@@ -73,6 +90,7 @@ impl Session {
             free: Mutex::new((0..SLOTS).rev().map(|number| Slot { number, seq: 1 }).collect()),
             unsettled: Mutex::default(),
             unsettled_added: Notify::new(),
+            unknown: watch::Sender::new(0),
             available: Arc::new(Semaphore::new(usize::from(SLOTS))),
         }
     }
@@ -87,27 +105,36 @@ impl Session {
     pub(crate) async fn take(self: &Arc<Self>) -> SlotGuard {
         let permit = self.available.clone().acquire_owned().await.expect("never closed");
         let slot = self.free.lock().expect("no panic holds this lock").pop().expect("a permit is a free slot");
-        SlotGuard { session: self.clone(), slot, used: Used::No, settling: false, permit: Some(permit) }
+        let (unknown, counted, settling) = (false, false, false);
+        SlotGuard { session: self.clone(), slot, used: Used::No, unknown, counted, settling, permit: Some(permit) }
+    }
+
+    /// Waits until no request that its caller gave up may still be run. The caller sets the deadline.
+    pub(crate) async fn known(&self) {
+        self.unknown.subscribe().wait_for(|unknown| *unknown == 0).await.expect("the sender is here");
     }
 
     /// Takes the slot that has waited longest to be settled.
     pub(crate) fn take_unsettled(self: &Arc<Self>) -> Option<SlotGuard> {
-        let (slot, permit) = self.unsettled.lock().expect("no panic holds this lock").pop_front()?;
-        Some(SlotGuard { session: self.clone(), slot, used: Used::Maybe, settling: true, permit: Some(permit) })
+        let Parked { slot, permit, unknown } = self.unsettled.lock().expect("no panic holds this lock").pop_front()?;
+        let (session, permit) = (self.clone(), Some(permit));
+        Some(SlotGuard { session, slot, used: Used::Maybe, unknown, counted: unknown, settling: true, permit })
     }
 
-    fn put_back(&self, slot: Slot, used: Used, permit: OwnedSemaphorePermit) {
-        let seq = match used {
-            Used::No => slot.seq,
-            Used::Yes => slot.seq + 1,
-            Used::Maybe => {
-                self.unsettled.lock().expect("no panic holds this lock").push_back((slot, permit));
-                self.unsettled_added.notify_one();
-                return;
-            }
-        };
-        self.free.lock().expect("no panic holds this lock").push(Slot { seq, ..slot });
+    fn park(&self, parked: Parked, counted: bool) {
+        if parked.unknown && !counted {
+            self.unknown.send_modify(|unknown| *unknown += 1);
+        }
+        self.unsettled.lock().expect("no panic holds this lock").push_back(parked);
+        self.unsettled_added.notify_one();
+    }
+
+    fn put_back(&self, slot: Slot, permit: OwnedSemaphorePermit, counted: bool) {
+        self.free.lock().expect("no panic holds this lock").push(slot);
         drop(permit); // after the slot is there: a permit is a free slot
+        if counted {
+            self.unknown.send_modify(|unknown| *unknown -= 1);
+        }
     }
 }
 
@@ -125,6 +152,7 @@ impl SlotGuard {
     /// A copy is about to be sent: until its answer says otherwise it may be run.
     pub(crate) fn sending(&mut self) {
         self.used = Used::Maybe;
+        self.unknown = true;
     }
 
     /// The answer came: `None` for a success.
@@ -132,12 +160,14 @@ impl SlotGuard {
         if fault.is_none_or(is_recorded) {
             self.used = Used::Yes;
         }
+        self.unknown = fault.is_some_and(|kind| !is_stored(kind));
     }
 
     /// The answer to the settling operation came: `None` for a success.
     pub(crate) fn settled(&mut self, fault: Option<Kind>) {
         assert!(self.settling, "the answer to another operation");
-        if fault.is_none_or(is_stored) {
+        // In a session that has ended nothing is run any more.
+        if fault.is_none_or(|kind| is_stored(kind) || kind == Kind::NoSession) {
             self.used = Used::Yes;
         }
     }
@@ -160,8 +190,12 @@ impl SlotGuard {
 
 impl Drop for SlotGuard {
     fn drop(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            self.session.put_back(self.slot, self.used, permit);
+        let Some(permit) = self.permit.take() else { return };
+        let (slot, unknown) = (self.slot, self.unknown);
+        match self.used {
+            Used::No => self.session.put_back(slot, permit, self.counted),
+            Used::Yes => self.session.put_back(Slot { seq: slot.seq + 1, ..slot }, permit, self.counted),
+            Used::Maybe => self.session.park(Parked { slot, permit, unknown }, self.counted),
         }
     }
 }
@@ -264,6 +298,28 @@ mod tests {
         for number in [numbers[0], numbers[1], numbers[2], numbers[0]] {
             let guard = session.take_unsettled().expect("parked");
             assert_eq!(guard.slot().number, number, "one that cannot be settled does not keep the others waiting");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_an_unknown_outcome_keeps_others_waiting() {
+        let session = session();
+        let is_known = || futures::FutureExt::now_or_never(session.known()).is_some();
+        for (answer, known) in [(Kind::Denied, true), (Kind::Unsure, false), (Kind::Stale, false)] {
+            let mut guard = session.take().await;
+            guard.sending();
+            guard.answered(Some(answer));
+            assert!(is_known(), "its caller still has it");
+            drop(guard);
+            assert_eq!(is_known(), known, "{answer:?}");
+            let mut guard = session.take_unsettled().expect("parked");
+            guard.settled(Some(Kind::Unavailable));
+            drop(guard);
+            assert_eq!(is_known(), known, "{answer:?}: not settled yet");
+            let mut guard = session.take_unsettled().expect("parked again");
+            guard.settled((!known).then_some(Kind::NoSession));
+            drop(guard);
+            assert!(is_known());
         }
     }
 }

@@ -57,6 +57,12 @@ pub(crate) struct Cluster {
     pub(crate) commits: u64,
     /// Every change but a settling one is refused with this by the state machine.
     pub(crate) refuse: Option<Kind>,
+    /// The next change of attributes stays on its way ...
+    pub(crate) hold: bool,
+    /// ... and is here.
+    pub(crate) held: Option<Request>,
+    /// So many settling operations are lost.
+    pub(crate) lose_settling: u32,
 }
 
 #[derive(Default)]
@@ -87,6 +93,9 @@ impl FakeCluster {
             no_majority: false,
             commits: 0,
             refuse: None,
+            hold: false,
+            held: None,
+            lose_settling: 0,
         }))
     }
 
@@ -145,6 +154,14 @@ impl Cluster {
         if self.no_majority {
             return Err(fault(Kind::Unsure, "no majority"));
         }
+        if self.hold && matches!(request.op, Op::SetAttr { .. }) {
+            (self.hold, self.held) = (false, Some(request.clone()));
+            return Err(fault(Kind::Unsure, "the request is on its way"));
+        }
+        if self.lose_settling > 0 && matches!(request.op, Op::Release { ino: InodeId(0) }) {
+            self.lose_settling -= 1;
+            return Err(fault(Kind::Unsure, "the request was lost"));
+        }
         if self.chance(FAULT_SHARE) {
             return Err(fault(Kind::Unsure, "the request was lost"));
         }
@@ -155,7 +172,8 @@ impl Cluster {
         reply
     }
 
-    fn run(&mut self, request: &Request) -> Result<Applied, Fault> {
+    /// A late copy of a request arrives.
+    pub(crate) fn run(&mut self, request: &Request) -> Result<Applied, Fault> {
         self.index += 1;
         if let Op::OpenSession { .. } = &request.op {
             self.sessions.entry(request.session).or_default();
@@ -167,6 +185,9 @@ impl Cluster {
         let last = slots.get(&request.slot).map_or(0, |(seq, _)| *seq);
         if request.seq == last {
             return slots[&request.slot].1.clone();
+        }
+        if request.seq < last {
+            return Err(fault(Kind::Stale, "a late copy"));
         }
         assert_eq!(request.seq, last + 1, "slot {}: {:?}", request.slot, request.op);
         let reply = self.apply(request).map(|outcome| Applied { outcome, index: LogIndex(self.index) });

@@ -388,6 +388,25 @@ async fn refused_changes_leave_their_slots_free() {
     assert_eq!(len(client.core.unsaved.available_permits()), client.core.unsaved_max, "the budget is whole again");
 }
 
+/// A truncate that was told to have failed does not come true after what was written since.
+#[tokio::test(start_paused = true)]
+async fn a_late_copy_of_a_failed_change_takes_nothing_from_later_ones() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    client.write(&handle, 0, Bytes::from_static(b"old bytes")).await.unwrap();
+    client.fsync(&handle).await.unwrap();
+    (cluster.lock().hold, cluster.lock().lose_settling) = (true, 3);
+    let set = SetAttr { size: Some(0), opened: true, ..SetAttr::default() };
+    assert_eq!(client.setattr(&Cred::default(), handle.ino(), set).await.unwrap_err().kind, Kind::Unsure);
+    client.write(&handle, 0, Bytes::from_static(b"new")).await.unwrap();
+    client.fsync(&handle).await.unwrap();
+    let late = cluster.lock().held.take().unwrap();
+    let _ = cluster.lock().run(&late);
+    let reader = client.open(&Cred::default(), handle.ino(), READ_WRITE).await.unwrap();
+    assert_eq!(bytes_of(&client, &reader, 0, 100).await.unwrap(), b"new bytes");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_removed_file_lives_until_its_last_handle_is_released() {
     let cluster = Arc::new(FakeCluster::new(1, CHUNK));
