@@ -187,7 +187,8 @@ impl Client {
 
     /// Removes a name. What is open here stays readable and writable until its last `release`.
     pub async fn unlink(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<(), Fault> {
-        let keep = self.core.may_be_open();
+        let removal = self.core.removal();
+        let keep = removal.keep;
         match self.submit(cred, Op::Unlink { parent, name: name.clone(), keep }).await? {
             Outcome::Removed { ino, nlink } => {
                 self.removed(keep, ino, nlink);
@@ -219,7 +220,8 @@ impl Client {
         to: (InodeId, &Name),
         mode: RenameMode,
     ) -> Result<(), Fault> {
-        let keep = self.core.may_be_open();
+        let removal = self.core.removal();
+        let keep = removal.keep;
         let (from_name, to_name) = (from.1.clone(), to.1.clone());
         let op = Op::Rename { from: from.0, from_name, to: to.0, to_name, mode, keep };
         match self.submit(cred, op).await? {

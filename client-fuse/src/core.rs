@@ -8,7 +8,7 @@ use crate::link::Servers;
 use crate::meta::Meta;
 use crate::report::Reports;
 use crate::stats::Counters;
-use common::fault::Fault;
+use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::proto::meta::{Attr, Cred, Op};
 use common::task::Tasks;
@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -45,6 +45,8 @@ pub(crate) struct Core {
     pub(crate) pressure: Notify,
     pub(crate) uploads: Semaphore,
     table: Mutex<Table>,
+    /// The last removal under way that does not keep its file has ended.
+    removed: Notify,
 }
 
 /// Files that are open, or closed with unsaved data.
@@ -53,12 +55,33 @@ struct Table {
     files: BTreeMap<InodeId, Arc<Inode>>,
     /// Opens under way whose file is not in the table yet.
     opening: usize,
+    /// Removals under way that began when nothing was open: the metaservers do not keep the file.
+    removing: usize,
     /// Files without a name that the metaservers keep for this session.
     orphans: BTreeSet<InodeId>,
 }
 
-/// An open under way: until it is dropped, removed names keep their files.
+/// An open under way: until it is dropped, names that begin to be removed keep their files.
 pub(crate) struct Opening<'a>(&'a Core);
+
+/// The removal of a name under way.
+pub(crate) struct Removal<'a> {
+    core: &'a Core,
+    /// Whether the metaservers are to keep the file: it may be open here.
+    pub(crate) keep: bool,
+}
+
+impl Drop for Removal<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            let mut table = self.core.table();
+            table.removing -= 1;
+            if table.removing == 0 {
+                self.core.removed.notify_waiters();
+            }
+        }
+    }
+}
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
@@ -89,6 +112,7 @@ impl Core {
             pressure: Notify::new(),
             uploads: Semaphore::new(UPLOADS_MAX),
             table: Mutex::default(),
+            removed: Notify::new(),
             config,
             world,
             tasks,
@@ -106,16 +130,30 @@ impl Core {
         self.table.lock().expect("no panic holds this lock")
     }
 
-    /// To be held from before the request that opens a file until it is in the table.
-    pub(crate) fn opening(&self) -> Opening<'_> {
+    /// To be held from before the request that opens a file until it is in the table. Waits for removals that began when
+    /// nothing was open: the file they remove cannot be opened. Those that begin now keep theirs.
+    pub(crate) async fn opening(&self) -> Result<Opening<'_>, Fault> {
         self.table().opening += 1;
-        Opening(self)
+        let opening = Opening(self);
+        let deadline = self.meta.deadline();
+        loop {
+            let removed = self.removed.notified();
+            tokio::pin!(removed);
+            removed.as_mut().enable();
+            if self.table().removing == 0 {
+                return Ok(opening);
+            }
+            let late = |_| Fault::new(Kind::Unavailable, "open: a removal under way does not end");
+            timeout_at(deadline, removed).await.map_err(late)?;
+        }
     }
 
-    /// Whether a removed name may be that of a file which is open here.
-    pub(crate) fn may_be_open(&self) -> bool {
-        let table = self.table();
-        table.opening > 0 || !table.files.is_empty()
+    /// To be held while a name is removed.
+    pub(crate) fn removal(&self) -> Removal<'_> {
+        let mut table = self.table();
+        let keep = table.opening > 0 || !table.files.is_empty();
+        table.removing += usize::from(!keep);
+        Removal { core: self, keep }
     }
 
     /// The file, if it is open here or has unsaved data.

@@ -76,7 +76,7 @@ impl Client {
         exclusive: bool,
         flags: OpenFlags,
     ) -> Result<(Handle, bool, Attr), Fault> {
-        let _opening = self.core.opening();
+        let _opening = self.core.opening().await?;
         let (name, node) = (name.clone(), NewNode::File);
         let op = Op::Create { parent, name, node, mode, exclusive, access: flags.access() };
         match self.core.meta.submit(cred, op, self.core.meta.deadline()).await?.outcome {
@@ -91,7 +91,7 @@ impl Client {
 
     /// Opens a regular file: access is checked, attributes and first extents come in the same round trip.
     pub async fn open(&self, cred: &Cred, ino: InodeId, flags: OpenFlags) -> Result<Handle, Fault> {
-        let _opening = self.core.opening();
+        let _opening = self.core.opening().await?;
         let query = Query::Open { ino, access: flags.access() };
         match self.core.meta.query(cred, query, self.core.meta.deadline()).await? {
             Answer::Opened { attr, run } => self.opened(cred, &attr, Some(run), flags).await,

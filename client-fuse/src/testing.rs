@@ -24,6 +24,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Where everything is behind its extents.
@@ -63,6 +64,8 @@ pub(crate) struct Cluster {
     pub(crate) held: Option<Request>,
     /// So many settling operations are lost.
     pub(crate) lose_settling: u32,
+    /// How long a removal takes.
+    pub(crate) slow_unlink: Duration,
 }
 
 #[derive(Default)]
@@ -96,6 +99,7 @@ impl FakeCluster {
             hold: false,
             held: None,
             lose_settling: 0,
+            slow_unlink: Duration::ZERO,
         }))
     }
 
@@ -395,6 +399,10 @@ impl Servers for FakeCluster {
     fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Applied, Fault>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            if let Op::Unlink { .. } = request.op {
+                let slow = self.lock().slow_unlink;
+                tokio::time::sleep(slow).await;
+            }
             self.lock().submit(request)
         })
     }

@@ -408,6 +408,29 @@ async fn a_late_copy_of_a_failed_change_takes_nothing_from_later_ones() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_opened_while_its_name_is_removed_is_there_or_not_opened() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    let ino = handle.ino();
+    client.release(&handle).await.unwrap();
+    cluster.lock().slow_unlink = Duration::from_secs(1);
+    let name = Name::new("f").unwrap();
+    let cred = Cred::default();
+    let open = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let opened = client.open(&cred, ino, READ_WRITE).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if let Ok(handle) = opened {
+            client.write(&handle, 0, Bytes::from_static(b"x")).await.unwrap();
+            client.fsync(&handle).await.unwrap();
+        }
+    };
+    let (removed, ()) = futures::join!(client.unlink(&cred, InodeId::ROOT, &name), open);
+    removed.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_removed_file_lives_until_its_last_handle_is_released() {
     let cluster = Arc::new(FakeCluster::new(1, CHUNK));
     let client = client(&cluster).await;
