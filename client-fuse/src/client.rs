@@ -5,6 +5,7 @@
 use crate::config::ClientConfig;
 use crate::core::Core;
 use crate::link::{RealServers, Servers};
+use crate::listings::Effect;
 use crate::meta::unexpected;
 use crate::report::Reports;
 use crate::stats::Stats;
@@ -115,11 +116,33 @@ impl Client {
         Ok(self.core.meta.submit(cred, op, self.core.meta.deadline()).await?.outcome)
     }
 
+    /// A change of names, which the listings learn.
+    pub(crate) async fn change_names(
+        &self,
+        cred: &Cred,
+        op: Op,
+        names: Vec<(InodeId, Name, Effect)>,
+    ) -> Result<Outcome, Fault> {
+        let change = self.core.listings.change(names);
+        let result = self.submit(cred, op).await;
+        change.done(&result);
+        result
+    }
+
     /// One name in a directory.
     pub async fn lookup(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<Attr, Fault> {
-        match self.query(cred, Query::Lookup { parent, name: name.clone() }).await? {
-            Answer::Attr(attr) => Ok(self.core.seen(attr)),
-            other => Err(unexpected("lookup", &other)),
+        if self.core.listings.lacks(parent, name, self.core.world.uptime()) {
+            return Err(Fault::new(Kind::NotFound, format!("no entry {name} in {parent}")));
+        }
+        match self.query(cred, Query::Lookup { parent, name: name.clone() }).await {
+            Ok(Answer::Attr(attr)) => Ok(self.core.seen(attr)),
+            Ok(other) => Err(unexpected("lookup", &other)),
+            Err(fault) => {
+                if fault.kind == Kind::NotFound {
+                    self.core.missed(cred, parent);
+                }
+                Err(fault)
+            }
         }
     }
 
@@ -163,7 +186,7 @@ impl Client {
         mode: u32,
     ) -> Result<Attr, Fault> {
         let op = Op::Create { parent, name: name.clone(), node, mode, exclusive: true, access: 0 };
-        match self.submit(cred, op).await? {
+        match self.change_names(cred, op, vec![(parent, name.clone(), Effect::Added)]).await? {
             Outcome::Created { attr, .. } => Ok(attr),
             other => Err(unexpected("create", &other)),
         }
@@ -179,7 +202,8 @@ impl Client {
 
     /// A further name for an inode.
     pub async fn link(&self, cred: &Cred, ino: InodeId, parent: InodeId, name: &Name) -> Result<Attr, Fault> {
-        match self.submit(cred, Op::Link { ino, parent, name: name.clone() }).await? {
+        let op = Op::Link { ino, parent, name: name.clone() };
+        match self.change_names(cred, op, vec![(parent, name.clone(), Effect::Added)]).await? {
             Outcome::Attr(attr) => Ok(self.core.seen(attr)),
             other => Err(unexpected("link", &other)),
         }
@@ -189,7 +213,8 @@ impl Client {
     pub async fn unlink(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<(), Fault> {
         let removal = self.core.removal();
         let keep = removal.keep;
-        match self.submit(cred, Op::Unlink { parent, name: name.clone(), keep }).await? {
+        let op = Op::Unlink { parent, name: name.clone(), keep };
+        match self.change_names(cred, op, vec![(parent, name.clone(), Effect::Removed)]).await? {
             Outcome::Removed { ino, nlink } => {
                 self.removed(keep, ino, nlink);
                 Ok(())
@@ -206,7 +231,8 @@ impl Client {
 
     /// Removes an empty directory.
     pub async fn rmdir(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<(), Fault> {
-        match self.submit(cred, Op::Rmdir { parent, name: name.clone() }).await? {
+        let op = Op::Rmdir { parent, name: name.clone() };
+        match self.change_names(cred, op, vec![(parent, name.clone(), Effect::Removed)]).await? {
             Outcome::Removed { .. } | Outcome::Done => Ok(()),
             other => Err(unexpected("rmdir", &other)),
         }
@@ -223,8 +249,10 @@ impl Client {
         let removal = self.core.removal();
         let keep = removal.keep;
         let (from_name, to_name) = (from.1.clone(), to.1.clone());
+        // The old name may stay: where both names are of one file, or change places.
+        let names = vec![(from.0, from.1.clone(), Effect::Added), (to.0, to.1.clone(), Effect::Added)];
         let op = Op::Rename { from: from.0, from_name, to: to.0, to_name, mode, keep };
-        match self.submit(cred, op).await? {
+        match self.change_names(cred, op, names).await? {
             Outcome::Renamed { replaced } => {
                 if let Some((ino, nlink)) = replaced {
                     self.removed(keep, ino, nlink);

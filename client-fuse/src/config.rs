@@ -16,6 +16,8 @@ pub struct ClientConfig {
     pub op_timeout: Duration,
     /// Memory for unsaved data, chunk cache and read-ahead together, in bytes. At least [`MEMORY_MIN`].
     pub memory_bytes: usize,
+    /// Keep names of directories under leases, as a mount does. Who leaves soon has no use for it.
+    pub leases: bool,
     /// Unsaved data is written back at the latest this long after it was written.
     pub write_behind: Duration,
 }
@@ -29,6 +31,7 @@ impl ClientConfig {
             label: "client".into(),
             op_timeout: Duration::from_secs(30),
             memory_bytes: 256 << 20,
+            leases: false,
             write_behind: Duration::from_secs(1),
         }
     }

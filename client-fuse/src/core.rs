@@ -5,6 +5,7 @@ use crate::chunks::Chunks;
 use crate::config::{ClientConfig, MEMORY_MIN};
 use crate::inode::Inode;
 use crate::link::Servers;
+use crate::listings::Listings;
 use crate::meta::Meta;
 use crate::report::Reports;
 use crate::stats::Counters;
@@ -36,6 +37,7 @@ pub(crate) struct Core {
     pub(crate) meta: Arc<Meta>,
     pub(crate) chunks: Chunks,
     pub(crate) cache: ChunkCache,
+    pub(crate) listings: Listings,
     /// Bytes that may still become unsaved, what they cost beside themselves included.
     pub(crate) unsaved: Semaphore,
     /// How many that is when nothing is unsaved.
@@ -106,6 +108,7 @@ impl Core {
         let core = Arc::new(Core {
             chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone(), reports),
             cache: ChunkCache::new(len_u64(memory - unsaved_max)),
+            listings: Listings::default(),
             unsaved: Semaphore::new(unsaved_max),
             #[cfg(test)]
             unsaved_max: len_u64(unsaved_max),
@@ -121,6 +124,10 @@ impl Core {
         });
         core.tasks.spawn("keep alive", |stop| meta.clone().keep_alive_loop(stop));
         core.tasks.spawn("settle", |stop| meta.settle_loop(stop));
+        if core.config.leases {
+            let leases = core.clone();
+            core.tasks.spawn("leases", |stop| leases.lease_loop(stop));
+        }
         let behind = core.clone();
         core.tasks.spawn("write behind", |stop| behind.write_behind_loop(stop));
         Ok(core)

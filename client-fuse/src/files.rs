@@ -5,6 +5,7 @@ use crate::core::Core;
 use crate::extents::Part;
 use crate::handle::{Handle, Inside, OpenFlags};
 use crate::inode::Inode;
+use crate::listings::Effect;
 use crate::meta::unexpected;
 use bytes::{Bytes, BytesMut};
 use common::fault::{Fault, Kind};
@@ -77,9 +78,9 @@ impl Client {
         flags: OpenFlags,
     ) -> Result<(Handle, bool, Attr), Fault> {
         let _opening = self.core.opening().await?;
-        let (name, node) = (name.clone(), NewNode::File);
-        let op = Op::Create { parent, name, node, mode, exclusive, access: flags.access() };
-        match self.core.meta.submit(cred, op, self.core.meta.deadline()).await?.outcome {
+        let (made, node) = (vec![(parent, name.clone(), Effect::Added)], NewNode::File);
+        let op = Op::Create { parent, name: name.clone(), node, mode, exclusive, access: flags.access() };
+        match self.change_names(cred, op, made).await? {
             Outcome::Created { attr, new, parent: directory } => {
                 let run = new.then_some(ExtentRun { extents: Vec::new(), covered: u64::MAX });
                 let flags = OpenFlags { truncate: flags.truncate && !new, ..flags };

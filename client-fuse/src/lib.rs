@@ -10,6 +10,7 @@
 //! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
 //! | `chunks`, `report` | touch, put and get on replicas; what to do when one fails; telling a server of a wrong copy |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
+//! | `listings` | directories whose names are all known, under leases |
 //! | `core`, `link` | what all share; the seam to the servers |
 //! | [`config`], [`stats`] | limits; counters |
 //!
@@ -21,7 +22,8 @@
 //!    again as long as that can succeed.
 //! 5. Every call ends within the operation timeout, give or take one round trip.
 //!
-//! Left out, for the next issue: leases. A `Client` trusts what it cached of a file only until the next `open`.
+//! Left out, for the next issue: leases of attributes and data. A `Client` trusts what it cached of a file only until the
+//! next `open`.
 
 mod cache;
 mod chunks;
@@ -35,6 +37,7 @@ pub mod files;
 pub mod handle;
 mod inode;
 mod link;
+mod listings;
 mod meta;
 mod plan;
 mod read;

@@ -7,6 +7,7 @@ use common::hello::Me;
 use common::id::{ChunkId, ServerId, SessionId};
 use common::layout::ClusterMap;
 use common::proto::chunk::{ChunkRef, WriteAuth};
+use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{Alive, Answered, Applied, Ask, Request};
 use common::rpc::Caller;
 use common::task::Tasks;
@@ -30,6 +31,10 @@ pub(crate) trait Servers: Send + Sync + 'static {
     fn keep_alive(&self, session: SessionId, deadline: Instant) -> BoxFuture<'_, Result<Alive, Fault>>;
     /// The cluster map.
     fn cluster_map(&self, deadline: Instant) -> BoxFuture<'_, Result<ClusterMap, Fault>>;
+    /// Asks for a listing lease.
+    fn lease<'a>(&'a self, ask: &'a LeaseAsk, deadline: Instant) -> BoxFuture<'a, Result<Leased, Fault>>;
+    /// Waits for what is to be forgotten.
+    fn recalls(&self, call: RecallCall, deadline: Instant) -> BoxFuture<'_, Result<Recalls, Fault>>;
     /// Puts one chunk down a chain; the first server of `chain` is the one that is called.
     fn put_chain<'a>(
         &'a self,
@@ -98,6 +103,14 @@ impl Servers for RealServers {
 
     fn cluster_map(&self, deadline: Instant) -> BoxFuture<'_, Result<ClusterMap, Fault>> {
         Box::pin(self.caller.cluster_map(left(deadline)))
+    }
+
+    fn lease<'a>(&'a self, ask: &'a LeaseAsk, deadline: Instant) -> BoxFuture<'a, Result<Leased, Fault>> {
+        Box::pin(self.caller.lease(ask, left(deadline)))
+    }
+
+    fn recalls(&self, call: RecallCall, deadline: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {
+        Box::pin(self.caller.recalls(call, left(deadline)))
     }
 
     fn put_chain<'a>(

@@ -12,6 +12,7 @@ use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
 use common::proto::chunk::WriteAuth;
+use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{Alive, Answer, Applied, Ask, Cred, Op, Outcome, Query, Request};
 use common::world::World;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -110,6 +111,16 @@ impl Meta {
         self.note(alive.index);
         *self.witness.lock().expect("no panic holds this lock") = (Instant::now(), alive.index);
         Ok(session.auth(alive.index))
+    }
+
+    /// Asks for a listing lease.
+    pub(crate) async fn lease(&self, ask: &LeaseAsk, deadline: Instant) -> Result<Leased, Fault> {
+        self.link.lease(ask, deadline).await
+    }
+
+    /// Waits for what is to be forgotten.
+    pub(crate) async fn recalls(&self, call: RecallCall, deadline: Instant) -> Result<Recalls, Fault> {
+        self.link.recalls(call, deadline).await
     }
 
     /// A change, until it is done or `deadline` passes.

@@ -12,6 +12,7 @@ use common::hash::{hash_chunk, proof};
 use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, ServerId, SessionId};
 use common::layout::{Candidate, ClusterMap, Domain, Layout, ServerInfo};
 use common::proto::chunk::{ChunkRef, WriteAuth};
+use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
     Alive, Answer, Answered, Applied, Ask, Attr, Commit, Extent, ExtentRun, FileKind, Op, Outcome, Query, Request,
     Source,
@@ -396,6 +397,14 @@ fn new_file(ino: InodeId, chunk_size: u32) -> (Attr, Extents) {
 }
 
 impl Servers for FakeCluster {
+    fn lease<'a>(&'a self, _: &'a LeaseAsk, _: Instant) -> BoxFuture<'a, Result<Leased, Fault>> {
+        Box::pin(async { Ok(Leased { term: 1, names: None }) })
+    }
+
+    fn recalls(&self, call: RecallCall, _: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {
+        Box::pin(async move { Ok(Recalls { term: call.term, last: 0, dirs: Vec::new() }) })
+    }
+
     fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Applied, Fault>> {
         Box::pin(async move {
             tokio::task::yield_now().await;

@@ -1,6 +1,7 @@
 //! Points in time. Only [`SystemClock`] reads the system clock; timers use tokio's clock, which a test can pause.
 
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// A wall-clock time as POSIX knows it. Ordered. Before 1970 `secs` is negative; `nanos` is always 0..1e9.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -15,6 +16,9 @@ pub struct Time {
 pub trait Clock: Send + Sync + 'static {
     /// Now.
     fn now(&self) -> Time;
+    /// Time since some fixed moment, which never goes back and goes on while the machine sleeps: what a right that ends
+    /// by itself is measured with.
+    fn uptime(&self) -> Duration;
 }
 
 /// The machine's clock.
@@ -28,5 +32,10 @@ impl Clock for SystemClock {
             Ok(since) => Time { secs: i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos: since.subsec_nanos() },
             Err(_) => Time::default(),
         }
+    }
+
+    fn uptime(&self) -> Duration {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("Linux has this clock");
+        Duration::from(now)
     }
 }

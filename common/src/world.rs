@@ -5,6 +5,7 @@ use crate::net::{Net, TcpNet};
 use crate::time::{Clock, SystemClock, Time};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The outside world. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +51,11 @@ impl World {
     /// The wall clock.
     pub fn now(&self) -> Time {
         self.clock.now()
+    }
+
+    /// See [`Clock::uptime`].
+    pub fn uptime(&self) -> Duration {
+        self.clock.uptime()
     }
 
     /// 64 random bits.

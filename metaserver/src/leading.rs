@@ -3,6 +3,7 @@
 //! One [`Leading`] belongs to one term; it is made when this node first acts as the leader of that term, after a read
 //! barrier, so that it starts from all that earlier leaders committed.
 
+use crate::leases::Leases;
 use crate::namespace::{self, QueryCtx};
 use crate::raft::Member;
 use crate::servers::Servers;
@@ -28,6 +29,8 @@ pub(crate) struct Leading {
     pub(crate) servers: Servers,
     /// Clients.
     pub(crate) sessions: Sessions,
+    /// What clients may answer from memory.
+    pub(crate) leases: Arc<Leases>,
 }
 
 /// The present one, if this node leads.
@@ -59,12 +62,14 @@ impl Leadership {
         let Some(config) = namespace::config(mounted.kv()).map_err(failed)? else {
             return Err(not_formatted());
         };
-        let sessions = namespace::sessions(mounted.kv()).map_err(failed)?;
+        let sessions: Vec<_> =
+            namespace::sessions(mounted.kv()).map_err(failed)?.into_iter().map(|(id, _)| id).collect();
         let fresh = Arc::new(Leading {
             term,
             ctx: QueryCtx::new(&config),
             servers: Servers::new(term),
-            sessions: Sessions::new(sessions.into_iter().map(|(id, _)| id), Instant::now()),
+            leases: Arc::new(Leases::new(sessions.iter().copied(), Instant::now())),
+            sessions: Sessions::new(sessions.into_iter(), Instant::now()),
         });
         tracing::info!(term, "this metaserver leads");
         *self.now.lock().expect("no panic holds this lock") = Some(fresh.clone());
@@ -78,6 +83,11 @@ impl Leadership {
             leading.sessions.all_heard(Instant::now());
             leading.servers.forget();
         }
+    }
+
+    /// True if this node leads in the term of `leading`, as it did when that was asked for.
+    pub(crate) fn is_still(&self, member: &Member, leading: &Leading) -> bool {
+        leading_term(member).is_ok_and(|term| term == leading.term)
     }
 
     fn known(&self, term: u64) -> Option<Arc<Leading>> {

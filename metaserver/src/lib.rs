@@ -9,6 +9,7 @@
 //! | `raft/` | the log, the state's store, snapshots, elections, linearizable reads |
 //! | `namespace/`, `store/` | what the cluster is: deterministic `apply`, and every row's bytes |
 //! | `leading`, `servers`, `sessions` | what only the leader knows: who is alive |
+//! | `leases` | what clients may answer from memory, and who waits for them to forget it |
 //! | `copies` | may a commit have fewer copies than asked for |
 //! | `workers` | the loops: flush, expire, layout, purge, return |
 //! | `config`, `identity` | how it is configured; whose data its directory holds |
@@ -19,6 +20,7 @@ pub mod config;
 mod copies;
 pub mod identity;
 mod leading;
+mod leases;
 pub mod namespace;
 mod node;
 pub mod raft;

@@ -2,14 +2,17 @@
 
 use crate::copies::Copies;
 use crate::leading::Leading;
+use crate::leases::Changing;
 use crate::namespace::{self, Command, Done, Fail};
 use crate::node::Shared;
 use crate::raft::{Member, Message, Reply, decode, encode, node_of, within_limit};
 use bytes::Bytes;
 use common::fault::{Fault, Kind};
 use common::hello::{Peer, Role};
-use common::id::{LogIndex, SessionId};
+use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
+use common::name::Name;
+use common::proto::lease::{LeaseAsk, Leased, RECALL_HOLD, RecallCall, Recalls};
 use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Applied, Ask, Commit, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
     Op, Query, Register, Registered, Request, Status,
@@ -69,6 +72,8 @@ fn roles(request: &MetaRequest) -> (&'static str, &'static [Role]) {
         // Clients too: `dfs admin` is a client with another verb until there are identities to tell them apart.
         MetaRequest::Admin { .. } => ("admin", &[Role::Admin, Role::Client]),
         MetaRequest::Raft { .. } => ("raft", &[Role::Metaserver]),
+        MetaRequest::Lease { .. } => ("lease", &[Role::Client]),
+        MetaRequest::Recalls { .. } => ("recalls", &[Role::Client]),
     }
 }
 
@@ -106,14 +111,64 @@ impl Call {
         }
     }
 
+    /// A client's change, when nobody believes any more in what it makes untrue.
+    async fn change(&self, member: &Member, leading: &Leading, request: Request) -> Result<Done, Fault> {
+        let (session, dirs) = (request.session, names_changed_in(&request.op));
+        let bytes = Command::Client { request, at: self.node().world.now() }.encode();
+        let room = self.room(bytes.len()).await?;
+        if dirs.is_empty() {
+            return self.decide(member, bytes, room, None).await;
+        }
+        let changing = leading.leases.change(session, &dirs).await;
+        if !self.node().leadership.is_still(member, leading) {
+            changing.over();
+            return Err(Fault::not_leader(member.leader()));
+        }
+        self.decide(member, bytes, room, Some(changing)).await
+    }
+
+    /// Returns after a round to a majority that began after this call, if this node still leads in the same term.
+    async fn confirmed(&self, member: &Member, leading: &Leading) -> Result<(), Fault> {
+        member.reads.wait().await?;
+        if self.node().leadership.is_still(member, leading) {
+            return Ok(());
+        }
+        Err(Fault::not_leader(member.leader()))
+    }
+
+    /// All names in a directory. `None`: too many to be leased.
+    async fn names(&self, member: &Member, leading: &Leading, ask: LeaseAsk) -> Result<Option<Vec<Name>>, Fault> {
+        let (state, ctx) = (member.state.clone(), leading.ctx);
+        let read = move || {
+            let mounted = state.mounted();
+            let view = mounted.kv().snapshot();
+            namespace::names(&*view, &ask, &ctx)
+        };
+        self.node().world.blocking(read).await.map_err(|fail| self.fault(fail))
+    }
+
     async fn propose(&self, member: &Member, command: &Command) -> Result<Done, Fault> {
         let bytes = command.encode();
         let room = self.room(bytes.len()).await?;
+        self.decide(member, bytes, room, None).await
+    }
+
+    /// Proposes a command and waits for what becomes of it.
+    async fn decide(
+        &self,
+        member: &Member,
+        bytes: Vec<u8>,
+        room: OwnedSemaphorePermit,
+        changing: Option<Changing>,
+    ) -> Result<Done, Fault> {
         let (own, (done, answer)) = (member.clone(), oneshot::channel());
-        // Whether or not somebody still waits: until it is decided, openraft holds the bytes, and this task their room.
+        // Whether or not somebody still waits: until it is decided, openraft holds the bytes, this task their room, and
+        // nobody gets a lease of what it changes.
         self.node().tasks.spawn_until_stop(async move {
             let result = own.write(bytes).await;
             drop(room);
+            let is_decided = !matches!(&result, Err(fault) if matches!(fault.kind, Kind::Unsure | Kind::Internal));
+            changing.filter(|_| is_decided).into_iter().for_each(Changing::over);
             let _ = done.send(result); // the caller gave up
         });
         let stopping = |_| Fault::new(Kind::Unsure, "this metaserver is stopping");
@@ -276,6 +331,24 @@ fn check_commit(commit: &Commit, leading: &Leading) -> Result<(), Fault> {
     Ok(())
 }
 
+/// The directories whose names this changes.
+fn names_changed_in(op: &Op) -> Vec<InodeId> {
+    match op {
+        Op::Create { parent, .. } | Op::Link { parent, .. } | Op::Unlink { parent, .. } | Op::Rmdir { parent, .. } => {
+            vec![*parent]
+        }
+        Op::Rename { from, to, .. } if from == to => vec![*from],
+        Op::Rename { from, to, .. } => vec![*from, *to],
+        Op::OpenSession { .. }
+        | Op::CloseSession
+        | Op::SetAttr { .. }
+        | Op::SetXattr { .. }
+        | Op::RemoveXattr { .. }
+        | Op::Release { .. }
+        | Op::Commit(_) => Vec::new(),
+    }
+}
+
 /// Reads of a few rows, done at once; the others go to a thread where they may wait for the disk.
 fn is_small(query: &Query) -> bool {
     match query {
@@ -309,11 +382,11 @@ impl Meta for Call {
             // Before it is: whatever becomes of this call, the session is watched, and ends if nobody uses it.
             leading.sessions.opened(session);
         }
-        let at = self.node().world.now();
-        match self.propose(&member, &Command::Client { request, at }).await? {
+        match self.change(&member, &leading, request).await? {
             Done::Applied(applied) => {
                 if closes {
                     leading.sessions.ended(session);
+                    leading.leases.ended(session);
                 }
                 Ok(applied)
             }
@@ -391,6 +464,44 @@ impl Meta for Call {
             Admin::Status => Ok(AdminReply::Status(Box::new(self.status().await?))),
             Admin::NodeStatus => Ok(AdminReply::Node(self.node_status())),
         }
+    }
+
+    async fn lease(self, _: Context, ask: LeaseAsk) -> Result<Leased, Fault> {
+        let (member, leading) = self.leading().await?;
+        self.touch(&member, &leading, ask.session).await?;
+        let (session, dir) = (ask.session, ask.dir);
+        let held = leading.leases.grant(session, dir, tokio::time::Instant::now());
+        let names = match self.confirmed(&member, &leading).await {
+            Ok(()) if held => self.names(&member, &leading, ask).await,
+            other => other.map(|()| None),
+        };
+        let term = leading.term;
+        match names {
+            Ok(Some(names)) if leading.leases.holds(session, dir) => Ok(Leased { term, names: Some(names) }),
+            other => {
+                leading.leases.withdraw(session, dir);
+                other.map(|_| Leased { term, names: None })
+            }
+        }
+    }
+
+    async fn recalls(self, _: Context, call: RecallCall) -> Result<Recalls, Fault> {
+        let (member, leading) = self.leading().await?;
+        self.touch(&member, &leading, call.session).await?;
+        let (session, term, arrived) = (call.session, leading.term, tokio::time::Instant::now());
+        if call.term != term && call.term != 0 {
+            return Ok(Recalls { term, last: 0, dirs: Vec::new() });
+        }
+        leading.leases.reported(session, call.forgot);
+        let news = leading.leases.wait_for_recalls(session);
+        let has_news = call.term == term && tokio::time::timeout(RECALL_HOLD, news).await.is_ok();
+        if !has_news {
+            self.confirmed(&member, &leading).await?; // before a renewal
+        }
+        let renewed = has_news || leading.leases.renew(session, arrived);
+        let (last, dirs) = leading.leases.recalls(session);
+        debug_assert!(!dirs.is_empty() || renewed, "neither news nor a renewal");
+        Ok(Recalls { term, last, dirs })
     }
 
     async fn raft(self, _: Context, message: Bytes) -> Result<Bytes, Fault> {

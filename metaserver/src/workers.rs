@@ -106,6 +106,7 @@ async fn expire(node: &Shared, member: &Member, leading: &Leading) -> Result<(),
     for session in leading.sessions.silent(tokio::time::Instant::now(), EXPIRE_MAX) {
         member.propose(&Command::ExpireSession { session, at: node.world.now() }).await?;
         leading.sessions.ended(session);
+        leading.leases.ended(session);
         tracing::info!(%session, "a silent session was ended");
     }
     Ok(())

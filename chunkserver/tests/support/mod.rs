@@ -14,6 +14,7 @@ use common::id::{ChunkId, ClusterId, Epoch, LayoutVersion, LogIndex, ServerId, S
 use common::layout::{ClusterMap, Layout};
 use common::net::{Listener, Net, TcpNet};
 use common::proto::chunk::{ChunkRef, WriteAuth};
+use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Applied, Ask, Heartbeat, HeartbeatReply, Meta, Register, Registered, Request,
 };
@@ -95,6 +96,14 @@ impl Meta for FakeMeta {
         nothing()
     }
     async fn raft(self, _: Context, _: bytes::Bytes) -> Result<bytes::Bytes, Fault> {
+        nothing()
+    }
+
+    async fn lease(self, _: Context, _: LeaseAsk) -> Result<Leased, Fault> {
+        nothing()
+    }
+
+    async fn recalls(self, _: Context, _: RecallCall) -> Result<Recalls, Fault> {
         nothing()
     }
 }

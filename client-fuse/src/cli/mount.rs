@@ -8,7 +8,7 @@ use super::failure::{Failure, Outcome};
 use super::mounts::{self, FS_TYPE, Registered};
 use crate::fuse::{self, Mounted, Options};
 use clap::Args;
-use client_fuse::Client;
+use client_fuse::{Client, ClientConfig};
 use common::world::World;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -121,7 +121,7 @@ fn foreground(target: &Target, args: &MountArgs) -> Outcome {
 
 /// Connects, mounts, and serves until it is unmounted or told to stop; then saves everything.
 async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
-    let config = target.client_config(&format!("mount {}", point.display()))?;
+    let config = ClientConfig { leases: true, ..target.client_config(&format!("mount {}", point.display()))? };
     let options = Options {
         source: format!("dfs:{}", config.metaservers.join("+")),
         flags: args.options.clone(),

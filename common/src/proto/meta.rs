@@ -9,6 +9,7 @@ use crate::fault::Fault;
 use crate::id::{ChunkId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, ServerId, SessionId};
 use crate::layout::ClusterMap;
 use crate::name::Name;
+use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use crate::time::Time;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -641,4 +642,8 @@ pub trait Meta {
     async fn admin(request: Admin) -> Result<AdminReply, Fault>;
     /// Other metaservers: one Raft message, encoded by the metaserver's `raft/network.rs`.
     async fn raft(message: Bytes) -> Result<Bytes, Fault>;
+    /// A listing lease. Clients.
+    async fn lease(ask: LeaseAsk) -> Result<Leased, Fault>;
+    /// What to forget; waits for up to [`super::lease::RECALL_HOLD`]. Clients.
+    async fn recalls(call: RecallCall) -> Result<Recalls, Fault>;
 }

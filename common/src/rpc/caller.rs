@@ -7,6 +7,7 @@ use crate::fault::{Fault, Kind};
 use crate::hello::{self, Hello, Me, Plane};
 use crate::id::SessionId;
 use crate::layout::ClusterMap;
+use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use crate::proto::meta::{
     Admin, AdminReply, Alive, Answered, Applied, Ask, Heartbeat, HeartbeatReply, MetaClient, Register, Registered,
     Request,
@@ -199,6 +200,21 @@ impl Caller {
     pub async fn keep_alive(&self, session: SessionId, limit: Duration) -> Result<Alive, Fault> {
         let call = |client: MetaClient, context| async move { client.keep_alive(context, session).await };
         self.call("keep alive", false, limit, call).await
+    }
+
+    /// [`Meta::lease`](crate::proto::meta::Meta::lease).
+    pub async fn lease(&self, ask: &LeaseAsk, limit: Duration) -> Result<Leased, Fault> {
+        let call = |client: MetaClient, context| {
+            let ask = ask.clone();
+            async move { client.lease(context, ask).await }
+        };
+        self.call("lease", false, limit, call).await
+    }
+
+    /// [`Meta::recalls`](crate::proto::meta::Meta::recalls).
+    pub async fn recalls(&self, recall: RecallCall, limit: Duration) -> Result<Recalls, Fault> {
+        let call = |client: MetaClient, context| async move { client.recalls(context, recall).await };
+        self.call("recalls", false, limit, call).await
     }
 
     /// [`Meta::cluster_map`](crate::proto::meta::Meta::cluster_map).

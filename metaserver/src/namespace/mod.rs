@@ -54,7 +54,7 @@ pub use check::check;
 pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
 pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
 pub use commit::validate as validate_commit;
-pub use query::{QueryCtx, query};
+pub use query::{QueryCtx, names, query};
 pub use remove::has_purge;
 pub use rows::{config, counters};
 pub use session::{SESSION_TIMEOUT_MS, is_open as session_is_open, sessions};

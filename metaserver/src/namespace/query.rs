@@ -14,6 +14,8 @@ use common::auth::{Mac, Secret};
 use common::fault::Kind;
 use common::id::{Epoch, InodeId, LogIndex, SessionId};
 use common::kv::{KvError, KvRead};
+use common::name::Name;
+use common::proto::lease::{LEASE_NAMES_MAX, LeaseAsk};
 use common::proto::meta::{
     ACCESS_EXEC, ACCESS_READ, ACCESS_WRITE, Answer, Answered, Ask, Attr, Cred, DirEntry, EXTENTS_PER_ANSWER, Extent,
     ExtentRun, FileKind, FsStat, LISTING_MAX, Query, Source,
@@ -82,6 +84,28 @@ pub fn query(read: &dyn KvRead, index: LogIndex, ask: &Ask, ctx: &QueryCtx) -> R
         Query::StatFs => Answer::StatFs(reader.stat_fs()?),
     };
     Ok(Answered { answer, index })
+}
+
+/// All names in the directory that `ask` wants to lease. `None`: more than a lease covers.
+///
+/// # Errors
+/// As [`query`].
+pub fn names(read: &dyn KvRead, ask: &LeaseAsk, ctx: &QueryCtx) -> Result<Option<Vec<Name>>, Fail> {
+    let reader = Reader { read, ctx, session: ask.session };
+    let (mut names, mut after) = (Vec::new(), 0);
+    loop {
+        let Answer::Listing { entries, end, .. } = reader.list(&ask.cred, ask.dir, after, LISTING_MAX, false)? else {
+            unreachable!("a listing was asked for")
+        };
+        after = entries.last().map_or(after, |entry| entry.cookie);
+        names.extend(entries.into_iter().map(|entry| entry.name));
+        if names.len() > common::units::len_usize(LEASE_NAMES_MAX.into()) {
+            return Ok(None);
+        }
+        if end {
+            return Ok(Some(names));
+        }
+    }
 }
 
 struct Reader<'a> {

@@ -4,6 +4,7 @@ use common::net::{Conn, Listener, Net};
 use common::time::{Clock, Time};
 use futures::future::BoxFuture;
 use std::io;
+use std::time::Duration;
 
 /// Connections of the simulated host that is running. Listening addresses are bound on every interface.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,5 +61,9 @@ impl Clock for SimClock {
         let since = turmoil::sim_elapsed().unwrap_or_default();
         let secs = START_SECS.saturating_add(since.as_secs());
         Time { secs: i64::try_from(secs).unwrap_or(i64::MAX), nanos: since.subsec_nanos() }
+    }
+
+    fn uptime(&self) -> Duration {
+        turmoil::sim_elapsed().unwrap_or_default()
     }
 }

@@ -28,6 +28,10 @@ impl Clock for StoppedClock {
     fn now(&self) -> Time {
         Time { secs: 1_000_000, nanos: 0 }
     }
+
+    fn uptime(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
 }
 
 fn world(disk: &SimDisk, seed: u64) -> World {

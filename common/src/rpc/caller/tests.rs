@@ -88,6 +88,14 @@ impl Meta for Fake {
     async fn raft(self, _: Context, message: Bytes) -> Result<Bytes, Fault> {
         Ok(message)
     }
+
+    async fn lease(self, _: Context, _: LeaseAsk) -> Result<Leased, Fault> {
+        Ok(Leased { term: 1, names: None })
+    }
+
+    async fn recalls(self, _: Context, call: RecallCall) -> Result<Recalls, Fault> {
+        Ok(Recalls { term: call.term, last: 0, dirs: Vec::new() })
+    }
 }
 
 struct Server {

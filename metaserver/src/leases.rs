@@ -1,0 +1,368 @@
+//! Who may answer from memory: the leases of one leader. The rules are in [`common::proto::lease`].
+//!
+//! Decisions are made in [`Table`], which is told the time; [`Leases`] waits.
+//!
+//! Invariants:
+//! 1. A session is in `dirs[d].holders` iff `d` is in its `Holder::dirs`.
+//! 2. While `dirs[d].changing > 0` nobody becomes a holder of `d`.
+//! 3. [`Leases::change`] returns when no *other* session can believe in a lease of these directories any more.
+
+use common::id::{InodeId, SessionId};
+use common::proto::lease::{LEASE_WAIT, RECALLS_MAX};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Sessions that hold one directory, at most: a change has to wait for each of them.
+const HOLDERS_MAX: usize = 64;
+/// Directories that one session holds, at most.
+const HELD_MAX: usize = 4096;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    table: Mutex<Table>,
+    /// Something ended that a change may wait for.
+    given_up: Notify,
+    /// Something is to be forgotten.
+    asked: Notify,
+}
+
+#[derive(Debug)]
+struct Table {
+    dirs: BTreeMap<InodeId, Dir>,
+    holders: BTreeMap<SessionId, Holder>,
+    /// When leases of earlier leaders have run out.
+    old_end: Instant,
+    /// Sessions that may hold such leases.
+    unreported: BTreeSet<SessionId>,
+}
+
+#[derive(Debug, Default)]
+struct Dir {
+    holders: BTreeSet<SessionId>,
+    /// Changes of its names that are under way.
+    changing: usize,
+}
+
+#[derive(Debug)]
+struct Holder {
+    dirs: BTreeSet<InodeId>,
+    /// When its leases have run out.
+    end: Instant,
+    /// What it is to forget and has not yet: number and directory.
+    recalls: VecDeque<(u64, InodeId)>,
+    /// The number of the last recall.
+    last: u64,
+}
+
+impl Leases {
+    /// No leases; those of earlier leaders may be held by these sessions.
+    pub(crate) fn new(sessions: impl Iterator<Item = SessionId>, now: Instant) -> Leases {
+        let table = Table {
+            dirs: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            old_end: now + LEASE_WAIT,
+            unreported: sessions.collect(),
+        };
+        Leases { table: Mutex::new(table), given_up: Notify::new(), asked: Notify::new() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no panic holds this lock")
+    }
+
+    /// The session gets a lease of the directory, asked for at `now`. False: not now.
+    pub(crate) fn grant(&self, session: SessionId, dir: InodeId, now: Instant) -> bool {
+        self.table().grant(session, dir, now)
+    }
+
+    /// True if it has one that nobody has asked it to forget.
+    pub(crate) fn holds(&self, session: SessionId, dir: InodeId) -> bool {
+        let table = self.table();
+        let recalled = |holder: &Holder| holder.recalls.iter().any(|(_, recalled)| *recalled == dir);
+        table.holders.get(&session).is_some_and(|holder| holder.dirs.contains(&dir) && !recalled(holder))
+    }
+
+    /// It never learns of its lease of this directory.
+    pub(crate) fn withdraw(&self, session: SessionId, dir: InodeId) {
+        self.table().forgot(session, dir);
+        self.given_up.notify_waiters();
+    }
+
+    /// The session has forgotten everything up to this recall, and all that other leaders granted.
+    pub(crate) fn reported(&self, session: SessionId, forgot: u64) {
+        self.table().reported(session, forgot);
+        self.given_up.notify_waiters();
+    }
+
+    /// It is over: what it holds does not count.
+    pub(crate) fn ended(&self, session: SessionId) {
+        self.table().ended(session);
+        self.given_up.notify_waiters();
+    }
+
+    /// What the session is to forget, oldest first, and the number of the last one.
+    pub(crate) fn recalls(&self, session: SessionId) -> (u64, Vec<InodeId>) {
+        let table = self.table();
+        let Some(holder) = table.holders.get(&session) else { return (0, Vec::new()) };
+        let some = || holder.recalls.iter().take(RECALLS_MAX);
+        (some().last().map_or(0, |(number, _)| *number), some().map(|(_, dir)| *dir).collect())
+    }
+
+    /// Waits until there may be something to forget.
+    pub(crate) async fn wait_for_recalls(&self, session: SessionId) {
+        loop {
+            let asked = self.asked.notified();
+            tokio::pin!(asked);
+            asked.as_mut().enable();
+            if self.recalls(session).0 > 0 {
+                return;
+            }
+            asked.await;
+        }
+    }
+
+    /// Its leases are good from `now` on, unless it is to forget something. False: they are not.
+    pub(crate) fn renew(&self, session: SessionId, now: Instant) -> bool {
+        match self.table().holders.get_mut(&session) {
+            Some(holder) if holder.recalls.is_empty() => {
+                holder.end = holder.end.max(now + LEASE_WAIT);
+                true
+            }
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    /// Before a change of names in these directories by `session` is proposed. Waits for other holders, at most
+    /// [`LEASE_WAIT`] from the last renewal of each.
+    pub(crate) async fn change(self: &Arc<Self>, session: SessionId, dirs: &[InodeId]) -> Changing {
+        self.table().begin(dirs);
+        let changing = Changing { leases: self.clone(), dirs: dirs.to_vec(), over: false };
+        loop {
+            let given_up = self.given_up.notified();
+            tokio::pin!(given_up);
+            given_up.as_mut().enable();
+            let Some(until) = self.table().in_the_way(session, dirs, Instant::now()) else { return changing };
+            self.asked.notify_waiters();
+            tokio::select! {
+                biased;
+                () = given_up => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
+        }
+    }
+}
+
+/// A change of names under way. Dropped without [`Changing::over`], nobody knows when it is over: these directories are
+/// not leased again by this leader.
+#[derive(Debug)]
+pub(crate) struct Changing {
+    leases: Arc<Leases>,
+    dirs: Vec<InodeId>,
+    over: bool,
+}
+
+impl Changing {
+    /// It is applied here, or never will be.
+    pub(crate) fn over(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        if self.over {
+            self.leases.table().end(&self.dirs);
+        }
+    }
+}
+
+impl Table {
+    fn grant(&mut self, session: SessionId, dir: InodeId, now: Instant) -> bool {
+        let holder = self.holders.entry(session).or_insert_with(|| Holder {
+            dirs: BTreeSet::new(),
+            end: now,
+            recalls: VecDeque::new(),
+            last: 0,
+        });
+        let place = self.dirs.entry(dir).or_default();
+        // Who does not answer recalls gets no more time.
+        if place.changing > 0 || !holder.recalls.is_empty() {
+            return false;
+        }
+        if !place.holders.contains(&session) && (place.holders.len() >= HOLDERS_MAX || holder.dirs.len() >= HELD_MAX) {
+            return false;
+        }
+        place.holders.insert(session);
+        holder.dirs.insert(dir);
+        holder.end = holder.end.max(now + LEASE_WAIT);
+        true
+    }
+
+    fn reported(&mut self, session: SessionId, forgot: u64) {
+        self.unreported.remove(&session);
+        let Some(holder) = self.holders.get_mut(&session) else { return };
+        let keep = holder.recalls.partition_point(|(number, _)| *number <= forgot);
+        let gone: Vec<InodeId> = holder.recalls.drain(..keep).map(|(_, dir)| dir).collect();
+        gone.into_iter().for_each(|dir| self.forgot(session, dir));
+    }
+
+    fn forgot(&mut self, session: SessionId, dir: InodeId) {
+        if let Some(holder) = self.holders.get_mut(&session) {
+            holder.dirs.remove(&dir);
+            holder.recalls.retain(|(_, recalled)| *recalled != dir);
+        }
+        if let Some(place) = self.dirs.get_mut(&dir) {
+            place.holders.remove(&session);
+            self.tidy(dir);
+        }
+    }
+
+    fn ended(&mut self, session: SessionId) {
+        self.unreported.remove(&session);
+        let held = self.holders.get(&session).map(|holder| holder.dirs.clone()).unwrap_or_default();
+        held.into_iter().for_each(|dir| self.forgot(session, dir));
+        self.holders.remove(&session);
+    }
+
+    fn begin(&mut self, dirs: &[InodeId]) {
+        for dir in dirs {
+            self.dirs.entry(*dir).or_default().changing += 1;
+        }
+    }
+
+    fn end(&mut self, dirs: &[InodeId]) {
+        for dir in dirs {
+            let place = self.dirs.get_mut(dir).expect("a change under way keeps it");
+            place.changing -= 1;
+            self.tidy(*dir);
+        }
+    }
+
+    fn tidy(&mut self, dir: InodeId) {
+        if self.dirs.get(&dir).is_some_and(|place| place.changing == 0 && place.holders.is_empty()) {
+            self.dirs.remove(&dir);
+        }
+    }
+
+    /// Until when, at most, somebody else may believe in a lease of one of these. Asks them all to forget. `None`: nobody.
+    fn in_the_way(&mut self, session: SessionId, dirs: &[InodeId], now: Instant) -> Option<Instant> {
+        let mut until = (now < self.old_end && !self.unreported.is_empty()).then_some(self.old_end);
+        for dir in dirs {
+            let others = self.dirs.get(dir).map(|place| place.holders.clone()).unwrap_or_default();
+            for other in others.into_iter().filter(|other| *other != session) {
+                let holder = self.holders.get_mut(&other).expect("invariant 1");
+                if holder.end <= now {
+                    self.ended_quietly(other);
+                    continue;
+                }
+                if !holder.recalls.iter().any(|(_, recalled)| recalled == dir) {
+                    holder.last += 1;
+                    holder.recalls.push_back((holder.last, *dir));
+                }
+                until = until.max(Some(holder.end));
+            }
+        }
+        until
+    }
+
+    /// Its leases have run out by time: it holds nothing, but goes on.
+    fn ended_quietly(&mut self, session: SessionId) {
+        let held = self.holders.get(&session).map(|holder| holder.dirs.clone()).unwrap_or_default();
+        held.into_iter().for_each(|dir| self.forgot(session, dir));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const A: SessionId = SessionId(1);
+    const B: SessionId = SessionId(2);
+    const DIR: InodeId = InodeId(7);
+    const OTHER: InodeId = InodeId(8);
+
+    fn leases() -> Arc<Leases> {
+        Arc::new(Leases::new(std::iter::empty(), Instant::now()))
+    }
+
+    /// How long a change takes, and whether it is done within `limit`.
+    async fn changes(leases: &Arc<Leases>, by: SessionId, limit: Duration) -> Option<Duration> {
+        let began = Instant::now();
+        let change = tokio::time::timeout(limit, leases.change(by, &[DIR])).await.ok()?;
+        change.over();
+        Some(began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_waits_until_the_holder_has_forgotten() {
+        let leases = leases();
+        assert!(leases.grant(A, DIR, Instant::now()) && leases.grant(B, DIR, Instant::now()));
+        let change = tokio::spawn({
+            let leases = leases.clone();
+            async move { leases.change(A, &[DIR]).await }
+        });
+        leases.wait_for_recalls(B).await;
+        assert_eq!(leases.recalls(B), (1, vec![DIR]));
+        assert_eq!(leases.recalls(A), (0, vec![]), "who changes it keeps its own lease");
+        assert!(!leases.holds(B, DIR) && leases.holds(A, DIR));
+        assert!(!leases.renew(B, Instant::now()), "no more time for who does not answer");
+        assert!(!leases.grant(B, OTHER, Instant::now()));
+        assert!(!leases.grant(SessionId(3), DIR, Instant::now()), "it is being changed");
+        tokio::task::yield_now().await;
+        assert!(!change.is_finished());
+        leases.reported(B, 1);
+        let change = change.await.unwrap();
+        assert!(!leases.grant(B, DIR, Instant::now()), "the change is not applied yet");
+        change.over();
+        assert!(leases.grant(B, DIR, Instant::now()) && leases.holds(B, DIR));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_holder_is_waited_for_until_its_lease_has_run_out() {
+        let leases = leases();
+        assert!(leases.grant(B, DIR, Instant::now()));
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert!(leases.renew(B, Instant::now()));
+        assert_eq!(changes(&leases, A, LEASE_WAIT * 2).await, Some(LEASE_WAIT));
+        assert!(leases.recalls(B).1.is_empty() && !leases.holds(B, DIR));
+        assert_eq!(changes(&leases, A, LEASE_WAIT).await, Some(Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_leader_lets_older_leases_run_out_or_hears_that_there_are_none() {
+        let leases = Arc::new(Leases::new([A, B].into_iter(), Instant::now()));
+        leases.reported(A, 0);
+        assert_eq!(changes(&leases, A, LEASE_WAIT / 2).await, None, "B has said nothing");
+        leases.ended(B);
+        assert_eq!(changes(&leases, A, LEASE_WAIT / 4).await, Some(Duration::ZERO));
+        let leases = Arc::new(Leases::new([A, B].into_iter(), Instant::now()));
+        assert_eq!(changes(&leases, A, LEASE_WAIT * 2).await, Some(LEASE_WAIT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_unknown_end_keeps_the_directory_from_being_leased() {
+        let leases = leases();
+        drop(leases.change(A, &[DIR]).await);
+        assert!(!leases.grant(B, DIR, Instant::now()) && leases.grant(B, OTHER, Instant::now()));
+        assert_eq!(changes(&leases, A, LEASE_WAIT).await, Some(Duration::ZERO), "it can still be changed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_stays_behind() {
+        let leases = leases();
+        for dir in 1..100 {
+            assert!(leases.grant(A, InodeId(dir), Instant::now()));
+        }
+        leases.withdraw(A, InodeId(1));
+        assert!(!leases.holds(A, InodeId(1)));
+        leases.change(B, &[InodeId(200)]).await.over();
+        leases.ended(A);
+        let table = leases.table();
+        assert!(table.dirs.is_empty() && table.holders.is_empty());
+    }
+}
