@@ -586,6 +586,7 @@ async fn a_file_that_does_not_fit_can_be_truncated() {
     assert_eq!(truncate(100_000).await.unwrap().size, 100_000);
     assert!(bytes_of(&client, &handle, 0, 500_000).await.unwrap() == kept);
     assert_eq!(client.core.unsaved.available_permits() as u64, client.core.unsaved_max);
+    client.fsync(&handle).await.expect_err("the handle is told of the truncate that failed, once");
     client.fsync(&handle).await.expect("nothing is unsaved");
     full(false);
     let more = noise(&mut random, 50_000);
