@@ -417,7 +417,6 @@ fn ping(shared: &Shared) -> Answer {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "test code")]
 mod tests {
     use super::*;
 
