@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
+use nix::sys::signal::Signal;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use tests::cluster::{Cluster, program};
+use tests::cluster::{Cluster, PROCESS_LIMIT, program};
 use tests::command::{Ended, run};
 use tests::content::Content;
+use tests::wait::wait_until;
 
 /// A program that must refuse to start does so within this.
 const REFUSE_LIMIT: Duration = Duration::from_secs(20);
@@ -285,11 +287,20 @@ fn a_file_that_changes_while_it_is_put_is_said_to_have_changed() {
     let source = local.path().join("log");
     Content::new(8, 1, 1).write_file(&source, 32 << 20).unwrap();
     let mut log = std::fs::OpenOptions::new().append(true).open(&source).unwrap();
+    // It cannot end while its only chunkserver stands still.
+    assert!(cluster.signal_if_running("chunk-1", Signal::SIGSTOP));
     let mut put = cluster.command(&["put", source.to_str().unwrap(), "/log"]);
-    let mut put = put.stderr(std::process::Stdio::piped()).spawn().unwrap();
-    while put.try_wait().unwrap().is_none() {
-        log.write_all(b"one more line\n").unwrap();
-    }
+    let put = put.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let process = Path::new("/proc").join(put.id().to_string());
+    wait_until("some of the source is read", PROCESS_LIMIT, || {
+        let open = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        let source = open.filter(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == source));
+        let infos =
+            source.filter_map(|file| std::fs::read_to_string(process.join("fdinfo").join(file.file_name())).ok());
+        infos.into_iter().any(|info| info.starts_with("pos:\t") && !info.starts_with("pos:\t0\n"))
+    });
+    log.write_all(b"one more line\n").unwrap();
+    assert!(cluster.signal_if_running("chunk-1", Signal::SIGCONT));
     let ended = put.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert!(!ended.status.success() && said.contains("changed while it was read"), "{said}");

@@ -66,7 +66,7 @@ fn a_name_made_on_one_mount_is_there_on_all() {
     }
 
     // The new leader knows of no lease that the old one gave.
-    for number in ROUNDS..ROUNDS + 3 {
+    for number in ROUNDS..ROUNDS + 2 {
         for dir in &dirs {
             for look in 0..20 {
                 assert!(!exists(&dir.join(format!("missing-{number}-{look}"))));
@@ -80,8 +80,8 @@ fn a_name_made_on_one_mount_is_there_on_all() {
     }
 
     // Who stands still holds up a change no longer than its lease lasts, and does not believe in it afterwards.
-    let last = ROUNDS + 3;
-    for number in last..last + 3 {
+    let last = ROUNDS + 2;
+    for number in last..last + 2 {
         let name = format!("name-{number}");
         for _ in 0..LOOKS {
             assert!(dirs.iter().all(|dir| !exists(&dir.join(&name))));

@@ -161,17 +161,13 @@ impl Inner {
         }
     }
 
-    /// Whether the record holds the chunk's bytes and leaves.
+    /// Whether the record holds the chunk's bytes and leaves: on the disk, not in the page cache, where that can be told.
     fn hash_copy(&self, lane: &Lane, chunk: ChunkRef, row: &Row) -> Result<bool, SegmentError> {
         let mut hasher = ChunkHasher::new(chunk.len);
         let len = len_usize(chunk.len.into());
-        let mut buf = vec![0; CHECK_READ_LEN.min(len)];
-        let mut at = 0;
-        while at < len {
-            let piece = &mut buf[..CHECK_READ_LEN.min(len - at)];
-            lane.segments.read_body(row.position, len_u64(at), piece)?;
-            hasher.update(piece);
-            at += piece.len();
+        for at in (0..len).step_by(CHECK_READ_LEN) {
+            let piece = lane.segments.read_body_direct(row.position, len_u64(at), CHECK_READ_LEN.min(len - at))?;
+            hasher.update(&piece);
         }
         let mut trailer = vec![0; leaves_len(chunk.len)];
         lane.segments.read_body(row.position, len_u64(len), &mut trailer)?;

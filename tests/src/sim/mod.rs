@@ -267,7 +267,8 @@ impl Faults {
 
 async fn connect(label: &str, seed: u64) -> Result<Client, String> {
     let world = World::simulated(Arc::new(SimNet), Arc::new(SimDisk::new(seed)), Arc::new(SimClock), seed);
-    let config = ClientConfig { label: label.into(), op_timeout: OP_TIMEOUT, ..ClientConfig::new(metaservers()) };
+    let config =
+        ClientConfig { leases: true, label: label.into(), op_timeout: OP_TIMEOUT, ..ClientConfig::new(metaservers()) };
     Client::connect(config, world).await.map_err(|fault| format!("connect: {fault}"))
 }
 
