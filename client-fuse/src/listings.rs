@@ -16,7 +16,7 @@ use crate::core::Core;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, SessionId};
 use common::name::Name;
-use common::proto::lease::{LEASE_TERM, LeaseAsk, Leased, RecallCall, Recalls};
+use common::proto::lease::{LEASE_TERM, LeaseAsk, Leased, RECALLS_MAX, RecallCall, Recalls};
 use common::proto::meta::Cred;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -64,6 +64,8 @@ struct Inside {
     names: usize,
     /// Asked for; true: the answer is not to be kept.
     asking: BTreeMap<InodeId, bool>,
+    /// Leases that are not wanted any more: directory and number. Told with the next call, so that no change waits for them.
+    give_back: Vec<(InodeId, u64)>,
     /// Names this session is changing, and how many changes of each are under way.
     changing: BTreeMap<InodeId, BTreeMap<Name, usize>>,
     misses: BTreeMap<InodeId, Missed>,
@@ -73,6 +75,7 @@ struct Inside {
 
 #[derive(Debug)]
 struct Known {
+    lease: u64,
     names: HashSet<Name>,
     used: Instant,
 }
@@ -138,6 +141,8 @@ impl Listings {
             return false;
         }
         inside.asking.insert(dir, false);
+        drop(inside);
+        self.wake.notify_one(); // a recall may come before the answer
         true
     }
 
@@ -170,29 +175,42 @@ impl Listings {
             (inside.term, inside.forgot) = (leased.term, 0);
         }
         let Some(names) = leased.names else { return inside.leave_alone(dir) };
-        if !spoilt {
+        if spoilt {
+            inside.give_back.push((dir, leased.lease));
+        } else {
             inside.good_until = inside.good_until.max(sent + LEASE_TERM);
-            inside.keep(dir, names);
+            inside.keep(dir, leased.lease, names);
         }
         drop(inside);
         self.wake.notify_one();
     }
 
-    /// The next call, if anything is held.
-    fn next_call(&self, session: SessionId) -> Option<RecallCall> {
+    /// Begins anew if the session is another one.
+    fn begin(&self, session: SessionId) -> MutexGuard<'_, Inside> {
         let mut inside = self.inside();
         if inside.session != Some(session) {
             inside.forget_all();
             (inside.session, inside.term, inside.forgot) = (Some(session), 0, 0);
             inside.uncertain.clear(); // what was under way in another session cannot come any more
         }
+        inside
+    }
+
+    /// The next call, if anything is held or to be told.
+    fn next_call(&self, session: SessionId) -> Option<RecallCall> {
+        let mut inside = self.begin(session);
         inside.forget_idle(Instant::now());
-        let wanted = inside.term != 0 && !(inside.dirs.is_empty() && inside.asking.is_empty());
-        wanted.then(|| RecallCall { session, term: inside.term, forgot: inside.forgot })
+        let idle = inside.dirs.is_empty() && inside.asking.is_empty() && inside.give_back.is_empty();
+        if idle || inside.term == 0 {
+            return None;
+        }
+        let some = inside.give_back.len().min(RECALLS_MAX);
+        let given_back = inside.give_back.drain(..some).collect();
+        Some(RecallCall { session, term: inside.term, forgot: inside.forgot, given_back })
     }
 
     /// The answer to it, sent at `sent`.
-    fn recalled(&self, call: RecallCall, sent: Duration, answer: &Recalls) {
+    fn recalled(&self, call: &RecallCall, sent: Duration, answer: &Recalls) {
         let mut inside = self.inside();
         if inside.session != Some(call.session) || inside.term != call.term {
             return;
@@ -266,11 +284,11 @@ impl Inside {
         self.uncertain.len() > UNCERTAIN_MAX || self.uncertain.contains(&dir)
     }
 
-    fn keep(&mut self, dir: InodeId, names: Vec<Name>) {
+    fn keep(&mut self, dir: InodeId, lease: u64, names: Vec<Name>) {
         self.forget(dir);
         self.names += names.len();
         self.misses.remove(&dir);
-        self.dirs.insert(dir, Known { names: names.into_iter().collect(), used: Instant::now() });
+        self.dirs.insert(dir, Known { lease, names: names.into_iter().collect(), used: Instant::now() });
         while self.names > NAMES_MAX {
             let oldest = self.dirs.iter().min_by_key(|(_, known)| known.used).map(|(dir, _)| *dir);
             self.forget(oldest.expect("there are names"));
@@ -292,12 +310,14 @@ impl Inside {
         self.spoil(dir);
         if let Some(known) = self.dirs.remove(&dir) {
             self.names -= known.names.len();
+            self.give_back.push((dir, known.lease)); // if it was recalled, that is no news
         }
     }
 
     fn forget_all(&mut self) {
         self.asking.values_mut().for_each(|spoilt| *spoilt = true);
         self.dirs.clear();
+        self.give_back.clear();
         (self.names, self.good_until) = (0, Duration::ZERO);
     }
 
@@ -326,7 +346,7 @@ impl Core {
         let (core, cred) = (self.clone(), cred.clone());
         self.tasks.spawn_until_stop(async move {
             let session = core.meta.session().id;
-            let _ = core.listings.next_call(session); // begins anew if the session is another one
+            drop(core.listings.begin(session));
             let sent = core.world.uptime();
             let leased = core.meta.lease(&LeaseAsk { session, cred, dir }, Instant::now() + CALL_LIMIT).await;
             if let Err(fault) = &leased {
@@ -350,10 +370,10 @@ impl Core {
             let answer = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                answer = self.meta.recalls(call, Instant::now() + CALL_LIMIT) => answer,
+                answer = self.meta.recalls(call.clone(), Instant::now() + CALL_LIMIT) => answer,
             };
             match answer {
-                Ok(answer) => self.listings.recalled(call, sent, &answer),
+                Ok(answer) => self.listings.recalled(&call, sent, &answer),
                 Err(fault) => {
                     tracing::debug!(error = %fault, "leases are not renewed");
                     tokio::select! {
@@ -380,7 +400,7 @@ mod tests {
     }
 
     fn leased(term: u64, names: &[&str]) -> Option<Leased> {
-        Some(Leased { term, names: Some(names.iter().map(|text| name(text)).collect()) })
+        Some(Leased { term, lease: 9, names: Some(names.iter().map(|text| name(text)).collect()) })
     }
 
     /// With a lease of `DIR`, asked for at `AT`.
@@ -403,8 +423,8 @@ mod tests {
         assert!(!listings.lacks(DIR, &name("b"), AT + LEASE_TERM), "the lease has run out");
         assert!(!listings.lacks(InodeId(8), &name("b"), AT));
         let call = listings.next_call(S).unwrap();
-        assert_eq!(call, RecallCall { session: S, term: 3, forgot: 0 });
-        listings.recalled(call, AT + LEASE_TERM, &Recalls { term: 3, last: 0, dirs: vec![] });
+        assert_eq!(call, RecallCall { session: S, term: 3, forgot: 0, given_back: vec![] });
+        listings.recalled(&call, AT + LEASE_TERM, &Recalls { term: 3, last: 0, dirs: vec![] });
         assert!(listings.lacks(DIR, &name("b"), AT + LEASE_TERM), "renewed");
     }
 
@@ -445,9 +465,10 @@ mod tests {
         let listings = held(&["a"]);
         let call = listings.next_call(S).unwrap();
         listings.inside().asking.insert(InodeId(9), false);
-        listings.recalled(call, AT, &Recalls { term: 3, last: 4, dirs: vec![DIR, InodeId(9)] });
+        listings.recalled(&call, AT, &Recalls { term: 3, last: 4, dirs: vec![DIR, InodeId(9)] });
         assert!(!lacks(&listings, "b"));
-        assert_eq!(listings.next_call(S).unwrap().forgot, 4);
+        let call = listings.next_call(S).unwrap();
+        assert_eq!((call.forgot, call.given_back), (4, vec![(DIR, 9)]));
         listings.answered(S, InodeId(9), AT, leased(3, &[]));
         assert!(!listings.lacks(InodeId(9), &name("x"), AT), "it was asked for before the recall");
         assert!(!listings.missed(DIR) && !listings.missed(DIR) && !listings.missed(DIR), "left alone for a while");
@@ -459,7 +480,7 @@ mod tests {
     async fn nothing_survives_a_new_leader_or_session() {
         let listings = held(&["a"]);
         let call = listings.next_call(S).unwrap();
-        listings.recalled(call, AT, &Recalls { term: 4, last: 0, dirs: vec![] });
+        listings.recalled(&call, AT, &Recalls { term: 4, last: 0, dirs: vec![] });
         assert!(!lacks(&listings, "b") && listings.inside().term == 4);
         let listings = held(&["a"]);
         assert!(listings.next_call(SessionId(2)).is_none());
@@ -478,6 +499,8 @@ mod tests {
         listings.change(vec![(DIR, name("b"), Effect::Added)]).done(&Ok(()));
         listings.answered(S, DIR, AT, leased(3, &[]));
         assert!(!lacks(&listings, "b"));
+        assert_eq!(listings.next_call(S).unwrap().given_back, [(DIR, 9)]);
+        assert!(listings.next_call(S).is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -485,10 +508,11 @@ mod tests {
         let listings = held(&["a"]);
         let many = |n: usize| (0..n).map(|i| name(&format!("n{i}"))).collect::<Vec<_>>();
         tokio::time::advance(Duration::from_secs(1)).await;
-        listings.inside().keep(InodeId(9), many(NAMES_MAX));
+        listings.inside().keep(InodeId(9), 10, many(NAMES_MAX));
         assert!(!lacks(&listings, "b"), "the oldest went");
         assert!(listings.next_call(S).is_some());
         tokio::time::advance(IDLE_MAX + Duration::from_secs(1)).await;
+        assert_eq!(listings.next_call(S).unwrap().given_back, [(InodeId(9), 10)]);
         assert!(listings.next_call(S).is_none());
     }
 }

@@ -398,7 +398,7 @@ fn new_file(ino: InodeId, chunk_size: u32) -> (Attr, Extents) {
 
 impl Servers for FakeCluster {
     fn lease<'a>(&'a self, _: &'a LeaseAsk, _: Instant) -> BoxFuture<'a, Result<Leased, Fault>> {
-        Box::pin(async { Ok(Leased { term: 1, names: None }) })
+        Box::pin(async { Ok(Leased { term: 1, lease: 0, names: None }) })
     }
 
     fn recalls(&self, call: RecallCall, _: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {

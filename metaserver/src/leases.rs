@@ -33,6 +33,8 @@ pub(crate) struct Leases {
 struct Table {
     dirs: BTreeMap<InodeId, Dir>,
     holders: BTreeMap<SessionId, Holder>,
+    /// The number of the last lease.
+    last: u64,
     /// When leases of earlier leaders have run out.
     old_end: Instant,
     /// Sessions that may hold such leases.
@@ -48,7 +50,8 @@ struct Dir {
 
 #[derive(Debug)]
 struct Holder {
-    dirs: BTreeSet<InodeId>,
+    /// What it holds, and the number of each lease.
+    dirs: BTreeMap<InodeId, u64>,
     /// When its leases have run out.
     end: Instant,
     /// What it is to forget and has not yet: number and directory.
@@ -63,6 +66,7 @@ impl Leases {
         let table = Table {
             dirs: BTreeMap::new(),
             holders: BTreeMap::new(),
+            last: 0,
             old_end: now + LEASE_WAIT,
             unreported: sessions.collect(),
         };
@@ -73,21 +77,25 @@ impl Leases {
         self.table.lock().expect("no panic holds this lock")
     }
 
-    /// The session gets a lease of the directory, asked for at `now`. False: not now.
-    pub(crate) fn grant(&self, session: SessionId, dir: InodeId, now: Instant) -> bool {
+    /// The session gets a lease of the directory, asked for at `now`: its number. `None`: not now.
+    pub(crate) fn grant(&self, session: SessionId, dir: InodeId, now: Instant) -> Option<u64> {
         self.table().grant(session, dir, now)
     }
 
-    /// True if it has one that nobody has asked it to forget.
-    pub(crate) fn holds(&self, session: SessionId, dir: InodeId) -> bool {
+    /// True if it has this one and nobody has asked it to forget it.
+    pub(crate) fn holds(&self, session: SessionId, dir: InodeId, lease: u64) -> bool {
         let table = self.table();
         let recalled = |holder: &Holder| holder.recalls.iter().any(|(_, recalled)| *recalled == dir);
-        table.holders.get(&session).is_some_and(|holder| holder.dirs.contains(&dir) && !recalled(holder))
+        table.holders.get(&session).is_some_and(|holder| holder.dirs.get(&dir) == Some(&lease) && !recalled(holder))
     }
 
-    /// It never learns of its lease of this directory.
-    pub(crate) fn withdraw(&self, session: SessionId, dir: InodeId) {
-        self.table().forgot(session, dir);
+    /// It does not want this lease any more, or never learns of it.
+    pub(crate) fn give_back(&self, session: SessionId, dir: InodeId, lease: u64) {
+        let mut table = self.table();
+        if table.holders.get(&session).is_some_and(|holder| holder.dirs.get(&dir) == Some(&lease)) {
+            table.forgot(session, dir);
+        }
+        drop(table);
         self.given_up.notify_waiters();
     }
 
@@ -180,26 +188,31 @@ impl Drop for Changing {
     }
 }
 
+impl Dir {
+    /// No lease for this session now.
+    fn is_taken(&self, session: SessionId) -> bool {
+        self.changing > 0 || (!self.holders.contains(&session) && self.holders.len() >= HOLDERS_MAX)
+    }
+}
+
 impl Table {
-    fn grant(&mut self, session: SessionId, dir: InodeId, now: Instant) -> bool {
+    fn grant(&mut self, session: SessionId, dir: InodeId, now: Instant) -> Option<u64> {
         let holder = self.holders.entry(session).or_insert_with(|| Holder {
-            dirs: BTreeSet::new(),
+            dirs: BTreeMap::new(),
             end: now,
             recalls: VecDeque::new(),
             last: 0,
         });
-        let place = self.dirs.entry(dir).or_default();
         // Who does not answer recalls gets no more time.
-        if place.changing > 0 || !holder.recalls.is_empty() {
-            return false;
+        let is_full = !holder.dirs.contains_key(&dir) && holder.dirs.len() >= HELD_MAX;
+        if !holder.recalls.is_empty() || is_full || self.dirs.get(&dir).is_some_and(|place| place.is_taken(session)) {
+            return None;
         }
-        if !place.holders.contains(&session) && (place.holders.len() >= HOLDERS_MAX || holder.dirs.len() >= HELD_MAX) {
-            return false;
-        }
-        place.holders.insert(session);
-        holder.dirs.insert(dir);
+        self.last += 1;
+        self.dirs.entry(dir).or_default().holders.insert(session);
+        holder.dirs.insert(dir, self.last);
         holder.end = holder.end.max(now + LEASE_WAIT);
-        true
+        Some(self.last)
     }
 
     fn reported(&mut self, session: SessionId, forgot: u64) {
@@ -223,9 +236,14 @@ impl Table {
 
     fn ended(&mut self, session: SessionId) {
         self.unreported.remove(&session);
-        let held = self.holders.get(&session).map(|holder| holder.dirs.clone()).unwrap_or_default();
-        held.into_iter().for_each(|dir| self.forgot(session, dir));
+        self.forgot_all(session);
         self.holders.remove(&session);
+    }
+
+    /// It holds nothing, but goes on.
+    fn forgot_all(&mut self, session: SessionId) {
+        let held = self.holders.get(&session).map(|holder| holder.dirs.clone()).unwrap_or_default();
+        held.into_keys().for_each(|dir| self.forgot(session, dir));
     }
 
     fn begin(&mut self, dirs: &[InodeId]) {
@@ -256,7 +274,7 @@ impl Table {
             for other in others.into_iter().filter(|other| *other != session) {
                 let holder = self.holders.get_mut(&other).expect("invariant 1");
                 if holder.end <= now {
-                    self.ended_quietly(other);
+                    self.forgot_all(other); // they have run out by time
                     continue;
                 }
                 if !holder.recalls.iter().any(|(_, recalled)| recalled == dir) {
@@ -267,12 +285,6 @@ impl Table {
             }
         }
         until
-    }
-
-    /// Its leases have run out by time: it holds nothing, but goes on.
-    fn ended_quietly(&mut self, session: SessionId) {
-        let held = self.holders.get(&session).map(|holder| holder.dirs.clone()).unwrap_or_default();
-        held.into_iter().for_each(|dir| self.forgot(session, dir));
     }
 }
 
@@ -301,7 +313,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_change_waits_until_the_holder_has_forgotten() {
         let leases = leases();
-        assert!(leases.grant(A, DIR, Instant::now()) && leases.grant(B, DIR, Instant::now()));
+        let ours = leases.grant(A, DIR, Instant::now()).unwrap();
+        let theirs = leases.grant(B, DIR, Instant::now()).unwrap();
         let change = tokio::spawn({
             let leases = leases.clone();
             async move { leases.change(A, &[DIR]).await }
@@ -309,27 +322,31 @@ mod tests {
         leases.wait_for_recalls(B).await;
         assert_eq!(leases.recalls(B), (1, vec![DIR]));
         assert_eq!(leases.recalls(A), (0, vec![]), "who changes it keeps its own lease");
-        assert!(!leases.holds(B, DIR) && leases.holds(A, DIR));
+        assert!(!leases.holds(B, DIR, theirs) && leases.holds(A, DIR, ours));
         assert!(!leases.renew(B, Instant::now()), "no more time for who does not answer");
-        assert!(!leases.grant(B, OTHER, Instant::now()));
-        assert!(!leases.grant(SessionId(3), DIR, Instant::now()), "it is being changed");
+        assert_eq!(leases.grant(B, OTHER, Instant::now()), None);
+        assert_eq!(leases.grant(SessionId(3), DIR, Instant::now()), None, "it is being changed");
         tokio::task::yield_now().await;
         assert!(!change.is_finished());
         leases.reported(B, 1);
         let change = change.await.unwrap();
-        assert!(!leases.grant(B, DIR, Instant::now()), "the change is not applied yet");
+        assert_eq!(leases.grant(B, DIR, Instant::now()), None, "the change is not applied yet");
         change.over();
-        assert!(leases.grant(B, DIR, Instant::now()) && leases.holds(B, DIR));
+        let newer = leases.grant(B, DIR, Instant::now()).unwrap();
+        leases.give_back(B, DIR, theirs);
+        assert!(leases.holds(B, DIR, newer), "late news of an older lease");
+        leases.give_back(B, DIR, newer);
+        assert!(!leases.holds(B, DIR, newer));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_holder_is_waited_for_until_its_lease_has_run_out() {
         let leases = leases();
-        assert!(leases.grant(B, DIR, Instant::now()));
+        let lease = leases.grant(B, DIR, Instant::now()).unwrap();
         tokio::time::advance(Duration::from_millis(200)).await;
         assert!(leases.renew(B, Instant::now()));
         assert_eq!(changes(&leases, A, LEASE_WAIT * 2).await, Some(LEASE_WAIT));
-        assert!(leases.recalls(B).1.is_empty() && !leases.holds(B, DIR));
+        assert!(leases.recalls(B).1.is_empty() && !leases.holds(B, DIR, lease));
         assert_eq!(changes(&leases, A, LEASE_WAIT).await, Some(Duration::ZERO));
     }
 
@@ -348,7 +365,7 @@ mod tests {
     async fn a_change_of_unknown_end_keeps_the_directory_from_being_leased() {
         let leases = leases();
         drop(leases.change(A, &[DIR]).await);
-        assert!(!leases.grant(B, DIR, Instant::now()) && leases.grant(B, OTHER, Instant::now()));
+        assert!(leases.grant(B, DIR, Instant::now()).is_none() && leases.grant(B, OTHER, Instant::now()).is_some());
         assert_eq!(changes(&leases, A, LEASE_WAIT).await, Some(Duration::ZERO), "it can still be changed");
     }
 
@@ -356,10 +373,11 @@ mod tests {
     async fn nothing_stays_behind() {
         let leases = leases();
         for dir in 1..100 {
-            assert!(leases.grant(A, InodeId(dir), Instant::now()));
+            let lease = leases.grant(A, InodeId(dir), Instant::now()).unwrap();
+            if dir % 2 == 0 {
+                leases.give_back(A, InodeId(dir), lease);
+            }
         }
-        leases.withdraw(A, InodeId(1));
-        assert!(!leases.holds(A, InodeId(1)));
         leases.change(B, &[InodeId(200)]).await.over();
         leases.ended(A);
         let table = leases.table();

@@ -12,7 +12,7 @@ use common::hello::{Peer, Role};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
 use common::name::Name;
-use common::proto::lease::{LeaseAsk, Leased, RECALL_HOLD, RecallCall, Recalls};
+use common::proto::lease::{LeaseAsk, Leased, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls};
 use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Applied, Ask, Commit, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
     Op, Query, Register, Registered, Request, Status,
@@ -471,16 +471,19 @@ impl Meta for Call {
         self.touch(&member, &leading, ask.session).await?;
         let (session, dir) = (ask.session, ask.dir);
         let held = leading.leases.grant(session, dir, tokio::time::Instant::now());
+        let (term, none) = (leading.term, Leased { term: leading.term, lease: 0, names: None });
+        let Some(lease) = held else { return Ok(none) };
         let names = match self.confirmed(&member, &leading).await {
-            Ok(()) if held => self.names(&member, &leading, ask).await,
-            other => other.map(|()| None),
+            Ok(()) => self.names(&member, &leading, ask).await,
+            Err(fault) => Err(fault),
         };
-        let term = leading.term;
         match names {
-            Ok(Some(names)) if leading.leases.holds(session, dir) => Ok(Leased { term, names: Some(names) }),
+            Ok(Some(names)) if leading.leases.holds(session, dir, lease) => {
+                Ok(Leased { term, lease, names: Some(names) })
+            }
             other => {
-                leading.leases.withdraw(session, dir);
-                other.map(|_| Leased { term, names: None })
+                leading.leases.give_back(session, dir, lease);
+                other.map(|_| none)
             }
         }
     }
@@ -493,6 +496,9 @@ impl Meta for Call {
             return Ok(Recalls { term, last: 0, dirs: Vec::new() });
         }
         leading.leases.reported(session, call.forgot);
+        for (dir, lease) in call.given_back.into_iter().take(RECALLS_MAX) {
+            leading.leases.give_back(session, dir, lease);
+        }
         let news = leading.leases.wait_for_recalls(session);
         let has_news = call.term == term && tokio::time::timeout(RECALL_HOLD, news).await.is_ok();
         if !has_news {

@@ -45,13 +45,15 @@ pub struct LeaseAsk {
 pub struct Leased {
     /// The leader's term.
     pub term: u64,
+    /// The number of this lease, for [`RecallCall::given_back`]. 0: none.
+    pub lease: u64,
     /// All names in the directory, with the lease. `None`: not granted (it is being changed, has too many names, or too
     /// many sessions hold it); ask again later.
     pub names: Option<Vec<Name>>,
 }
 
 /// A session says what it has forgotten and waits for what it is to forget. This renews its leases, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecallCall {
     /// Whose leases.
     pub session: SessionId,
@@ -59,6 +61,9 @@ pub struct RecallCall {
     pub term: u64,
     /// It has forgotten everything up to this recall of that term.
     pub forgot: u64,
+    /// Leases it does not want any more: directory and number (a call that is late must not end a newer lease). At most
+    /// [`RECALLS_MAX`].
+    pub given_back: Vec<(InodeId, u64)>,
 }
 
 /// The answer.

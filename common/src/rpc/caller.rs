@@ -213,7 +213,10 @@ impl Caller {
 
     /// [`Meta::recalls`](crate::proto::meta::Meta::recalls).
     pub async fn recalls(&self, recall: RecallCall, limit: Duration) -> Result<Recalls, Fault> {
-        let call = |client: MetaClient, context| async move { client.recalls(context, recall).await };
+        let call = |client: MetaClient, context| {
+            let recall = recall.clone();
+            async move { client.recalls(context, recall).await }
+        };
         self.call("recalls", false, limit, call).await
     }
 

@@ -90,7 +90,7 @@ impl Meta for Fake {
     }
 
     async fn lease(self, _: Context, _: LeaseAsk) -> Result<Leased, Fault> {
-        Ok(Leased { term: 1, names: None })
+        Ok(Leased { term: 1, lease: 0, names: None })
     }
 
     async fn recalls(self, _: Context, call: RecallCall) -> Result<Recalls, Fault> {
