@@ -19,6 +19,9 @@ use std::sync::Arc;
 
 /// Entries in one batch of the store, at most.
 const BATCH_ENTRIES_MAX: usize = 1024;
+/// A batch of at most this many bytes is applied on the async thread: some rows in memory, without a sync. Two changes of
+/// threads would take longer.
+const IN_PLACE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of entries in one batch, about.
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
@@ -72,8 +75,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
             let (batch, responders): (Vec<Entry>, Vec<Option<Responder>>) = batch.into_iter().unzip();
             let state = self.state.clone();
-            let replies =
-                self.world.blocking(move || state.write(|read, applied| apply(read, applied, &batch))).await?;
+            let write = move || state.write(|read, applied| apply(read, applied, &batch));
+            let replies = if bytes <= IN_PLACE_BYTES_MAX { write()? } else { self.world.blocking(write).await? };
             for (responder, reply) in responders.into_iter().zip(replies) {
                 if let Some(responder) = responder {
                     responder.send(reply);
