@@ -10,6 +10,7 @@ use common::id::*;
 use common::layout::{ClusterMap, Domain, Layout, ServerInfo};
 use common::name::Name;
 use common::proto::chunk::*;
+use common::proto::lease::*;
 use common::proto::meta::*;
 use common::time::Time;
 use serde::{Serialize, de::DeserializeOwned};
@@ -266,11 +267,22 @@ fn data_plane(out: &mut Golden) {
     }
 }
 
+fn leases(out: &mut Golden) {
+    let (session, dir) = (SessionId(7), InodeId(300));
+    let cred = Cred { uid: 1000, gid: 100, groups: vec![4] };
+    out.line("LeaseAsk", &LeaseAsk { session, cred, dir });
+    out.line("Leased", &Leased { term: 3, lease: 9, names: Some(vec![name("a"), name("b")]) });
+    out.line("Leased", &Leased { term: 3, lease: 0, names: None });
+    out.line("RecallCall", &RecallCall { session, term: 3, forgot: 5, given_back: vec![(dir, 9)] });
+    out.line("Recalls", &Recalls { term: 3, last: 6, dirs: vec![dir] });
+}
+
 #[test]
 fn the_protocol_bytes_are_what_they_were() {
     let mut golden = Golden::default();
     control_plane(&mut golden);
     data_plane(&mut golden);
+    leases(&mut golden);
     if std::env::var_os("DFS_WRITE_GOLDEN").is_some() {
         std::fs::write(FILE, &golden.0).expect("the golden file can be written");
     }

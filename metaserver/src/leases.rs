@@ -116,7 +116,7 @@ impl Leases {
         let table = self.table();
         let Some(holder) = table.holders.get(&session) else { return (0, Vec::new()) };
         let some = || holder.recalls.iter().take(RECALLS_MAX);
-        (some().last().map_or(0, |(number, _)| *number), some().map(|(_, dir)| *dir).collect())
+        (some().next_back().map_or(0, |(number, _)| *number), some().map(|(_, dir)| *dir).collect())
     }
 
     /// Waits until there may be something to forget.

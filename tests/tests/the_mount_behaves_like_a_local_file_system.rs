@@ -86,7 +86,7 @@ fn draw(random: &mut StdRng, version: u64) -> Op {
         20..36 => Op::Write { slot, at, len, version },
         36..40 => Op::Append { slot, len, version },
         40..52 => Op::Read { slot, at, len },
-        52 => Op::SetAppend { slot, on: at % 2 == 0 },
+        52 => Op::SetAppend { slot, on: at.is_multiple_of(2) },
         53..55 => Op::SetLen { slot, len: at },
         55..59 => Op::Punch { slot, at, len: 1 + at / 2, mode: modes[random.random_range(0..modes.len())] },
         59..62 => Op::Sync { slot },
