@@ -315,21 +315,25 @@ mod tests {
         let leases = leases();
         let ours = leases.grant(A, DIR, Instant::now()).unwrap();
         let theirs = leases.grant(B, DIR, Instant::now()).unwrap();
-        let change = tokio::spawn({
-            let leases = leases.clone();
-            async move { leases.change(A, &[DIR]).await }
-        });
-        leases.wait_for_recalls(B).await;
-        assert_eq!(leases.recalls(B), (1, vec![DIR]));
-        assert_eq!(leases.recalls(A), (0, vec![]), "who changes it keeps its own lease");
-        assert!(!leases.holds(B, DIR, theirs) && leases.holds(A, DIR, ours));
-        assert!(!leases.renew(B, Instant::now()), "no more time for who does not answer");
-        assert_eq!(leases.grant(B, OTHER, Instant::now()), None);
-        assert_eq!(leases.grant(SessionId(3), DIR, Instant::now()), None, "it is being changed");
-        tokio::task::yield_now().await;
-        assert!(!change.is_finished());
-        leases.reported(B, 1);
-        let change = change.await.unwrap();
+        let done = std::cell::Cell::new(false);
+        let changing = async {
+            let change = leases.change(A, &[DIR]).await;
+            done.set(true);
+            change
+        };
+        let holder = async {
+            leases.wait_for_recalls(B).await;
+            assert_eq!(leases.recalls(B), (1, vec![DIR]));
+            assert_eq!(leases.recalls(A), (0, vec![]), "who changes it keeps its own lease");
+            assert!(!leases.holds(B, DIR, theirs) && leases.holds(A, DIR, ours));
+            assert!(!leases.renew(B, Instant::now()), "no more time for who does not answer");
+            assert_eq!(leases.grant(B, OTHER, Instant::now()), None);
+            assert_eq!(leases.grant(SessionId(3), DIR, Instant::now()), None, "it is being changed");
+            tokio::task::yield_now().await;
+            assert!(!done.get());
+            leases.reported(B, 1);
+        };
+        let (change, ()) = tokio::join!(changing, holder);
         assert_eq!(leases.grant(B, DIR, Instant::now()), None, "the change is not applied yet");
         change.over();
         let newer = leases.grant(B, DIR, Instant::now()).unwrap();
