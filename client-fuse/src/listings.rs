@@ -7,7 +7,8 @@
 //! 1. `dirs` are leased by the leader of `term`, and good until `good_until` on [`World::uptime`]'s clock.
 //! 2. A change of a directory's names by this session is in `changing` from before it is sent until it is known in
 //!    `dirs`; a name of it is not answered from memory meanwhile.
-//! 3. A listing that was asked for before a recall of its directory, or while this session changed it, is not kept.
+//! 3. A listing that was asked for before a recall of its directory is not kept. Of one that was asked for while this
+//!    session changed names, it is not known whether it shows the changes: those names may be there.
 //! 4. The leader does not recall what the session itself changes. So a directory in which two own changes of one name
 //!    overlapped is forgotten, and one where the outcome of a change is unknown is never leased again: that change may
 //!    still come.
@@ -62,8 +63,7 @@ struct Inside {
     good_until: Duration,
     dirs: BTreeMap<InodeId, Known>,
     names: usize,
-    /// Asked for; true: the answer is not to be kept.
-    asking: BTreeMap<InodeId, bool>,
+    asking: BTreeMap<InodeId, Asked>,
     /// Leases that are not wanted any more: directory and number. Told with the next call, so that no change waits for them.
     give_back: Vec<(InodeId, u64)>,
     /// Names this session is changing, and how many changes of each are under way.
@@ -71,6 +71,15 @@ struct Inside {
     misses: BTreeMap<InodeId, Missed>,
     /// A change of this session may still come (invariant 4).
     uncertain: BTreeSet<InodeId>,
+}
+
+/// A listing on its way.
+#[derive(Debug, Default)]
+struct Asked {
+    /// It is not to be kept.
+    spoilt: bool,
+    /// Names this session has been changing since it was asked for.
+    ours: Vec<Name>,
 }
 
 #[derive(Debug)]
@@ -136,11 +145,11 @@ impl Listings {
         let fresh = || Missed { count: 0, later: None, pause: ALONE_MIN };
         let missed = inside.misses.entry(dir).or_insert_with(fresh);
         missed.count += 1;
-        let due = missed.count >= MISSES && missed.later.is_none_or(|later| later <= now);
-        if !due || inside.changing.contains_key(&dir) {
+        if missed.count < MISSES || missed.later.is_some_and(|later| later > now) {
             return false;
         }
-        inside.asking.insert(dir, false);
+        let ours = inside.changing.get(&dir).map(|names| names.keys().cloned().collect()).unwrap_or_default();
+        inside.asking.insert(dir, Asked { spoilt: false, ours });
         drop(inside);
         self.wake.notify_one(); // a recall may come before the answer
         true
@@ -150,7 +159,9 @@ impl Listings {
     pub(crate) fn change(&self, names: Vec<(InodeId, Name, Effect)>) -> Change<'_> {
         let mut inside = self.inside();
         for (dir, name, _) in &names {
-            inside.spoil(*dir);
+            if let Some(asked) = inside.asking.get_mut(dir) {
+                asked.ours.push(name.clone());
+            }
             let count = inside.changing.entry(*dir).or_default().entry(name.clone()).or_default();
             *count += 1;
             if *count > 1 {
@@ -164,7 +175,7 @@ impl Listings {
     /// The answer to [`Listings::missed`]'s question, sent at `sent`.
     fn answered(&self, session: SessionId, dir: InodeId, sent: Duration, leased: Option<Leased>) {
         let mut inside = self.inside();
-        let spoilt = inside.asking.remove(&dir).unwrap_or(true) || inside.session != Some(session);
+        let asked = inside.asking.remove(&dir).filter(|asked| !asked.spoilt && inside.session == Some(session));
         let Some(leased) = leased else { return inside.leave_alone(dir) };
         if inside.term != leased.term {
             if inside.term != 0 {
@@ -175,11 +186,12 @@ impl Listings {
             (inside.term, inside.forgot) = (leased.term, 0);
         }
         let Some(names) = leased.names else { return inside.leave_alone(dir) };
-        if spoilt {
-            inside.give_back.push((dir, leased.lease));
-        } else {
-            inside.good_until = inside.good_until.max(sent + LEASE_TERM);
-            inside.keep(dir, leased.lease, names);
+        match asked {
+            Some(Asked { ours, .. }) => {
+                inside.good_until = inside.good_until.max(sent + LEASE_TERM);
+                inside.keep(dir, leased.lease, names.into_iter().chain(ours).collect());
+            }
+            None => inside.give_back.push((dir, leased.lease)),
         }
         drop(inside);
         self.wake.notify_one();
@@ -254,7 +266,6 @@ impl Drop for Change<'_> {
     fn drop(&mut self) {
         let mut inside = self.listings.inside();
         for (dir, name, _) in &self.names {
-            inside.spoil(*dir);
             if !self.known {
                 inside.forget(*dir);
                 inside.uncertain.insert(*dir);
@@ -273,10 +284,10 @@ impl Drop for Change<'_> {
 }
 
 impl Inside {
-    /// What is being asked about this directory is old when it comes.
+    /// What is being asked about this directory is of no use when it comes.
     fn spoil(&mut self, dir: InodeId) {
-        if let Some(spoilt) = self.asking.get_mut(&dir) {
-            *spoilt = true;
+        if let Some(asked) = self.asking.get_mut(&dir) {
+            asked.spoilt = true;
         }
     }
 
@@ -284,11 +295,11 @@ impl Inside {
         self.uncertain.len() > UNCERTAIN_MAX || self.uncertain.contains(&dir)
     }
 
-    fn keep(&mut self, dir: InodeId, lease: u64, names: Vec<Name>) {
+    fn keep(&mut self, dir: InodeId, lease: u64, names: HashSet<Name>) {
         self.forget(dir);
         self.names += names.len();
         self.misses.remove(&dir);
-        self.dirs.insert(dir, Known { lease, names: names.into_iter().collect(), used: Instant::now() });
+        self.dirs.insert(dir, Known { lease, names, used: Instant::now() });
         while self.names > NAMES_MAX {
             let oldest = self.dirs.iter().min_by_key(|(_, known)| known.used).map(|(dir, _)| *dir);
             self.forget(oldest.expect("there are names"));
@@ -315,7 +326,7 @@ impl Inside {
     }
 
     fn forget_all(&mut self) {
-        self.asking.values_mut().for_each(|spoilt| *spoilt = true);
+        self.asking.values_mut().for_each(|asked| asked.spoilt = true);
         self.dirs.clear();
         self.give_back.clear();
         (self.names, self.good_until) = (0, Duration::ZERO);
@@ -455,16 +466,18 @@ mod tests {
         let unlink = listings.change(vec![(DIR, name("a"), Effect::Removed)]);
         let create = listings.change(vec![(DIR, name("a"), Effect::Added)]);
         create.done(&Ok(()));
-        assert!(!listings.missed(DIR) && !listings.missed(DIR), "not while one is under way");
-        unlink.done(&Ok(()));
         assert!(!lacks(&listings, "a") && !lacks(&listings, "b"));
+        assert!(!listings.missed(DIR) && listings.missed(DIR));
+        listings.answered(S, DIR, AT, leased(3, &[]));
+        unlink.done(&Ok(()));
+        assert!(lacks(&listings, "b"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_recalled_directory_is_forgotten_before_that_is_said() {
         let listings = held(&["a"]);
         let call = listings.next_call(S).unwrap();
-        listings.inside().asking.insert(InodeId(9), false);
+        listings.inside().asking.insert(InodeId(9), Asked::default());
         listings.recalled(&call, AT, &Recalls { term: 3, last: 4, dirs: vec![DIR, InodeId(9)] });
         assert!(!lacks(&listings, "b"));
         let call = listings.next_call(S).unwrap();
@@ -486,19 +499,30 @@ mod tests {
         assert!(listings.next_call(SessionId(2)).is_none());
         assert!(!lacks(&listings, "b"));
         let listings = held(&["a"]);
-        listings.inside().asking.insert(InodeId(9), false);
+        listings.inside().asking.insert(InodeId(9), Asked::default());
         listings.answered(S, InodeId(9), AT, leased(5, &[]));
         assert!(!lacks(&listings, "b") && !listings.lacks(InodeId(9), &name("x"), AT));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_listing_that_crossed_an_own_change_is_not_kept() {
+    async fn a_listing_that_crossed_own_changes_does_not_deny_them() {
+        let listings = Listings::default();
+        assert!(listings.next_call(S).is_none());
+        let before = listings.change(vec![(DIR, name("a"), Effect::Added)]);
+        assert!(!listings.missed(DIR) && listings.missed(DIR));
+        before.done(&Ok(()));
+        listings.change(vec![(DIR, name("b"), Effect::Added)]).done(&Ok(()));
+        let under_way = listings.change(vec![(DIR, name("c"), Effect::Added)]);
+        listings.answered(S, DIR, AT, leased(3, &[]));
+        under_way.done(&Ok(()));
+        assert!(!lacks(&listings, "a") && !lacks(&listings, "b") && !lacks(&listings, "c") && lacks(&listings, "d"));
+
         let listings = Listings::default();
         assert!(listings.next_call(S).is_none());
         assert!(!listings.missed(DIR) && listings.missed(DIR));
-        listings.change(vec![(DIR, name("b"), Effect::Added)]).done(&Ok(()));
+        drop(listings.change(vec![(DIR, name("b"), Effect::Added)]));
         listings.answered(S, DIR, AT, leased(3, &[]));
-        assert!(!lacks(&listings, "b"));
+        assert!(!lacks(&listings, "b") && !lacks(&listings, "d"), "how that change went is not known");
         assert_eq!(listings.next_call(S).unwrap().given_back, [(DIR, 9)]);
         assert!(listings.next_call(S).is_none());
     }
@@ -506,7 +530,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn memory_is_bounded_and_idle_leases_end() {
         let listings = held(&["a"]);
-        let many = |n: usize| (0..n).map(|i| name(&format!("n{i}"))).collect::<Vec<_>>();
+        let many = |n: usize| (0..n).map(|i| name(&format!("n{i}"))).collect::<HashSet<_>>();
         tokio::time::advance(Duration::from_secs(1)).await;
         listings.inside().keep(InodeId(9), 10, many(NAMES_MAX));
         assert!(!lacks(&listings, "b"), "the oldest went");
