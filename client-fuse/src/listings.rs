@@ -4,7 +4,8 @@
 //! leased when names were missed in it [`MISSES`] times: a program that makes files there asks for each name first.
 //!
 //! Invariants, kept under one lock:
-//! 1. `dirs` are leased by the leader of `term`, and good until `good_until` on [`World::uptime`]'s clock.
+//! 1. `dirs` are leased by the leader of `term`, and good until `good_until` on [`World::uptime`]'s clock. What has run out is
+//!    forgotten before anything is renewed or added: the leader does not recall what it takes for run out.
 //! 2. A change of a directory's names by this session is in `changing` from before it is sent until it is known in
 //!    `dirs`; a name of it is not answered from memory meanwhile.
 //! 3. A listing that was asked for before a recall of its directory is not kept. Of one that was asked for while this
@@ -172,9 +173,10 @@ impl Listings {
         Change { listings: self, names, known: false }
     }
 
-    /// The answer to [`Listings::missed`]'s question, sent at `sent`.
-    fn answered(&self, session: SessionId, dir: InodeId, sent: Duration, leased: Option<Leased>) {
+    /// The answer to [`Listings::missed`]'s question, sent at `sent`, which came at `uptime`.
+    fn answered(&self, session: SessionId, dir: InodeId, (sent, uptime): (Duration, Duration), leased: Option<Leased>) {
         let mut inside = self.inside();
+        inside.forget_run_out(uptime);
         let asked = inside.asking.remove(&dir).filter(|asked| !asked.spoilt && inside.session == Some(session));
         let Some(leased) = leased else { return inside.leave_alone(dir) };
         if inside.term != leased.term {
@@ -221,9 +223,10 @@ impl Listings {
         Some(RecallCall { session, term: inside.term, forgot: inside.forgot, given_back })
     }
 
-    /// The answer to it, sent at `sent`.
-    fn recalled(&self, call: &RecallCall, sent: Duration, answer: &Recalls) {
+    /// The answer to it, sent at `sent`, which came at `uptime`.
+    fn recalled(&self, call: &RecallCall, (sent, uptime): (Duration, Duration), answer: &Recalls) {
         let mut inside = self.inside();
+        inside.forget_run_out(uptime);
         if inside.session != Some(call.session) || inside.term != call.term {
             return;
         }
@@ -332,6 +335,13 @@ impl Inside {
         (self.names, self.good_until) = (0, Duration::ZERO);
     }
 
+    fn forget_run_out(&mut self, uptime: Duration) {
+        if uptime >= self.good_until {
+            self.dirs.clear();
+            self.names = 0;
+        }
+    }
+
     fn forget_idle(&mut self, now: Instant) {
         let idle = self.dirs.iter().filter(|(_, known)| known.used + IDLE_MAX < now).map(|(dir, _)| *dir);
         let idle: BTreeSet<InodeId> = idle.collect();
@@ -363,7 +373,7 @@ impl Core {
             if let Err(fault) = &leased {
                 tracing::debug!(inode = %dir, error = %fault, "no lease");
             }
-            core.listings.answered(session, dir, sent, leased.ok());
+            core.listings.answered(session, dir, (sent, core.world.uptime()), leased.ok());
         });
     }
 
@@ -384,7 +394,7 @@ impl Core {
                 answer = self.meta.recalls(call.clone(), Instant::now() + CALL_LIMIT) => answer,
             };
             match answer {
-                Ok(answer) => self.listings.recalled(&call, sent, &answer),
+                Ok(answer) => self.listings.recalled(&call, (sent, self.world.uptime()), &answer),
                 Err(fault) => {
                     tracing::debug!(error = %fault, "leases are not renewed");
                     tokio::select! {
@@ -419,7 +429,7 @@ mod tests {
         let listings = Listings::default();
         assert!(listings.next_call(S).is_none());
         assert!(!listings.missed(DIR) && listings.missed(DIR) && !listings.missed(DIR));
-        listings.answered(S, DIR, AT, leased(3, names));
+        listings.answered(S, DIR, (AT, AT), leased(3, names));
         listings
     }
 
@@ -435,8 +445,24 @@ mod tests {
         assert!(!listings.lacks(InodeId(8), &name("b"), AT));
         let call = listings.next_call(S).unwrap();
         assert_eq!(call, RecallCall { session: S, term: 3, forgot: 0, given_back: vec![] });
-        listings.recalled(&call, AT + LEASE_TERM, &Recalls { term: 3, last: 0, dirs: vec![] });
+        let later = AT + LEASE_TERM / 2;
+        listings.recalled(&call, (later, later), &Recalls { term: 3, last: 0, dirs: vec![] });
         assert!(listings.lacks(DIR, &name("b"), AT + LEASE_TERM), "renewed");
+    }
+
+    /// The leader has not recalled it since: it took it for run out.
+    #[tokio::test(start_paused = true)]
+    async fn what_has_run_out_does_not_come_back() {
+        let (listings, late) = (held(&["a"]), AT + LEASE_TERM);
+        let call = listings.next_call(S).unwrap();
+        listings.recalled(&call, (late, late), &Recalls { term: 3, last: 0, dirs: vec![] });
+        assert!(!listings.lacks(DIR, &name("b"), late), "by a renewal");
+
+        let listings = held(&["a"]);
+        listings.inside().asking.insert(InodeId(9), Asked::default());
+        listings.answered(S, InodeId(9), (late, late), leased(3, &[]));
+        assert!(!listings.lacks(DIR, &name("b"), late), "by another lease");
+        assert!(listings.lacks(InodeId(9), &name("b"), late) && listings.inside().names == 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -468,7 +494,7 @@ mod tests {
         create.done(&Ok(()));
         assert!(!lacks(&listings, "a") && !lacks(&listings, "b"));
         assert!(!listings.missed(DIR) && listings.missed(DIR));
-        listings.answered(S, DIR, AT, leased(3, &[]));
+        listings.answered(S, DIR, (AT, AT), leased(3, &[]));
         unlink.done(&Ok(()));
         assert!(lacks(&listings, "b"));
     }
@@ -478,11 +504,11 @@ mod tests {
         let listings = held(&["a"]);
         let call = listings.next_call(S).unwrap();
         listings.inside().asking.insert(InodeId(9), Asked::default());
-        listings.recalled(&call, AT, &Recalls { term: 3, last: 4, dirs: vec![DIR, InodeId(9)] });
+        listings.recalled(&call, (AT, AT), &Recalls { term: 3, last: 4, dirs: vec![DIR, InodeId(9)] });
         assert!(!lacks(&listings, "b"));
         let call = listings.next_call(S).unwrap();
         assert_eq!((call.forgot, call.given_back), (4, vec![(DIR, 9)]));
-        listings.answered(S, InodeId(9), AT, leased(3, &[]));
+        listings.answered(S, InodeId(9), (AT, AT), leased(3, &[]));
         assert!(!listings.lacks(InodeId(9), &name("x"), AT), "it was asked for before the recall");
         assert!(!listings.missed(DIR) && !listings.missed(DIR) && !listings.missed(DIR), "left alone for a while");
         tokio::time::advance(ALONE_MIN).await;
@@ -493,14 +519,14 @@ mod tests {
     async fn nothing_survives_a_new_leader_or_session() {
         let listings = held(&["a"]);
         let call = listings.next_call(S).unwrap();
-        listings.recalled(&call, AT, &Recalls { term: 4, last: 0, dirs: vec![] });
+        listings.recalled(&call, (AT, AT), &Recalls { term: 4, last: 0, dirs: vec![] });
         assert!(!lacks(&listings, "b") && listings.inside().term == 4);
         let listings = held(&["a"]);
         assert!(listings.next_call(SessionId(2)).is_none());
         assert!(!lacks(&listings, "b"));
         let listings = held(&["a"]);
         listings.inside().asking.insert(InodeId(9), Asked::default());
-        listings.answered(S, InodeId(9), AT, leased(5, &[]));
+        listings.answered(S, InodeId(9), (AT, AT), leased(5, &[]));
         assert!(!lacks(&listings, "b") && !listings.lacks(InodeId(9), &name("x"), AT));
     }
 
@@ -513,7 +539,7 @@ mod tests {
         before.done(&Ok(()));
         listings.change(vec![(DIR, name("b"), Effect::Added)]).done(&Ok(()));
         let under_way = listings.change(vec![(DIR, name("c"), Effect::Added)]);
-        listings.answered(S, DIR, AT, leased(3, &[]));
+        listings.answered(S, DIR, (AT, AT), leased(3, &[]));
         under_way.done(&Ok(()));
         assert!(!lacks(&listings, "a") && !lacks(&listings, "b") && !lacks(&listings, "c") && lacks(&listings, "d"));
 
@@ -521,7 +547,7 @@ mod tests {
         assert!(listings.next_call(S).is_none());
         assert!(!listings.missed(DIR) && listings.missed(DIR));
         drop(listings.change(vec![(DIR, name("b"), Effect::Added)]));
-        listings.answered(S, DIR, AT, leased(3, &[]));
+        listings.answered(S, DIR, (AT, AT), leased(3, &[]));
         assert!(!lacks(&listings, "b") && !lacks(&listings, "d"), "how that change went is not known");
         assert_eq!(listings.next_call(S).unwrap().given_back, [(DIR, 9)]);
         assert!(listings.next_call(S).is_none());

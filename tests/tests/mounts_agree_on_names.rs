@@ -8,11 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tests::cluster::Cluster;
+use tokio::time::Instant;
 
 /// Names made in the test proper.
 const ROUNDS: usize = 200;
 /// Looks of each mount at each name before it is made: enough to be answered from memory.
 const LOOKS: usize = 3;
+/// Several renewals of a lease fit in.
+const RENEWALS: Duration = Duration::from_secs(1);
 /// Longer than a lease, shorter than a session.
 const STANDSTILL: Duration = Duration::from_secs(3);
 
@@ -91,6 +94,10 @@ fn a_name_made_on_one_mount_is_there_on_all() {
         assert!(exists(&dirs[1].join(&name)));
         std::thread::sleep(STANDSTILL);
         assert!(cluster.signal_if_running("c", Signal::SIGCONT));
+        let end = Instant::now() + RENEWALS;
+        while Instant::now() < end {
+            assert!(!exists(&dirs[2].join("never made"))); // its leases are renewed meanwhile
+        }
         assert!(exists(&dirs[2].join(&name)), "a mount that stood still shows an old listing");
     }
     for name in ["a", "b", "c"] {
