@@ -148,7 +148,7 @@ impl Leases {
     /// [`LEASE_WAIT`] from the last renewal of each.
     pub(crate) async fn change(self: &Arc<Self>, session: SessionId, dirs: &[InodeId]) -> Changing {
         self.table().begin(dirs);
-        let changing = Changing { leases: self.clone(), dirs: dirs.to_vec(), over: false };
+        let changing = Changing { leases: self.clone(), dirs: dirs.to_vec() };
         loop {
             let given_up = self.given_up.notified();
             tokio::pin!(given_up);
@@ -164,27 +164,23 @@ impl Leases {
     }
 }
 
-/// A change of names under way. Dropped without [`Changing::over`], nobody knows when it is over: these directories are
-/// not leased again by this leader.
+/// A change of names under way: to be kept until it is applied here, or never will be.
 #[derive(Debug)]
 pub(crate) struct Changing {
     leases: Arc<Leases>,
     dirs: Vec<InodeId>,
-    over: bool,
 }
 
 impl Changing {
-    /// It is applied here, or never will be.
-    pub(crate) fn over(mut self) {
-        self.over = true;
+    /// Nobody knows when it is over: these directories are not leased again by this leader.
+    pub(crate) fn without_end(mut self) {
+        self.dirs.clear();
     }
 }
 
 impl Drop for Changing {
     fn drop(&mut self) {
-        if self.over {
-            self.leases.table().end(&self.dirs);
-        }
+        self.leases.table().end(&self.dirs);
     }
 }
 
@@ -306,7 +302,7 @@ mod tests {
     async fn changes(leases: &Arc<Leases>, by: SessionId, limit: Duration) -> Option<Duration> {
         let began = Instant::now();
         let change = tokio::time::timeout(limit, leases.change(by, &[DIR])).await.ok()?;
-        change.over();
+        drop(change);
         Some(began.elapsed())
     }
 
@@ -335,7 +331,7 @@ mod tests {
         };
         let (change, ()) = tokio::join!(changing, holder);
         assert_eq!(leases.grant(B, DIR, Instant::now()), None, "the change is not applied yet");
-        change.over();
+        drop(change);
         let newer = leases.grant(B, DIR, Instant::now()).unwrap();
         leases.give_back(B, DIR, theirs);
         assert!(leases.holds(B, DIR, newer), "late news of an older lease");
@@ -368,7 +364,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_change_of_unknown_end_keeps_the_directory_from_being_leased() {
         let leases = leases();
-        drop(leases.change(A, &[DIR]).await);
+        leases.change(A, &[DIR]).await.without_end();
         assert!(leases.grant(B, DIR, Instant::now()).is_none() && leases.grant(B, OTHER, Instant::now()).is_some());
         assert_eq!(changes(&leases, A, LEASE_WAIT).await, Some(Duration::ZERO), "it can still be changed");
     }
@@ -382,7 +378,8 @@ mod tests {
                 leases.give_back(A, InodeId(dir), lease);
             }
         }
-        leases.change(B, &[InodeId(200)]).await.over();
+        drop(leases.change(B, &[InodeId(200)]).await);
+        assert_eq!(changes(&leases, B, Duration::ZERO).await, None, "A holds it, and this caller leaves");
         leases.ended(A);
         let table = leases.table();
         assert!(table.dirs.is_empty() && table.holders.is_empty());

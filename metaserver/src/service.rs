@@ -121,7 +121,6 @@ impl Call {
         }
         let changing = leading.leases.change(session, &dirs).await;
         if !self.node().leadership.is_still(member, leading) {
-            changing.over();
             return Err(Fault::not_leader(member.leader()));
         }
         self.decide(member, bytes, room, Some(changing)).await
@@ -167,8 +166,8 @@ impl Call {
         self.node().tasks.spawn_until_stop(async move {
             let result = own.write(bytes).await;
             drop(room);
-            let is_decided = !matches!(&result, Err(fault) if matches!(fault.kind, Kind::Unsure | Kind::Internal));
-            changing.filter(|_| is_decided).into_iter().for_each(Changing::over);
+            let is_open = matches!(&result, Err(fault) if matches!(fault.kind, Kind::Unsure | Kind::Internal));
+            changing.filter(|_| is_open).into_iter().for_each(Changing::without_end);
             let _ = done.send(result); // the caller gave up
         });
         let stopping = |_| Fault::new(Kind::Unsure, "this metaserver is stopping");
