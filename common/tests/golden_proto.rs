@@ -10,6 +10,7 @@ use common::id::*;
 use common::layout::{ClusterMap, Domain, Layout, ServerInfo};
 use common::name::Name;
 use common::proto::chunk::*;
+use common::proto::keep::*;
 use common::proto::lease::*;
 use common::proto::meta::*;
 use common::time::Time;
@@ -277,12 +278,58 @@ fn leases(out: &mut Golden) {
     out.line("Recalls", &Recalls { term: 3, last: 6, dirs: vec![dir] });
 }
 
+fn keeping(out: &mut Golden) {
+    let (server, layout, epoch, id) = (ServerId(2), LayoutVersion(3), Epoch(1), ChunkId([7; 32]));
+    let report = KeepReport { missing: 1, oldest_s: 2, gc_done: 3, passes: 4, ..KeepReport::default() };
+    for ask in [
+        KeepAsk::Expected { server, layout, from: id, limit: 5, degraded: true },
+        KeepAsk::Holds { server, epoch, chunks: vec![id] },
+        KeepAsk::Condemn { server, epoch, asks: vec![(id, 9)] },
+        KeepAsk::Report { server, report: report.clone() },
+    ] {
+        out.line("KeepAsk", &ask);
+    }
+    let chunks = vec![ExpectedChunk { id, len: 10, degraded: true }];
+    let settings = KeepSettings::default();
+    for answer in [
+        KeepAnswer::Expected(Expected { chunks, upto: Some(id), index: LogIndex(8) }),
+        KeepAnswer::Noted,
+        KeepAnswer::Granted { epoch, grants: vec![(id, 9)], kept: vec![(id, 3)] },
+        KeepAnswer::Orders(KeepOrders { degraded: 1, gc: 2, scrub: 3, settings }),
+    ] {
+        out.line("KeepAnswer", &answer);
+    }
+    let change = KeepChange { grace_s: Some(5), ..KeepChange::default() };
+    let explain = KeepAdmin::Explain { prefix: vec![1; 6] };
+    for ask in [KeepAdmin::Status, KeepAdmin::Gc, KeepAdmin::Scrub, KeepAdmin::Set(change), explain] {
+        out.line("Admin", &Admin::Keep(ask));
+    }
+    let status = KeepStatus { layout, degraded: 1, out: vec![server], reports: vec![(server, 5, report)], settings };
+    let explained = Explained {
+        id,
+        len: 10,
+        refs: vec![(3, 2)],
+        files: vec![300],
+        owners: vec![server],
+        degraded: Some(vec![server]),
+    };
+    for reply in [
+        KeepAdminReply::Status(status),
+        KeepAdminReply::Ordered(6),
+        KeepAdminReply::Set(settings),
+        KeepAdminReply::Explained(vec![explained]),
+    ] {
+        out.line("AdminReply", &AdminReply::Keep(reply));
+    }
+}
+
 #[test]
 fn the_protocol_bytes_are_what_they_were() {
     let mut golden = Golden::default();
     control_plane(&mut golden);
     data_plane(&mut golden);
     leases(&mut golden);
+    keeping(&mut golden);
     if std::env::var_os("DFS_WRITE_GOLDEN").is_some() {
         std::fs::write(FILE, &golden.0).expect("the golden file can be written");
     }

@@ -37,6 +37,8 @@ pub struct Config {
     pub snapshot_entries: u64,
     /// Log entries kept behind a snapshot for followers that are a little late.
     pub keep_entries: u64,
+    /// A chunkserver that is down for so long, in seconds, is taken out: others take over what it held. At least 10.
+    pub down_out_s: u64,
     /// Threads that serve requests. 0: one for each four cores.
     pub threads: usize,
     /// What is logged, such as `info` or `info,metaserver=debug`.
@@ -66,6 +68,7 @@ impl Default for Config {
             read_policy: ReadPolicy::Index,
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
             keep_entries: KEEP_ENTRIES_DEFAULT,
+            down_out_s: 600,
             threads: 0,
             log_level: "info,openraft=error".into(), // it warns three times a second of a member that is down
         }

@@ -3,6 +3,7 @@
 //! One [`Leading`] belongs to one term; it is made when this node first acts as the leader of that term, after a read
 //! barrier, so that it starts from all that earlier leaders committed.
 
+use crate::keep::Keep;
 use crate::leases::Leases;
 use crate::namespace::{self, QueryCtx};
 use crate::raft::Member;
@@ -29,6 +30,8 @@ pub(crate) struct Leading {
     pub(crate) servers: Servers,
     /// Clients.
     pub(crate) sessions: Sessions,
+    /// Repair, garbage, scrub.
+    pub(crate) keep: Keep,
     /// What clients may answer from memory.
     pub(crate) leases: Arc<Leases>,
 }
@@ -68,6 +71,7 @@ impl Leadership {
             term,
             ctx: QueryCtx::new(&config),
             servers: Servers::new(term),
+            keep: Keep::new(term),
             leases: Arc::new(Leases::new(sessions.iter().copied(), Instant::now())),
             sessions: Sessions::new(sessions.into_iter(), Instant::now()),
         });

@@ -10,6 +10,7 @@
 //! | `namespace/`, `store/` | what the cluster is: deterministic `apply`, and every row's bytes |
 //! | `leading`, `servers`, `sessions` | what only the leader knows: who is alive |
 //! | `leases` | what clients may answer from memory, and who waits for them to forget it |
+//! | `keep` | repair and garbage: what belongs where, what may go, who was down for too long |
 //! | `copies` | may a commit have fewer copies than asked for |
 //! | `workers` | the loops: flush, expire, layout, purge, return |
 //! | `config`, `identity` | how it is configured; whose data its directory holds |
@@ -19,6 +20,7 @@
 pub mod config;
 mod copies;
 pub mod identity;
+mod keep;
 mod leading;
 mod leases;
 pub mod namespace;

@@ -11,8 +11,8 @@
 //! leaders.
 //!
 //! A layout is made anew [`LAYOUT_DELAY`] after a server registered for the first time, so that servers that start
-//! together make one version. Data does not move yet when the layout changes (a later issue): readers ask, after the
-//! servers of the list, all others.
+//! together make one version. When the layout changes, servers fetch what is theirs now and drop what is not any more
+//! (the chunkserver's `keep`); meanwhile readers ask, after the servers of the list, all others.
 
 use common::id::ServerId;
 use common::layout::{ClusterMap, ServerInfo};
@@ -38,6 +38,15 @@ struct Heard {
     at: Instant,
     /// Not a target of writes before this.
     target_from: Instant,
+}
+
+/// For how long nothing was heard of a server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Silence {
+    /// Something was heard by this leader.
+    pub(crate) heard: bool,
+    /// Since then, or since this leader began to listen.
+    pub(crate) lasts: Duration,
 }
 
 #[derive(Debug)]
@@ -101,6 +110,18 @@ impl Servers {
     pub(crate) fn is_unknown(&self, server: ServerId) -> bool {
         let table = self.table();
         !table.heard.contains_key(&server) && table.since.elapsed() < DOWN_AFTER
+    }
+
+    /// For how long nothing was heard of each of these.
+    pub(crate) fn silence(&self, of: impl Iterator<Item = ServerId>) -> BTreeMap<ServerId, Silence> {
+        let now = Instant::now();
+        let table = self.table();
+        let silence = |id: ServerId| {
+            let heard = table.heard.get(&id);
+            let last = heard.map_or(table.since, |heard| heard.at);
+            (id, Silence { heard: heard.is_some(), lasts: now.saturating_duration_since(last) })
+        };
+        of.map(silence).collect()
     }
 
     /// The rows changed: the next map is made anew.

@@ -1,6 +1,7 @@
 //! The control plane's requests: who may ask, check, hand on, map the error.
 
 use crate::copies::Copies;
+use crate::keep;
 use crate::leading::Leading;
 use crate::leases::Changing;
 use crate::namespace::{self, Command, Done, Fail};
@@ -12,6 +13,7 @@ use common::hello::{Peer, Role};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
 use common::name::Name;
+use common::proto::keep::{KEEP_BATCH_MAX, KeepAdmin, KeepAdminReply, KeepAnswer, KeepAsk, KeepOrders, KeepStatus};
 use common::proto::lease::{LeaseAsk, Leased, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls};
 use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Applied, Ask, Commit, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
@@ -74,6 +76,7 @@ fn roles(request: &MetaRequest) -> (&'static str, &'static [Role]) {
         MetaRequest::Raft { .. } => ("raft", &[Role::Metaserver]),
         MetaRequest::Lease { .. } => ("lease", &[Role::Client]),
         MetaRequest::Recalls { .. } => ("recalls", &[Role::Client]),
+        MetaRequest::Keep { .. } => ("keep", &[Role::Chunkserver]),
     }
 }
 
@@ -267,6 +270,41 @@ impl Call {
         }
     }
 
+    async fn keep_admin(&self, ask: KeepAdmin) -> Result<KeepAdminReply, Fault> {
+        let (member, leading) = self.leading().await?;
+        match ask {
+            KeepAdmin::Status => {
+                let mounted = member.state.mounted();
+                let read = || {
+                    let counters = namespace::counters(mounted.kv())?;
+                    Ok((counters, namespace::out(mounted.kv())?, namespace::keep_settings(mounted.kv())?))
+                };
+                let (counters, out, settings) =
+                    read().map_err(|error: common::kv::KvError| self.store_failed(&error))?;
+                Ok(KeepAdminReply::Status(KeepStatus {
+                    layout: counters.layout,
+                    degraded: counters.degraded,
+                    out: out.into_iter().collect(),
+                    reports: leading.keep.reports(),
+                    settings,
+                }))
+            }
+            KeepAdmin::Gc => Ok(KeepAdminReply::Ordered(leading.keep.order_gc())),
+            KeepAdmin::Scrub => Ok(KeepAdminReply::Ordered(leading.keep.order_scrub())),
+            KeepAdmin::Set(change) => match self.propose(&member, &Command::SetKeep(change)).await? {
+                Done::KeepSet(settings) => Ok(KeepAdminReply::Set(settings)),
+                other => Err(Fault::new(Kind::Internal, format!("set: answered {other:?}"))),
+            },
+            KeepAdmin::Explain { prefix } => {
+                member.reads.wait().await?;
+                let state = member.state.clone();
+                let read = move || namespace::explain(&*state.mounted().kv().snapshot(), &prefix);
+                let explained = self.node().world.blocking(read).await;
+                explained.map(KeepAdminReply::Explained).map_err(|fail| self.fault(fail))
+            }
+        }
+    }
+
     /// Works in a task of its own: it goes on when the caller gives up.
     async fn detached<T: Send + 'static>(
         &self,
@@ -310,6 +348,10 @@ impl Call {
             Err(error) => Err(self.store_failed(&error)),
         }
     }
+}
+
+fn too_long() -> Fault {
+    Fault::new(Kind::Invalid, format!("more than {KEEP_BATCH_MAX} chunks at once"))
 }
 
 /// A member whose last answer to a heartbeat is older than this is shown as unreachable.
@@ -462,6 +504,7 @@ impl Meta for Call {
             Admin::Format { .. } => self.format(request).await,
             Admin::Status => Ok(AdminReply::Status(Box::new(self.status().await?))),
             Admin::NodeStatus => Ok(AdminReply::Node(self.node_status())),
+            Admin::Keep(ask) => self.keep_admin(ask).await.map(AdminReply::Keep),
         }
     }
 
@@ -507,6 +550,32 @@ impl Meta for Call {
         let (last, dirs) = leading.leases.recalls(session);
         debug_assert!(!dirs.is_empty() || renewed, "neither news nor a renewal");
         Ok(Recalls { term, last, dirs })
+    }
+
+    async fn keep(self, _: Context, ask: KeepAsk) -> Result<KeepAnswer, Fault> {
+        let (member, leading) = self.leading().await?;
+        let is_long = |len: usize| len > common::units::len_usize(KEEP_BATCH_MAX.into());
+        match ask {
+            KeepAsk::Expected { server, layout, from, limit, degraded } => {
+                let page = namespace::Page { server, layout, from, limit, degraded };
+                keep::expected(&self.node().world, &member, page).await
+            }
+            KeepAsk::Holds { chunks, .. } if is_long(chunks.len()) => Err(too_long()),
+            KeepAsk::Holds { server, epoch, chunks } => {
+                self.propose(&member, &Command::Holds { server, epoch, chunks }).await.map(|_| KeepAnswer::Noted)
+            }
+            KeepAsk::Condemn { asks, .. } if is_long(asks.len()) => Err(too_long()),
+            KeepAsk::Condemn { epoch, asks, .. } => keep::condemn(&self.node().world, &member, epoch, asks).await,
+            KeepAsk::Report { server, report } => {
+                let mounted = member.state.mounted();
+                let read = namespace::counters(mounted.kv()).and_then(|counters| {
+                    namespace::keep_settings(mounted.kv()).map(|settings| (counters.degraded, settings))
+                });
+                let (degraded, settings) = read.map_err(|error| self.store_failed(&error))?;
+                let orders = leading.keep.heard(server, report);
+                Ok(KeepAnswer::Orders(KeepOrders { degraded, settings, ..orders }))
+            }
+        }
     }
 
     async fn raft(self, _: Context, message: Bytes) -> Result<Bytes, Fault> {

@@ -3,10 +3,11 @@
 //! | loop | who | does |
 //! | --- | --- | --- |
 //! | flush | every member | makes what is applied durable, so that a restart replays little |
-//! | leader | the leader | ends silent sessions and unfinished changes of the members, takes files that are gone apart, makes a layout for new servers |
+//! | leader | the leader | ends silent sessions and unfinished changes of the members, takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers |
 //! | return | a node without data, or not yet a voter | asks the others to take it back |
 //! | watch | every member | stops the process when openraft has stopped |
 
+use crate::keep;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, Done};
 use crate::node::{Shared, is_outside};
@@ -91,6 +92,7 @@ async fn leader(node: Shared, stop: CancellationToken) {
         let work = async {
             node.end_change(&member).await?;
             expire(&node, &member, &leading).await?;
+            keep::take_out(&member, &leading, Duration::from_secs(node.config.down_out_s)).await?;
             layout(&node, &member, &leading).await?;
             purge(&member, &stop).await
         };

@@ -106,6 +106,9 @@ impl Meta for FakeMeta {
     async fn recalls(self, _: Context, _: RecallCall) -> Result<Recalls, Fault> {
         nothing()
     }
+    async fn keep(self, _: Context, _: common::proto::keep::KeepAsk) -> Result<common::proto::keep::KeepAnswer, Fault> {
+        nothing()
+    }
 }
 
 pub fn serve_meta(listener: Box<dyn Listener>, meta: &FakeMeta) -> Tasks {

@@ -9,6 +9,7 @@ use crate::fault::Fault;
 use crate::id::{ChunkId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, ServerId, SessionId};
 use crate::layout::ClusterMap;
 use crate::name::Name;
+use crate::proto::keep::{KeepAnswer, KeepAsk};
 use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use crate::time::Time;
 use bytes::Bytes;
@@ -646,4 +647,6 @@ pub trait Meta {
     async fn lease(ask: LeaseAsk) -> Result<Leased, Fault>;
     /// What to forget; waits for up to [`super::lease::RECALL_HOLD`]. Clients.
     async fn recalls(call: RecallCall) -> Result<Recalls, Fault>;
+    /// Repair, garbage, scrub. Chunkservers.
+    async fn keep(ask: KeepAsk) -> Result<KeepAnswer, Fault>;
 }

@@ -1,5 +1,6 @@
 //! What chunkservers and administrators ask of the metadata service; clients' requests are in [`super::meta`].
 
+use super::keep::{KeepAdmin, KeepAdminReply};
 use super::meta::FsStat;
 use crate::auth::Secret;
 use crate::id::{ClusterId, Epoch, LogIndex, NodeId, ServerId};
@@ -86,6 +87,8 @@ pub enum Admin {
     Status,
     /// What this one metaserver knows of itself; answered without a majority.
     NodeStatus,
+    /// About repair, garbage and scrub, from the leader.
+    Keep(KeepAdmin),
 }
 
 /// What they get.
@@ -97,6 +100,8 @@ pub enum AdminReply {
     Status(Box<Status>),
     /// `NodeStatus`.
     Node(NodeStatus),
+    /// `Keep`.
+    Keep(KeepAdminReply),
 }
 
 /// The cluster, as its leader sees it.

@@ -7,6 +7,7 @@ use crate::fault::{Fault, Kind};
 use crate::hello::{self, Hello, Me, Plane};
 use crate::id::SessionId;
 use crate::layout::ClusterMap;
+use crate::proto::keep::{KeepAnswer, KeepAsk};
 use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use crate::proto::meta::{
     Admin, AdminReply, Alive, Answered, Applied, Ask, Heartbeat, HeartbeatReply, MetaClient, Register, Registered,
@@ -242,6 +243,15 @@ impl Caller {
             async move { client.heartbeat(context, heartbeat).await }
         };
         self.call("heartbeat", false, limit, call).await
+    }
+
+    /// [`Meta::keep`](crate::proto::meta::Meta::keep); all of it may be repeated.
+    pub async fn keep(&self, ask: &KeepAsk, limit: Duration) -> Result<KeepAnswer, Fault> {
+        let call = |client: MetaClient, context| {
+            let ask = ask.clone();
+            async move { client.keep(context, ask).await }
+        };
+        self.call("keep", false, limit, call).await
     }
 
     /// [`Meta::admin`](crate::proto::meta::Meta::admin), asked of the leader. For `Format` and `NodeStatus`, which are

@@ -167,14 +167,16 @@ pub fn layout_version(read: &dyn KvRead) -> Result<LayoutVersion, KvError> {
 pub fn cluster_map(read: &dyn KvRead) -> Result<Option<ClusterMap>, KvError> {
     let Some(config) = config(read)? else { return Ok(None) };
     let layout: LayoutRow = row(read, CLUSTER, keys::LAYOUT)?.ok_or_else(|| damaged("layout", "missing"))?;
-    let info = |server: ServerRow| ServerInfo {
+    let out = super::keep::out(read)?;
+    let info = |id: ServerId, server: ServerRow| ServerInfo {
         addr: server.addr,
         domain: server.domain,
-        weight: server.weight,
+        weight: if out.contains(&id) { 0 } else { server.weight },
         up: false,
         writable: false,
     };
-    let servers: BTreeMap<ServerId, ServerInfo> = servers(read)?.into_iter().map(|(id, row)| (id, info(row))).collect();
+    let servers: BTreeMap<ServerId, ServerInfo> =
+        servers(read)?.into_iter().map(|(id, row)| (id, info(id, row))).collect();
     Ok(Some(ClusterMap {
         cluster: config.cluster,
         epoch: config.epoch,

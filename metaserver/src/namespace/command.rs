@@ -4,9 +4,10 @@
 
 use common::auth::Secret;
 use common::fault::{Fault, Kind};
-use common::id::{ClusterId, NodeId, ServerId, SessionId};
+use common::id::{ChunkId, ClusterId, Epoch, NodeId, ServerId, SessionId};
 use common::kv::KvError;
 use common::layout::Layout;
+use common::proto::keep::{KeepChange, KeepSettings};
 use common::proto::meta::{Applied, Register, Request};
 use common::time::Time;
 use serde::{Deserialize, Serialize};
@@ -64,13 +65,38 @@ pub enum Command {
         /// Extents, at least 1.
         limit: u32,
     },
+    /// A chunkserver asks to delete these. Every one that nothing refers to is given up: the horizon of its bucket rises
+    /// to this command's index. `Stale` in another epoch. [`Done::Condemned`].
+    Condemn {
+        /// In this epoch.
+        epoch: Epoch,
+        /// Which.
+        chunks: Vec<ChunkId>,
+    },
+    /// A chunkserver has these degraded chunks now. [`Done::Noted`].
+    Holds {
+        /// Who.
+        server: ServerId,
+        /// In this epoch.
+        epoch: Epoch,
+        /// Which.
+        chunks: Vec<ChunkId>,
+    },
+    /// A chunkserver was down for so long that others take over what it held (or it came back). [`Done::OutSet`].
+    SetOut {
+        /// Which.
+        server: ServerId,
+        /// Out, or in again.
+        out: bool,
+    },
+    /// Changes settings of repair, garbage collection and scrub. [`Done::KeepSet`].
+    SetKeep(KeepChange),
 }
 
 /// What applying a command answers.
 pub type Reply = Result<Done, Fault>;
 
 /// What was done.
-#[expect(clippy::large_enum_variant, reason = "almost every reply is the large one")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Done {
     /// `Client`.
@@ -95,6 +121,17 @@ pub enum Done {
         /// There is more to take apart.
         more: bool,
     },
+    /// `Condemn`.
+    Condemned {
+        /// Those that may be deleted by whoever asked.
+        granted: Vec<ChunkId>,
+    },
+    /// `Holds`.
+    Noted,
+    /// `SetOut`.
+    OutSet,
+    /// `SetKeep`: the settings now.
+    KeepSet(KeepSettings),
 }
 
 impl Command {

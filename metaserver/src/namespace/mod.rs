@@ -26,10 +26,11 @@
 //! | `commit`, `extents` | changes of what a file holds; the extent map and the reference counts |
 //! | `query`, `walk` | reads |
 //! | `cluster` | format, chunkservers, layout, map |
+//! | `keep` | which chunks belong on a server, which may be deleted, who is out |
 //! | `rows`, `check` | single rows; the invariants above, checked over a whole store |
 //!
 //! Left out (with later issues): locks, trash, snapshots, quotas, access control lists; orphans of more than the session
-//! that unlinked; condemning (the horizons are kept and checked, nothing raises them yet); moves (likewise).
+//! that unlinked; the rows of finished moves (kept and checked, nothing writes them yet).
 
 mod access;
 mod attr;
@@ -39,6 +40,7 @@ mod command;
 mod commit;
 mod create;
 mod extents;
+mod keep;
 mod query;
 mod remove;
 mod rename;
@@ -54,6 +56,7 @@ pub use check::check;
 pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
 pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
 pub use commit::validate as validate_commit;
+pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
 pub use query::{QueryCtx, names, query};
 pub use remove::has_purge;
 pub use rows::{config, counters};
@@ -88,6 +91,16 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
             system(txn, index, Time::default(), |call| cluster::set_weight(call, *server, *weight))
         }
         Command::Purge { limit } => system(txn, index, Time::default(), |call| remove::purge(call, *limit)),
+        Command::Condemn { epoch, chunks } => {
+            system(txn, index, Time::default(), |call| keep::condemn(call, *epoch, chunks))
+        }
+        Command::Holds { server, epoch, chunks } => {
+            system(txn, index, Time::default(), |call| keep::holds(call, *server, *epoch, chunks))
+        }
+        Command::SetOut { server, out } => {
+            system(txn, index, Time::default(), |call| keep::set_out(call, *server, *out))
+        }
+        Command::SetKeep(change) => system(txn, index, Time::default(), |call| keep::set_keep(call, change)),
     }
 }
 

@@ -79,6 +79,10 @@ pub const CONFIG: &[u8] = b"config";
 pub const COUNTERS: &[u8] = b"counters";
 /// In [`CLUSTER`]: the layout table.
 pub const LAYOUT: &[u8] = b"layout";
+/// In [`CLUSTER`]: servers that are out.
+pub const OUT: &[u8] = b"out";
+/// In [`CLUSTER`]: settings of repair, garbage collection and scrub.
+pub const KEEP: &[u8] = b"keep";
 
 /// Key of an inode; prefix of everything that starts with an inode number.
 pub fn inode(ino: InodeId) -> [u8; 8] {

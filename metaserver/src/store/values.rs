@@ -10,11 +10,12 @@ use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion,
 use common::kv::KvError;
 use common::layout::{Domain, Layout};
 use common::name::Name;
+use common::proto::keep::KeepSettings;
 use common::proto::meta::{Applied, Attr, FileKind};
 use common::time::Time;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A row's value.
 pub trait Value: Serialize + DeserializeOwned {
@@ -401,5 +402,23 @@ pub struct LayoutRow(pub Layout);
 
 impl Value for LayoutRow {
     const WHAT: &'static str = "layout";
+    const VERSION: u8 = 1;
+}
+
+/// Servers whose share others have taken over because they were down for long.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutRow(pub BTreeSet<ServerId>);
+
+impl Value for OutRow {
+    const WHAT: &'static str = "out";
+    const VERSION: u8 = 1;
+}
+
+/// Settings of repair, garbage collection and scrub.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepRow(pub KeepSettings);
+
+impl Value for KeepRow {
+    const WHAT: &'static str = "keep";
     const VERSION: u8 = 1;
 }

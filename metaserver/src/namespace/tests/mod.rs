@@ -5,6 +5,7 @@ mod cluster;
 mod commits;
 mod damage;
 mod files;
+mod keep;
 mod posix;
 mod sessions;
 mod speed;

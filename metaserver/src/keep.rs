@@ -1,0 +1,176 @@
+//! The leader's part in keeping the cluster whole: it hears how far each chunkserver is, answers what belongs where and
+//! what may go, and takes servers out that were down for long. What it hears is in memory only: every server tells the
+//! next leader within seconds.
+
+use crate::leading::Leading;
+use crate::namespace::{self, Command, Done, Page};
+use crate::raft::Member;
+use crate::servers::{DOWN_AFTER, Silence};
+use common::fault::{Fault, Kind};
+use common::id::{ChunkId, Epoch, LogIndex, ServerId};
+use common::proto::keep::{KeepAnswer, KeepOrders, KeepReport, Nonced};
+use common::world::World;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What the leader has heard, and has ordered.
+#[derive(Debug)]
+pub(crate) struct Keep {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    reports: BTreeMap<ServerId, (Instant, KeepReport)>,
+    orders: u64,
+    gc: u64,
+    scrub: u64,
+}
+
+impl Keep {
+    /// Nothing was heard or ordered yet. Orders of a later term have higher numbers.
+    pub(crate) fn new(term: u64) -> Keep {
+        let table = Table { reports: BTreeMap::new(), orders: term << 32, gc: 0, scrub: 0 };
+        Keep { table: Mutex::new(table) }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no panic holds this lock")
+    }
+
+    /// A server reports. What it is to do: counts and settings are filled in by the caller.
+    pub(crate) fn heard(&self, server: ServerId, report: KeepReport) -> KeepOrders {
+        let mut table = self.table();
+        table.reports.insert(server, (Instant::now(), report));
+        KeepOrders { gc: table.gc, scrub: table.scrub, ..KeepOrders::default() }
+    }
+
+    /// Orders a collection of garbage; its number.
+    pub(crate) fn order_gc(&self) -> u64 {
+        let mut table = self.table();
+        table.orders += 1;
+        table.gc = table.orders;
+        table.gc
+    }
+
+    /// Orders a scrub; its number.
+    pub(crate) fn order_scrub(&self) -> u64 {
+        let mut table = self.table();
+        table.orders += 1;
+        table.scrub = table.orders;
+        table.scrub
+    }
+
+    /// All reports and how old they are, in milliseconds.
+    pub(crate) fn reports(&self) -> Vec<(ServerId, u64, KeepReport)> {
+        let now = Instant::now();
+        let age = |at: &Instant| u64::try_from(now.saturating_duration_since(*at).as_millis()).unwrap_or(u64::MAX);
+        self.table().reports.iter().map(|(id, (at, report))| (*id, age(at), report.clone())).collect()
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> Fault {
+    Fault::new(Kind::Internal, error.to_string())
+}
+
+/// A page of what belongs on a server, not older than this call.
+pub(crate) async fn expected(world: &World, member: &Member, page: Page) -> Result<KeepAnswer, Fault> {
+    member.reads.wait().await?;
+    let state = member.state.clone();
+    let read = move || {
+        let index = LogIndex(state.applied_index()); // before the view: never ahead of it
+        let mounted = state.mounted();
+        let view = mounted.kv().snapshot();
+        namespace::expected(&*view, index, &page)
+    };
+    world.blocking(read).await.map(KeepAnswer::Expected).map_err(Fault::from)
+}
+
+/// Lets go of those of these chunks that nothing refers to. The horizon is raised, and applied here, before this returns.
+pub(crate) async fn condemn(
+    world: &World,
+    member: &Member,
+    epoch: Epoch,
+    asks: Vec<Nonced>,
+) -> Result<KeepAnswer, Fault> {
+    let (state, ids) = (member.state.clone(), asks.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    // Most of what servers ask about after a move is referred to: that needs no entry in the log.
+    let look = move || namespace::targets(state.mounted().kv(), &ids);
+    let targets = world.blocking(look).await.map_err(internal)?;
+    let (free, kept): (Vec<_>, Vec<_>) = targets.into_iter().partition(|(_, target)| *target == 0);
+    let mut granted = BTreeSet::new();
+    if !free.is_empty() {
+        let chunks = free.into_iter().map(|(id, _)| id).collect();
+        match member.propose(&Command::Condemn { epoch, chunks }).await? {
+            Done::Condemned { granted: all } => granted.extend(all),
+            other => return Err(internal(format!("condemn: answered {other:?}"))),
+        }
+    }
+    let grants = asks.into_iter().filter(|(id, _): &(ChunkId, u64)| granted.contains(id)).collect();
+    Ok(KeepAnswer::Granted { epoch, grants, kept })
+}
+
+/// Takes servers out that were down for long, and in again that came back.
+pub(crate) async fn take_out(member: &Member, leading: &Leading, down_out: Duration) -> Result<(), Fault> {
+    let (map, out) = {
+        let mounted = member.state.mounted();
+        let map = namespace::cluster_map(mounted.kv()).map_err(internal)?;
+        (map.ok_or_else(crate::leading::not_formatted)?, namespace::out(mounted.kv()).map_err(internal)?)
+    };
+    let silence = leading.servers.silence(map.servers.keys().copied());
+    for (server, out) in plan_out(&silence, &out, down_out, map.replicas) {
+        member.propose(&Command::SetOut { server, out }).await?;
+        leading.servers.rows_changed(true);
+        tracing::warn!(%server, out, "a chunkserver was down for long, or came back: the layout follows");
+    }
+    Ok(())
+}
+
+/// Who is to be taken out (true) or in again. Nobody is taken out if fewer than `replicas` servers, or fewer than half of
+/// those that are in, would be left up: then more is wrong than a server, and moving data would not help.
+fn plan_out(
+    silence: &BTreeMap<ServerId, Silence>,
+    out: &BTreeSet<ServerId>,
+    down_out: Duration,
+    replicas: u8,
+) -> Vec<(ServerId, bool)> {
+    let is_up = |silence: &Silence| silence.heard && silence.lasts < DOWN_AFTER;
+    let back = silence.iter().filter(|(id, silence)| out.contains(id) && is_up(silence)).map(|(id, _)| (*id, false));
+    let inside: Vec<(&ServerId, &Silence)> = silence.iter().filter(|(id, _)| !out.contains(id)).collect();
+    let up = inside.iter().filter(|(_, silence)| is_up(silence)).count();
+    let enough = up >= usize::from(replicas) && up * 2 >= inside.len();
+    let gone = inside.into_iter().filter(|(_, silence)| enough && silence.lasts >= down_out.max(DOWN_AFTER));
+    back.chain(gone.map(|(id, _)| (*id, true))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn silence(of: &[(u32, bool, u64)]) -> BTreeMap<ServerId, Silence> {
+        let one = |(id, heard, secs): &(u32, bool, u64)| {
+            (ServerId(*id), Silence { heard: *heard, lasts: Duration::from_secs(*secs) })
+        };
+        of.iter().map(one).collect()
+    }
+
+    #[test]
+    fn who_is_down_for_long_goes_out_if_enough_stay() {
+        let long = Duration::from_secs(600);
+        let plan = |of: &[(u32, bool, u64)], out: &[u32]| {
+            let out = out.iter().map(|id| ServerId(*id)).collect();
+            plan_out(&silence(of), &out, long, 3).into_iter().map(|(id, out)| (id.0, out)).collect::<Vec<_>>()
+        };
+        let (up, down) = (|id| (id, true, 0), |id| (id, true, 600));
+        assert_eq!(plan(&[up(1), up(2), up(3), down(4)], &[]), [(4, true)]);
+        assert_eq!(plan(&[up(1), up(2), up(3), (4, true, 599)], &[]), [], "not yet");
+        assert_eq!(plan(&[up(1), up(2), up(3), (4, false, 600)], &[]), [(4, true)], "never heard of by this leader");
+        assert_eq!(plan(&[up(1), up(2), down(3)], &[]), [], "nobody could take over");
+        assert_eq!(plan(&[up(1), up(2), up(3), down(4), down(5), down(6), down(7)], &[]), [], "most are down");
+        assert_eq!(plan(&[up(1), up(2), up(3), down(4)], &[4]), []);
+        assert_eq!(plan(&[up(1), up(2), up(3), up(4)], &[4]), [(4, false)], "it came back");
+        assert_eq!(plan(&[up(1), up(2), up(3), (4, false, 1)], &[4]), [], "a new leader has not heard of it");
+    }
+}
