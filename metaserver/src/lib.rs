@@ -81,7 +81,7 @@ pub enum Error {
         message: String,
     },
     /// The port cannot be had.
-    #[error("listen at {addr}: {source}")]
+    #[error("listen at {addr}: {source}{hint}", hint = bind_hint(source))]
     Listen {
         /// Which.
         addr: String,
@@ -91,6 +91,13 @@ pub enum Error {
     /// The data cannot be opened.
     #[error(transparent)]
     Start(#[from] StartError),
+}
+
+fn bind_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => " (is another server running there?)",
+        _ => "",
+    }
 }
 
 /// A running metaserver.

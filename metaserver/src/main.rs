@@ -1,6 +1,6 @@
 //! `metaserver --config FILE`: starts, serves until SIGTERM or SIGINT, stops.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::Parser;
 use metaserver::config::{Config, ENV_PREFIX};
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// A metadata server of a dfs cluster.
 #[derive(Parser)]
+#[command(version)]
 struct Args {
     /// The configuration file; the keys are in `metaserver/src/config.rs`.
     #[arg(long)]
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let config: Config = common::config::load(Some(&args.config), ENV_PREFIX, &[])?;
+    let config: Config = common::config::load(Some(&args.config), ENV_PREFIX, &[]).map_err(|e| anyhow!("{e}"))?;
     common::config::abort_on_panic();
     common::config::start_logging(&config.log_level);
     tracing::info!(config = common::config::show(&config), "starting");
@@ -34,7 +35,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let server = metaserver::start(config, common::world::World::real()).await?;
+        let server = metaserver::start(config, common::world::World::real()).await.map_err(|e| anyhow!("{e}"))?;
         let failed = tokio::select! {
             _ = terminate.recv() => None,
             _ = interrupt.recv() => None,
@@ -43,7 +44,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         server.shutdown().await;
         match failed {
             None => Ok(()),
-            Some(why) => Err(anyhow::anyhow!(why)),
+            Some(why) => Err(anyhow!(why)),
         }
     })
 }

@@ -74,7 +74,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome {
                 Ok(other) => return Err(Failure::new(format!("status: unexpected answer {other:?}"))),
                 Err(failure) => {
                     eprint!("{}", nodes_text(&world, &config.metaservers).await);
-                    return Err(failure);
+                    return Err(failure.advice("start a majority of the metaservers; see their logs"));
                 }
             };
             if json {
@@ -116,7 +116,7 @@ async fn nodes_text(world: &World, addresses: &[String]) -> String {
                 format!("{}: {}, term {}, applied {}, last log {}", n.node, n.state, n.term, n.applied, n.last_log)
             }
             Ok(_) => "unexpected answer".to_owned(),
-            Err(failure) => failure.to_string(),
+            Err(failure) => failure.cause().to_owned(),
         };
         let _ = writeln!(text, "metaserver {address}: {line}"); // writing to a string cannot fail
     }

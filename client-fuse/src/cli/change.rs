@@ -147,7 +147,13 @@ pub(crate) async fn mkdir(shell: &Shell, args: MkdirArgs) -> Outcome<u64> {
 
 async fn make_one(shell: &Shell, path: &Remote, mode: u32) -> Outcome {
     let (parent, name) = path.split("make directory")?;
-    let parent = shell.walk("make directory", &parent, true).await?.ino;
+    let parent = match shell.client.walk(&shell.cred, InodeId::ROOT, parent.as_bytes(), true).await {
+        Ok((attr, _)) => attr.ino,
+        Err(fault) if fault.kind == Kind::NotFound => {
+            return Err(Failure::fault("make directory", path, &fault).advice("-p makes what is missing above it"));
+        }
+        Err(fault) => return Err(Failure::fault("make directory", path, &fault)),
+    };
     let made = shell.client.create(&shell.cred, parent, &name, NewNode::Dir, mode).await;
     made.map(|_| ()).map_err(|fault| Failure::fault("make directory", path, &fault))
 }
@@ -186,8 +192,11 @@ pub(crate) async fn ln(shell: &Shell, args: LnArgs) -> Outcome<u64> {
     let made = if args.symbolic {
         client.create(cred, parent, &name, NewNode::Symlink(args.target.into_vec()), 0o777).await
     } else {
-        let ino = shell.walk("link", &target, false).await?.ino;
-        client.link(cred, ino, parent, &name).await
+        let attr = shell.walk("link", &target, false).await?;
+        if attr.kind == FileKind::Dir {
+            return Err(Failure::at("link", &target, "is a directory, which has one name").advice("use -s"));
+        }
+        client.link(cred, attr.ino, parent, &name).await
     };
     made.map_err(|fault| Failure::fault("link", link, &fault))?;
     Ok(0)

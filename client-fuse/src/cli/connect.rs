@@ -7,6 +7,7 @@ use super::failure::{Failure, Outcome};
 use super::remote::Remote;
 use clap::Args;
 use client_fuse::{Client, ClientConfig};
+use common::fault::{Fault, Kind};
 use common::id::{ClusterId, InodeId};
 use common::proto::meta::{Attr, Cred};
 use common::world::World;
@@ -14,8 +15,15 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// After this long without an answer a person is told what is waited for.
+const SAY_WAITING_AFTER: Duration = Duration::from_secs(4);
+
+/// A command that was given up waits this long for the end of its session; then the metaservers end it themselves.
+const GIVEN_UP_LIMIT: Duration = Duration::from_secs(2);
+
 /// The options every command has.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Which cluster")]
 pub(crate) struct Target {
     /// Metaservers as host:port, separated by commas (or set DFS_META)
     #[arg(long, global = true, value_delimiter = ',', value_name = "HOST:PORT")]
@@ -109,13 +117,46 @@ impl Target {
     pub(crate) async fn with_client(&self, command: impl AsyncFnOnce(&Shell) -> Outcome<u64>) -> Outcome<u64> {
         let config = self.client_config("command line")?;
         let servers = config.metaservers.join(",");
-        let connected = Client::connect(config, World::real()).await;
-        let client = connected.map_err(|fault| Failure::fault("connect to", servers, &fault))?;
+        let connected = connect(config).await;
+        let client = connected.map_err(|fault| cannot_connect(&servers, &fault))?;
         let shell = Shell { client, cred: own_cred() };
         let done = command(&shell).await;
-        let closed = shell.client.shutdown().await.map_err(|fault| Failure::fault("close", "the session", &fault));
-        let failures = done?;
-        closed.map(|()| failures)
+        let close =
+            async { shell.client.shutdown().await.map_err(|fault| Failure::fault("close", "the session", &fault)) };
+        match done {
+            Ok(0) => close.await.map(|()| 0),
+            Ok(failures) => {
+                let _ = close.await; // each was told already, and the end of the session fails for the same reasons
+                Ok(failures)
+            }
+            Err(failure) => {
+                let _ = tokio::time::timeout(GIVEN_UP_LIMIT, close).await; // nothing unsaved is wanted any more
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// Connects; says so if that takes long.
+async fn connect(config: ClientConfig) -> Result<Client, Fault> {
+    let (servers, limit) = (config.metaservers.join(","), config.op_timeout);
+    let mut connecting = std::pin::pin!(Client::connect(config, World::real()));
+    tokio::select! {
+        connected = &mut connecting => return connected,
+        () = tokio::time::sleep(SAY_WAITING_AFTER) => {}
+    }
+    eprintln!("dfs: no answer from {servers} yet; trying for {} s (--op-timeout)", limit.as_secs());
+    connecting.await
+}
+
+/// The failure to reach a cluster.
+pub(crate) fn cannot_connect(servers: &str, fault: &Fault) -> Failure {
+    let failure = Failure::fault("connect to", servers, fault);
+    match fault.kind {
+        Kind::Unavailable | Kind::NotLeader | Kind::Busy | Kind::Unsure => {
+            failure.advice("check the addresses, and that a majority of the metaservers run")
+        }
+        _ => failure,
     }
 }
 
@@ -162,7 +203,11 @@ fn with_addresses(addresses: Vec<String>, source: &str) -> Outcome<ClientFile> {
 
 fn read_file(path: &Path) -> Outcome<ClientFile> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::at("read", path.display(), e))?;
-    let file: ClientFile = toml::from_str(&text).map_err(|e| Failure::at("read", path.display(), e.message()))?;
+    let file: ClientFile = toml::from_str(&text).map_err(|e| {
+        let line = e.span().map(|span| text[..span.start].lines().count().max(1));
+        let at = line.map_or_else(String::new, |line| format!("line {line}: "));
+        Failure::at("read", path.display(), format!("{at}{}", e.message()))
+    })?;
     let checked = with_addresses(file.meta.clone(), &path.display().to_string())?;
     Ok(ClientFile { meta: checked.meta, ..file })
 }

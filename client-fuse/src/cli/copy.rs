@@ -9,6 +9,7 @@ use std::future::Future;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 
@@ -128,6 +129,20 @@ impl Workers {
     pub(crate) async fn abort(&mut self) {
         self.running.shutdown().await;
     }
+}
+
+/// Ends when the program is asked to stop: SIGINT, SIGTERM or SIGHUP. They are caught from this call on.
+pub(crate) fn interrupted() -> Outcome<impl Future<Output = ()>> {
+    let catch = |kind| signal(kind).map_err(|e| Failure::at("catch", "signals", e));
+    let (mut int, mut term) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
+    let mut hup = catch(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = int.recv() => {}
+            _ = term.recv() => {}
+            _ = hup.recv() => {}
+        }
+    })
 }
 
 /// Standard input or output as an asynchronous file.

@@ -40,6 +40,11 @@ impl Failure {
         self
     }
 
+    /// The line without advice.
+    pub(crate) fn cause(&self) -> &str {
+        &self.line
+    }
+
     /// Further lines, such as the end of a log.
     pub(crate) fn details(mut self, details: impl Into<String>) -> Failure {
         self.details = Some(details.into());

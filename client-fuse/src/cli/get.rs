@@ -1,21 +1,24 @@
 //! `dfs get` and `dfs cat`: files out of dfs. Every byte is checked against its chunk's hash before it is handed out.
 //!
-//! A local file appears whole or not at all: it is written under a temporary name beside its place, readable by its owner
-//! alone, and renamed. Permission bits and modification time are kept; setuid and setgid only if owner and group are
+//! A local file appears whole or not at all: it is written without a name, readable by its owner alone, and gets its name
+//! when it is complete, so that a `get` that is killed leaves nothing of it (on a file system without `O_TMPFILE`: a
+//! `.dfs-get-*` file, which anybody may remove). A directory is its owner's alone until everything is in it or the `get`
+//! was interrupted; one that was killed leaves it so, and the next `get` mends it. Permission bits and modification time are kept; setuid and setgid only if owner and group are
 //! the same here, else anybody's program would become the caller's. Below the destination no symlink is
 //! followed. Local files are not fsync'ed, as with `cp`.
 
 use super::connect::Shell;
-use super::copy::{CopyArgs, Workers, kept_mode, standard_file, temporary_name};
+use super::copy::{CopyArgs, Workers, interrupted, kept_mode, standard_file, temporary_name};
 use super::failure::{Failure, Outcome};
 use super::remote::Remote;
 use crate::fuse::attrs::system_time;
 use clap::Args;
 use client_fuse::OpenFlags;
 use common::proto::meta::{Attr, DirEntry, FileKind, LISTING_MAX};
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -48,7 +51,7 @@ struct Get {
     shell: Shell,
     recursive: bool,
     workers: Workers,
-    /// Directories whose mode and time are set at the end.
+    /// Directories whose mode and time are set at the end, those above before those below.
     dirs: Vec<(PathBuf, Attr)>,
 }
 
@@ -65,12 +68,21 @@ pub(crate) async fn run(shell: &Shell, args: GetArgs) -> Outcome<u64> {
             }
         }
     } else {
-        tokio::select! {
-            result = get.all(&args.sources, Path::new(&args.destination)) => result?,
-            _ = tokio::signal::ctrl_c() => {
-                get.workers.abort().await; // dropped jobs remove their temporary files
+        let destination = Path::new(&args.destination);
+        let interrupted = interrupted()?;
+        let done = tokio::select! {
+            result = get.all(&args.sources, destination) => Some(result),
+            () = interrupted => None,
+        };
+        if done.is_none() {
+            get.workers.abort().await; // dropped jobs leave nothing behind
+        }
+        get.finish_dirs(destination);
+        match done {
+            Some(result) => result?,
+            None => {
                 get.workers.progress.finish();
-                return Err(Failure::new("get: interrupted"));
+                return Err(Failure::new("get: interrupted").advice("files that are there are whole; run it again"));
             }
         }
     }
@@ -135,6 +147,11 @@ impl Get {
             }
         }
         self.workers.finish().await;
+        Ok(())
+    }
+
+    /// Gives the directories that were made their mode and time; also those that an interruption left incomplete.
+    fn finish_dirs(&mut self, destination: &Path) {
         for (path, attr) in std::mem::take(&mut self.dirs).into_iter().rev() {
             // What lies there is what was made or found, or it was swapped since: then it stays as it is.
             let flags =
@@ -145,7 +162,6 @@ impl Get {
                 self.workers.fail(Failure::at("set mode and time of", path.display(), error));
             }
         }
-        Ok(())
     }
 
     async fn source(&mut self, path: Remote, destination: &Path, into_dir: bool) -> Outcome {
@@ -188,6 +204,7 @@ impl Get {
 
     async fn directory(&mut self, path: Remote, attr: Attr, local: PathBuf, given: bool) -> Outcome {
         make_directory(&local, given)?;
+        self.dirs.push((local.clone(), attr.clone()));
         self.workers.tally.dirs.fetch_add(1, Ordering::Relaxed);
         let mut after = 0;
         loop {
@@ -203,7 +220,6 @@ impl Get {
                 break;
             }
         }
-        self.dirs.push((local, attr));
         Ok(())
     }
 
@@ -255,14 +271,37 @@ async fn get_file(
 ) -> Outcome<u64> {
     let temporary = Temporary::beside(local);
     let failed = |e: std::io::Error| Failure::at("write", local.display(), e);
-    let mut options = tokio::fs::File::options();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary.0).await.map_err(failed)?;
+    let (file, named) = make_file(&temporary.0).map_err(failed)?;
+    let mut file = tokio::fs::File::from_std(file);
     file.set_max_buf_size(1 << 20);
     let length = read_into(shell, path, attr, &mut file, Some(progress)).await?;
     file.flush().await.map_err(failed)?;
-    keep(&file.into_std().await, attr).map_err(failed)?;
+    let file = file.into_std().await;
+    keep(&file, attr).map_err(failed)?;
+    if !named {
+        give_name(&file, &temporary.0).map_err(failed)?;
+    }
     fs::rename(&temporary.0, local).map_err(failed)?;
     Ok(length)
+}
+
+/// A new file for writing in the directory of `temporary`: without a name (false), or where that cannot be, with this one.
+fn make_file(temporary: &Path) -> std::io::Result<(fs::File, bool)> {
+    let dir = temporary.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let nameless = fs::File::options().write(true).custom_flags(OFlag::O_TMPFILE.bits()).mode(0o600).open(dir);
+    match nameless {
+        Ok(file) => Ok((file, false)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(error),
+        // Each file system, and each that does not know the flag, says it in its own way.
+        Err(_) => fs::File::options().write(true).create_new(true).mode(0o600).open(temporary).map(|file| (file, true)),
+    }
+}
+
+/// Names a file that has no name.
+fn give_name(file: &fs::File, name: &Path) -> std::io::Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    nix::unistd::linkat(AT_FDCWD, open.as_str(), AT_FDCWD, name, AtFlags::AT_SYMLINK_FOLLOW)?;
+    Ok(())
 }
 
 /// A local directory, new (for its owner alone until it is complete) or there already.

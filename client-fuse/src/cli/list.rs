@@ -48,9 +48,9 @@ pub(crate) struct DuArgs {
 /// `dfs tree`.
 #[derive(Args, Debug)]
 pub(crate) struct TreeArgs {
-    /// How many levels
-    #[arg(short = 'L', long, default_value_t = u32::MAX)]
-    level: u32,
+    /// How many levels [default: all]
+    #[arg(short = 'L', long)]
+    level: Option<u32>,
     /// Nested JSON objects
     #[arg(long)]
     json: bool,
@@ -298,7 +298,7 @@ impl Tree<'_> {
     }
 
     async fn branch(&mut self, path: &Remote, ino: InodeId, indent: &str, level: u32) {
-        if level >= self.args.level {
+        if self.args.level.is_some_and(|most| level >= most) {
             return;
         }
         let entries = self.entries(path, ino).await;
@@ -318,7 +318,7 @@ impl Tree<'_> {
 
     async fn nested(&mut self, path: &Remote, attr: &Attr, level: u32) -> serde_json::Value {
         let mut object = attr_json(&path.to_string(), attr);
-        if attr.kind == FileKind::Dir && level < self.args.level {
+        if attr.kind == FileKind::Dir && self.args.level.is_none_or(|most| level < most) {
             let mut children = Vec::new();
             for entry in self.entries(path, attr.ino).await {
                 children.push(Box::pin(self.nested(&path.join(&entry.name), &entry.attr, level + 1)).await);

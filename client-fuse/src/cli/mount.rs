@@ -3,7 +3,7 @@
 //! Without `--foreground` the program starts itself again in a session of its own and waits on a pipe for one line:
 //! `ready`, or why not. `SIGTERM`, `SIGINT` and `SIGHUP` save everything and unmount.
 
-use super::connect::Target;
+use super::connect::{Target, cannot_connect};
 use super::failure::{Failure, Outcome};
 use super::mounts::{self, FS_TYPE, Registered};
 use crate::fuse::{self, Mounted, Options};
@@ -39,7 +39,7 @@ pub(crate) struct MountArgs {
     /// For the background process: report on standard output
     #[arg(long, hide = true)]
     report: bool,
-    /// Where to: an empty directory
+    /// Where to: a directory, best an empty one
     mountpoint: PathBuf,
 }
 
@@ -73,6 +73,9 @@ fn in_background(target: &Target, args: &MountArgs) -> Outcome {
         Some(path) => path.clone(),
         None => Registered::of(&point)?.log_file,
     };
+    if std::fs::read_dir(&point).is_ok_and(|mut list| list.next().is_some()) && mounts::fs_type(&point).is_none() {
+        eprintln!("dfs: {} is not empty: what is in it is hidden while dfs is mounted there", point.display());
+    }
     let open = std::fs::OpenOptions::new().create(true).append(true).open(&log_file);
     let log = open.map_err(|e| Failure::at("open log", log_file.display(), e))?;
     let program = std::env::current_exe().map_err(|e| Failure::at("find", "this program", e))?;
@@ -113,7 +116,10 @@ fn foreground(target: &Target, args: &MountArgs) -> Outcome {
         return Err(Failure::at("mount", point.display(), "already mounted").advice("`dfs umount` it first"));
     }
     if !point.is_dir() {
-        return Err(Failure::at("mount", point.display(), "no such directory").advice("make it first"));
+        return Err(match point.exists() {
+            true => Failure::at("mount", point.display(), "not a directory"),
+            false => Failure::at("mount", point.display(), "no such directory").advice("make it first"),
+        });
     }
     let runtime = common::task::runtime(0).map_err(|e| Failure::at("start", "threads", e))?;
     runtime.block_on(serve(target, args, &point))
@@ -133,15 +139,17 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
         connected = Client::connect(config, World::real()) => connected,
         () = signals.any() => return Err(Failure::at("mount", point.display(), "interrupted")),
     };
-    let client = connected.map_err(|fault| Failure::fault("connect to", servers, &fault))?;
+    let client = connected.map_err(|fault| cannot_connect(&servers, &fault))?;
     let (for_mount, runtime, place) = (client.clone(), tokio::runtime::Handle::current(), point.to_owned());
     let started = tokio::task::spawn_blocking(move || fuse::start(for_mount, runtime, &place, &options)).await;
     let mut mounted = match started.map_err(std::io::Error::other).and_then(|started| started) {
         Ok(mounted) => mounted,
         Err(error) => {
             let _ = client.shutdown().await; // nothing was written yet
-            return Err(Failure::at("mount", point.display(), error)
-                .advice("is /dev/fuse there, and are you root or in reach of fusermount3?"));
+            let wrong = error.kind() == std::io::ErrorKind::InvalidInput; // the options
+            let failure = Failure::at("mount", point.display(), error);
+            let advice = "is /dev/fuse there, and are you root or in reach of fusermount3?";
+            return Err(if wrong { failure } else { failure.advice(advice) });
         }
     };
     let registered = Registered::of(point)?;

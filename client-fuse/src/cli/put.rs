@@ -5,11 +5,11 @@
 //! destination no symlink is followed. Nothing is trusted to be there already: a `put` that is run again reads the local files
 //! again, but chunks that are stored are found by their hash and not sent (that is what makes it resumable).
 //! A file that changes while it is read is stored as it was read, said, and counted as failed, as `tar` does.
-//! A `put` that is interrupted removes its temporary files; one that is killed leaves `.dfs-put-*` behind, which a later
-//! `put` of the same target by the same user removes ([`make_temporary`]).
+//! A `put` that is interrupted (SIGINT, SIGTERM, SIGHUP) removes its temporary files; one that is killed leaves `.dfs-put-*`
+//! behind, which a later `put` of the same target by the same user removes ([`make_temporary`]).
 
 use super::connect::Shell;
-use super::copy::{CopyArgs, Tally, Workers, kept_mode, standard_file, temporary_name, time_of};
+use super::copy::{CopyArgs, Tally, Workers, interrupted, kept_mode, standard_file, temporary_name, time_of};
 use super::failure::{Failure, Outcome};
 use super::remote::Remote;
 use clap::Args;
@@ -77,12 +77,13 @@ pub(crate) async fn run(shell: &Shell, args: PutArgs) -> Outcome<u64> {
         dirs: Vec::new(),
     };
     let destination = Remote::new(&args.destination);
+    let interrupted = interrupted()?;
     let interrupted = tokio::select! {
         result = put.all(&args.sources, &destination) => {
             result?;
             false
         }
-        _ = tokio::signal::ctrl_c() => true,
+        () = interrupted => true,
     };
     put.workers.progress.finish();
     if interrupted {
@@ -390,7 +391,9 @@ async fn put_one(
     let done = match written {
         Ok(length) => finish_rename(shell, goal, &temporary).await.map(|()| length),
         Err(fault) => {
-            let _ = shell.client.unlink(&shell.cred, goal.parent, &temporary).await; // the first error is told
+            // Unlinked while it is open: so its unsaved bytes are given up, not tried again. The first error is told.
+            let _ = shell.client.unlink(&shell.cred, goal.parent, &temporary).await;
+            let _ = shell.client.release(&handle).await;
             Err(Failure::fault("put", &goal.shown, &fault))
         }
     };
@@ -406,10 +409,8 @@ async fn write_temporary(
     progress: Option<client_fuse::Progress>,
 ) -> Result<u64, Fault> {
     let (client, cred) = (&shell.client, &shell.cred);
-    let written = client.put_stream(handle, source, progress).await;
-    let released = client.release(handle).await;
-    let length = written?;
-    released?;
+    let length = client.put_stream(handle, source, progress).await?;
+    client.release(handle).await?;
     if let Some(local) = local {
         client.setattr(cred, handle.ino(), kept(local, &handle.attr())).await?;
     }

@@ -41,6 +41,9 @@ impl Remote {
 
     /// The directory part and the last name. `doing` is for the error: `/`, `.` and `..` have no name.
     pub(crate) fn split(&self, doing: &str) -> Outcome<(Remote, Name)> {
+        if self.0 == b"/" {
+            return Err(Failure::at(doing, self, "that is the root of the file system").advice("name something in it"));
+        }
         let slash = self.0.iter().rposition(|b| *b == b'/').expect("absolute");
         let name = Name::new(&self.0[slash + 1..]).map_err(|e| Failure::at(doing, self, e))?;
         let parent = if slash == 0 { b"/".to_vec() } else { self.0[..slash].to_vec() };
