@@ -2,7 +2,7 @@
 # Passes every test: unit, property and simulation tests of each crate, and tests against real processes and mounts.
 #
 #   tests/run.sh            sizes for a small machine, as in CI
-#   tests/run.sh --full     the long sizes too (1 GiB files, 100,000 operations)
+#   tests/run.sh --full     the long sizes too (1 GiB files, 1,000,000 operations of fsx, ten minutes of stress-ng)
 #   tests/run.sh FILTER     only tests whose name holds FILTER
 #
 # What a machine cannot run (no /dev/fuse, not root) is skipped by name, listed at the end. DFS_TEST_NO_SKIP=1: such a

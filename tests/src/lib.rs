@@ -10,6 +10,7 @@
 //! | [`damage`] | flips stored bytes |
 //! | [`sim`] | the same servers and clients in one thread, with simulated network and disks |
 //! | [`skip`] | tests that this machine cannot run, by name |
+//! | [`tools`] | other people's test suites |
 //! | [`wait`] | waits with a limit and a name |
 //!
 //! The programs are taken from the target directory of the running test: `cargo build --workspace --bins` first, as
@@ -23,5 +24,6 @@ pub mod ledger;
 pub mod load;
 pub mod sim;
 pub mod skip;
+pub mod tools;
 pub mod tree;
 pub mod wait;

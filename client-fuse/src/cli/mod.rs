@@ -18,6 +18,7 @@ mod dev;
 mod failure;
 mod format;
 mod get;
+mod helper;
 mod list;
 mod mount;
 pub(crate) mod mounts;
@@ -28,7 +29,7 @@ mod remove;
 pub(crate) mod show;
 mod umount;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use connect::Target;
 use failure::Outcome;
 use std::process::ExitCode;
@@ -99,8 +100,17 @@ fn say(line: std::fmt::Arguments<'_>) {
 
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
-    let cli = Cli::parse();
-    match dispatch(cli) {
+    let args: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let known = Cli::command();
+    let asked = helper::asked(&args, |word| word == "help" || known.find_subcommand(word).is_some());
+    let result = match asked {
+        Some(helper::Asked::Remount(point, options)) => {
+            helper::remount(point.as_ref(), &options).map(|()| ExitCode::SUCCESS)
+        }
+        Some(helper::Asked::Mount(line)) => dispatch(Cli::parse_from(line)),
+        None => dispatch(Cli::parse_from(args)),
+    };
+    match result {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("dfs: {failure}");
@@ -145,7 +155,6 @@ async fn dispatch_async(cli: Cli) -> Outcome<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
