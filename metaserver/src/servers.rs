@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | heard of within [`DOWN_AFTER`] | up |
 //! | not heard of yet by a leader that leads for less than that | unknown: shown as down, but see [`Servers::is_unknown`] |
-//! | that was down under this leader, and is up again for less than [`TARGET_AFTER`] | up, but no target of writes |
+//! | that was down under this leader, and is up again for less than [`TARGET_AFTER`] | up, but no target of writes, unless without it too few are ([`takes_writes`]) |
 //! | with at least [`FREE_MIN`] bytes free | a target of writes, if nothing else forbids it |
 //!
 //! The map's version is `term << 32 | changes in this term`: it differs whenever the map does, also over a change of
@@ -56,6 +56,8 @@ struct Table {
     since: Instant,
     /// Rises with each change of the map.
     changes: u32,
+    /// Targets that a write needs: the cluster's `min_replicas`, once its rows were read.
+    needed: usize,
     /// `(up, writable)` in the last map made.
     shown: BTreeMap<ServerId, (bool, bool)>,
     map: Option<Arc<ClusterMap>>,
@@ -76,6 +78,7 @@ impl Servers {
             heard: BTreeMap::new(),
             since: Instant::now(),
             changes: 0,
+            needed: 0,
             shown: BTreeMap::new(),
             map: None,
             layout_due: Some(Instant::now() + LAYOUT_DELAY),
@@ -153,15 +156,16 @@ impl Servers {
         let now = Instant::now();
         let mut table = self.table();
         let table = &mut *table;
-        let seen: BTreeMap<ServerId, (bool, bool)> =
-            table.heard.iter().map(|(id, heard)| (*id, (heard.is_up(now), heard.is_target(now)))).collect();
-        if let Some(map) = table.map.as_ref().filter(|_| seen == table.shown) {
-            return Ok(map.clone());
-        }
-        let mut map = match &table.map {
-            Some(map) => ClusterMap::clone(map),
-            None => read()?,
+        let known = match &table.map {
+            Some(map) => Arc::clone(map),
+            None => Arc::new(read()?),
         };
+        table.needed = known.min_replicas.into();
+        let seen = table.seen(now);
+        if table.map.is_some() && seen == table.shown {
+            return Ok(known);
+        }
+        let mut map = ClusterMap::clone(&known);
         for (id, server) in &mut map.servers {
             show(server, seen.get(id).copied().unwrap_or_default());
         }
@@ -175,9 +179,10 @@ impl Servers {
     pub(crate) fn space(&self) -> (u64, u64) {
         let now = Instant::now();
         let table = self.table();
-        let up = table.heard.values().filter(|heard| heard.is_up(now));
-        up.fold((0, 0), |(capacity, free), heard| {
-            let more = if heard.is_target(now) { heard.beat.free } else { 0 };
+        let seen = table.seen(now);
+        let up = table.heard.iter().filter(|(id, _)| seen.get(id).is_some_and(|(up, _)| *up));
+        up.fold((0, 0), |(capacity, free), (id, heard)| {
+            let more = if seen.get(id).is_some_and(|(_, target)| *target) { heard.beat.free } else { 0 };
             (capacity + heard.beat.capacity, free + more)
         })
     }
@@ -213,9 +218,47 @@ impl Heard {
         now.saturating_duration_since(self.at) < DOWN_AFTER
     }
 
-    fn is_target(&self, now: Instant) -> bool {
-        self.is_up(now) && now >= self.target_from && self.beat.free >= FREE_MIN
+    fn condition(&self, now: Instant) -> Condition {
+        match self {
+            heard if !heard.is_up(now) => Condition::Down,
+            heard if heard.beat.free < FREE_MIN => Condition::Full,
+            heard if now < heard.target_from => Condition::JustBack,
+            _ => Condition::Steady,
+        }
     }
+}
+
+impl Table {
+    /// `(up, writable)` of each server heard of.
+    fn seen(&self, now: Instant) -> BTreeMap<ServerId, (bool, bool)> {
+        let conditions: Vec<Condition> = self.heard.values().map(|heard| heard.condition(now)).collect();
+        let targets = takes_writes(&conditions, self.needed);
+        let up = conditions.iter().map(|condition| *condition != Condition::Down);
+        self.heard.keys().copied().zip(up.zip(targets)).collect()
+    }
+}
+
+/// How a server is, as far as writes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition {
+    Down,
+    /// Up, with less than [`FREE_MIN`] free.
+    Full,
+    /// Up for less than [`TARGET_AFTER`] since it was down.
+    JustBack,
+    Steady,
+}
+
+/// Which of these servers take writes. One that has just come back may go again soon, which would stall writers; so it
+/// waits, but not when fewer than `needed` others take writes: then writes would fail for want of it.
+fn takes_writes(servers: &[Condition], needed: usize) -> Vec<bool> {
+    let steady = servers.iter().filter(|condition| **condition == Condition::Steady).count();
+    let takes = |condition: &Condition| match condition {
+        Condition::Down | Condition::Full => false,
+        Condition::JustBack => steady < needed,
+        Condition::Steady => true,
+    };
+    servers.iter().map(takes).collect()
 }
 
 fn show(server: &mut ServerInfo, (up, writable): (bool, bool)) {
@@ -257,9 +300,40 @@ mod tests {
             replicas: 3,
             min_replicas: 2,
             metaservers: BTreeMap::new(),
-            servers: (1..=2).map(|id| (ServerId(id), info(id))).collect(),
+            servers: (1..=4).map(|id| (ServerId(id), info(id))).collect(),
             layout: Layout { version: LayoutVersion(1), groups: vec![] },
         })
+    }
+
+    #[test]
+    fn a_server_that_is_just_back_takes_writes_when_too_few_others_do() {
+        let of = |text: &str| -> Vec<Condition> {
+            let condition = |c| match c {
+                'd' => Condition::Down,
+                'f' => Condition::Full,
+                'b' => Condition::JustBack,
+                _ => Condition::Steady,
+            };
+            text.chars().map(condition).collect()
+        };
+        for (servers, needed, takes) in [
+            ("sss", 2, "yyy"),
+            ("ssb", 2, "yyn"),
+            ("ssbb", 2, "yynn"),
+            ("sbb", 2, "yyy"),
+            ("sdb", 2, "yny"),
+            ("sfb", 2, "yny"),
+            ("bbb", 2, "yyy"),
+            ("sfd", 2, "ynn"),
+            ("ssb", 3, "yyy"),
+            ("b", 1, "y"),
+            ("sb", 1, "yn"),
+            ("", 2, ""),
+        ] {
+            let got: String =
+                takes_writes(&of(servers), needed).into_iter().map(|t| if t { 'y' } else { 'n' }).collect();
+            assert_eq!(got, takes, "{servers} of which {needed} are needed");
+        }
     }
 
     fn seen(servers: &Servers) -> (u64, Vec<(bool, bool)>) {
@@ -270,20 +344,41 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_is_up_while_it_beats_and_a_target_when_it_was_up_long_enough() {
         let servers = Servers::new(3);
-        assert_eq!(seen(&servers), ((3 << 32) | 1, vec![(false, false), (false, false)]));
-        servers.heartbeat(beat(1, FREE_MIN));
-        servers.heartbeat(beat(2, FREE_MIN - 1)); // full
-        assert_eq!(seen(&servers), ((3 << 32) | 2, vec![(true, true), (true, false)]));
+        let beats = |ids: &[u32]| {
+            for id in ids {
+                servers.heartbeat(beat(*id, if *id == 2 { FREE_MIN - 1 } else { FREE_MIN })); // 2 is full
+            }
+        };
+        let pass = async |secs: u64, ids: &[u32]| {
+            for _ in 0..secs {
+                tokio::time::advance(Duration::from_secs(1)).await;
+                beats(ids);
+            }
+        };
+        let (down, full, up, target) = ((false, false), (true, false), (true, false), (true, true));
+        assert_eq!(seen(&servers), ((3 << 32) | 1, vec![down; 4]));
+        beats(&[1, 2, 3, 4]);
+        assert_eq!(seen(&servers), ((3 << 32) | 2, vec![target, full, target, target]));
         assert_eq!(seen(&servers).0, (3 << 32) | 2, "nothing changed");
-        tokio::time::advance(DOWN_AFTER).await;
-        assert_eq!(seen(&servers), ((3 << 32) | 3, vec![(false, false), (false, false)]));
-        servers.heartbeat(beat(1, FREE_MIN));
-        assert_eq!(seen(&servers).1[0], (true, false), "it just came back");
-        for _ in 0..30 {
-            tokio::time::advance(Duration::from_secs(1)).await;
-            servers.heartbeat(beat(1, FREE_MIN));
-        }
-        assert_eq!(seen(&servers).1[0], (true, true));
+        pass(DOWN_AFTER.as_secs(), &[2, 3, 4]).await;
+        assert_eq!(seen(&servers), ((3 << 32) | 3, vec![down, full, target, target]));
+        beats(&[1]);
+        assert_eq!(seen(&servers).1[0], up, "it just came back");
+        pass(TARGET_AFTER.as_secs() - 1, &[1, 2, 3, 4]).await;
+        assert_eq!(seen(&servers).1[0], up);
+        pass(1, &[1, 2, 3, 4]).await;
+        assert_eq!(seen(&servers).1[0], target);
+
+        pass(DOWN_AFTER.as_secs(), &[2, 3, 4]).await;
+        beats(&[1]);
+        assert_eq!(seen(&servers).1[0], up);
+        pass(DOWN_AFTER.as_secs(), &[1, 2, 3]).await;
+        assert_eq!(
+            seen(&servers).1,
+            vec![target, full, target, down],
+            "without it one server takes writes, of 2 needed"
+        );
+        assert_eq!(servers.space(), (3 << 40, 2 * FREE_MIN));
     }
 
     #[tokio::test(start_paused = true)]
