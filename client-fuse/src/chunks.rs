@@ -188,7 +188,11 @@ impl Chunks {
                 return Ok(work.done(&map));
             }
             if round > 0 && missing.iter().all(BTreeSet::is_empty) {
-                // Nobody left to ask: too few are up, or all are suspects. Look again, then ask suspects too.
+                // Nobody left to ask: too few are up, or all are suspects. Look again, then ask suspects too. If by a map
+                // that was just fetched they are up and full, waiting helps nobody.
+                if round > 1 && work.is_full(&map) {
+                    return Err(work.gave_up(&map));
+                }
                 work.pause(&map).await?;
                 let _ = self.meta.refresh_map(map.version, work.deadline).await;
                 insist = true;
@@ -520,9 +524,20 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Servers that are up, and those of them that take writes.
+    fn count(map: &ClusterMap) -> (usize, usize) {
+        let up = map.servers.values().filter(|s| s.up);
+        (up.clone().count(), up.filter(|s| s.writable).count())
+    }
+
+    /// Enough servers are up, but too few of them take writes.
+    fn is_full(&self, map: &ClusterMap) -> bool {
+        let ((up, writable), needed) = (Work::count(map), usize::from(map.min_replicas.min(self.replicas)));
+        up >= needed && writable < needed
+    }
+
     fn gave_up(&self, map: &ClusterMap) -> Fault {
-        let up = map.servers.values().filter(|s| s.up).count();
-        let writable = map.servers.values().filter(|s| s.up && s.writable).count();
+        let (up, writable) = Work::count(map);
         let needed = map.min_replicas.min(self.replicas);
         let why = self.last.as_ref().map_or_else(String::new, |fault| format!("; last: {fault}"));
         let text = format!(
@@ -531,11 +546,7 @@ impl Work<'_> {
             map.servers.len()
         );
         let full = self.last.as_ref().is_some_and(|fault| fault.kind == Kind::NoSpace);
-        let kind = if full || (up >= usize::from(needed) && writable < usize::from(needed)) {
-            Kind::NoSpace
-        } else {
-            Kind::Unavailable
-        };
+        let kind = if full || self.is_full(map) { Kind::NoSpace } else { Kind::Unavailable };
         Fault::new(kind, text)
     }
 }

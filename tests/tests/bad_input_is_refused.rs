@@ -15,6 +15,8 @@ use tests::wait::wait_until;
 
 /// A program that must refuse to start does so within this.
 const REFUSE_LIMIT: Duration = Duration::from_secs(20);
+/// A full cluster says so within this: less than a client waits for servers that are down (30 s).
+const FULL_LIMIT: Duration = Duration::from_secs(20);
 /// A server answers or closes within this: its own limit for a hello is 5 s.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Length of a hello (`common/src/hello.rs`).
@@ -269,6 +271,7 @@ fn full_disks_are_an_error_and_what_was_acknowledged_stays() {
     Content::new(7, 1000, 1).write_file(&source, 8 << 20).unwrap();
     let ended = cluster.dfs(&["put", source.to_str().unwrap(), "/more"]).must_fail_cleanly();
     assert!(ended.err.contains("space"), "{ended}");
+    assert!(ended.took < FULL_LIMIT, "full is not down, and is said at once: {ended}");
     cluster.dfs(&["mkdir", "/metadata-goes-on"]).must();
 
     let servers = cluster.servers();
