@@ -12,6 +12,9 @@ const SNAPSHOT_ENTRIES_DEFAULT: u64 = 100_000;
 /// Entries kept behind a snapshot for followers that are a little late.
 const KEEP_ENTRIES_DEFAULT: u64 = 20_000;
 
+/// Bytes kept free: room for what is not flushed yet, for compaction, and for a while of removals.
+const RESERVE_BYTES_DEFAULT: u64 = 512 << 20;
+
 /// See the module. Unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -39,6 +42,9 @@ pub struct Config {
     pub keep_entries: u64,
     /// A chunkserver that is down for so long, in seconds, is taken out: others take over what it held. At least 10.
     pub down_out_s: u64,
+    /// Free bytes under `data_dir` below which this disk counts as full: then only what frees space goes on, once fewer than a
+    /// majority of the metaservers have room. 0: none is kept.
+    pub reserve_bytes: u64,
     /// Threads that serve requests. 0: one for each four cores.
     pub threads: usize,
     /// What is logged, such as `info` or `info,metaserver=debug`.
@@ -69,6 +75,7 @@ impl Default for Config {
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
             keep_entries: KEEP_ENTRIES_DEFAULT,
             down_out_s: 600,
+            reserve_bytes: RESERVE_BYTES_DEFAULT,
             threads: 0,
             log_level: "info,openraft=error".into(), // it warns three times a second of a member that is down
         }

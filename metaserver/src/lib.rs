@@ -11,6 +11,7 @@
 //! | `leading`, `servers`, `sessions` | what only the leader knows: who is alive |
 //! | `leases` | what clients may answer from memory, and who waits for them to forget it |
 //! | `keep` | repair and garbage: what belongs where, what may go, who was down for too long |
+//! | `space` | what is refused while disks are nearly full, so that what frees space goes on |
 //! | `copies` | may a commit have fewer copies than asked for |
 //! | `workers` | the loops: flush, expire, layout, purge, return |
 //! | `config`, `identity` | how it is configured; whose data its directory holds |
@@ -29,6 +30,7 @@ pub mod raft;
 mod servers;
 mod service;
 mod sessions;
+mod space;
 pub mod store;
 mod workers;
 

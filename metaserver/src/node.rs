@@ -15,6 +15,7 @@ use crate::identity::Identity;
 use crate::leading::{Leadership, not_formatted};
 use crate::namespace::{self, Command, Done};
 use crate::raft::{Member, Message, PROPOSE_TIMEOUT, Reply, StartError, decode, encode, node_of, returned_id};
+use crate::space::Space;
 use common::auth::Secret;
 use common::fault::{Fault, Kind};
 use common::hello::Me;
@@ -53,6 +54,8 @@ pub(crate) struct Node {
     pub(crate) me: Me,
     /// What it knows while it leads.
     pub(crate) leadership: Leadership,
+    /// Room on the disks.
+    pub(crate) space: Space,
     member: RwLock<Option<Member>>,
     /// Held while it becomes a member or changes the group.
     forming: tokio::sync::Mutex<()>,
@@ -64,9 +67,9 @@ pub(crate) struct Node {
 impl Node {
     /// A node that is no member yet.
     pub(crate) fn new(config: Config, addr: String, world: World, tasks: Tasks, me: Me) -> Node {
-        let (leadership, member, forming, stopping) = Default::default();
+        let (leadership, space, member, forming, stopping) = Default::default();
         let failure = watch::Sender::new(None);
-        Node { config, addr, world, tasks, me, leadership, member, forming, stopping, failure }
+        Node { config, addr, world, tasks, me, leadership, space, member, forming, stopping, failure }
     }
 
     /// It cannot go on: the process is to end. Only the first reason counts.
@@ -259,7 +262,7 @@ impl Node {
         }
     }
 
-    fn caller(&self, addr: &str) -> Caller {
+    pub(crate) fn caller(&self, addr: &str) -> Caller {
         Caller::new(&self.world, &self.tasks, &self.me, &[addr.to_owned()])
     }
 

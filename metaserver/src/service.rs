@@ -116,6 +116,11 @@ impl Call {
 
     /// A client's change, when nobody believes any more in what it makes untrue.
     async fn change(&self, member: &Member, leading: &Leading, request: Request) -> Result<Done, Fault> {
+        if crate::space::grows(&request.op)
+            && let Some(why) = self.node().space.refusal()
+        {
+            return Err(Fault::new(Kind::NoSpace, format!("the metadata cannot grow: {why}")));
+        }
         let (session, dirs) = (request.session, names_changed_in(&request.op));
         let bytes = Command::Client { request, at: self.node().world.now() }.encode();
         let room = self.room(bytes.len()).await?;
@@ -587,6 +592,7 @@ impl Meta for Call {
                 let node = self.node().clone();
                 self.detached("enter", async move { node.let_in(raft_id, &addr).await }).await?
             }
+            Message::Room => Reply::Room(self.node().space.has_room()),
         };
         encode::<Reply>(&reply)
     }

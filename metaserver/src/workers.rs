@@ -5,17 +5,21 @@
 //! | flush | every member | makes what is applied durable, so that a restart replays little |
 //! | leader | the leader | ends silent sessions and unfinished changes of the members, takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers |
 //! | return | a node without data, or not yet a voter | asks the others to take it back |
+//! | space | every member | looks how full the disk is; the leader asks the others too |
 //! | watch | every member | stops the process when openraft has stopped |
 
 use crate::keep;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, Done};
 use crate::node::{Shared, is_outside};
-use crate::raft::Member;
+use crate::raft::{Member, Message, Reply, decode, encode};
+use crate::space::LOOK_EVERY;
 use common::fault::{Fault, Kind};
 use common::id::LayoutVersion;
 use common::layout::{Candidate, Layout};
+use common::rpc::Caller;
 use common::units::REPLICAS_MAX;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +35,8 @@ const LEADER_LOOK: Duration = Duration::from_millis(250);
 const EXPIRE_MAX: usize = 64;
 /// Extents taken apart by one command.
 const PURGE_EXTENTS: u32 = 2048;
+/// How long another metaserver may take to say whether it has room.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two attempts to return.
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,6 +48,10 @@ pub(crate) fn start(node: &Shared) {
     node.tasks.spawn("leader", |stop| leader(own, stop));
     let own = node.clone();
     node.tasks.spawn("return", |stop| come_back(own, stop));
+    if node.config.reserve_bytes > 0 {
+        let own = node.clone();
+        node.tasks.spawn("space", |stop| space(own, stop));
+    }
 }
 
 /// Sleeps; false when it is time to stop.
@@ -167,6 +177,45 @@ async fn purge(member: &Member, stop: &CancellationToken) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+async fn space(node: Shared, stop: CancellationToken) {
+    let mut callers = BTreeMap::new();
+    loop {
+        let (own, reserve) = (node.clone(), node.config.reserve_bytes);
+        let looked = node.world.blocking(move || own.space.look(&*own.world.disk, &own.config.data_dir, reserve)).await;
+        let (dir, free) = (node.config.data_dir.display(), node.space.free());
+        match looked {
+            Ok(false) => {}
+            Ok(true) if node.space.has_room() => tracing::info!(%dir, free, "the disk has room again"),
+            Ok(true) => tracing::error!(%dir, free, reserve, "the disk is nearly full: add space, or remove files"),
+            Err(error) => tracing::warn!(%dir, %error, "look how full the disk is"),
+        }
+        match node.try_member().filter(Member::is_leader) {
+            Some(member) => ask_for_room(&node, &member, &mut callers).await,
+            None => node.space.forget_others(),
+        }
+        if !next(&stop, LOOK_EVERY).await {
+            return;
+        }
+    }
+}
+
+/// Asks the other voters whether they have room. `callers` are kept from one time to the next.
+async fn ask_for_room(node: &Shared, member: &Member, callers: &mut BTreeMap<String, Caller>) {
+    let members = member.metrics().membership_config.clone();
+    let voters: BTreeSet<u64> = members.voter_ids().collect();
+    let others = voters.iter().filter(|id| **id != member.identity.raft_id).filter_map(|id| members.get_node(id));
+    let addrs: BTreeSet<String> = others.map(|other| other.addr.clone()).collect();
+    callers.retain(|addr, _| addrs.contains(addr));
+    for addr in addrs {
+        callers.entry(addr).or_insert_with_key(|addr| node.caller(addr));
+    }
+    let Ok(ask) = encode(&Message::Room) else { return };
+    let asked = callers.values().map(|caller| caller.raft(ask.clone(), ROOM_TIMEOUT));
+    let answers = futures::future::join_all(asked).await;
+    let has_room = |bytes: &&bytes::Bytes| matches!(decode::<Reply>(bytes), Ok(Reply::Room(true)));
+    node.space.heard(answers.iter().flatten().filter(has_room).count(), voters.len());
 }
 
 async fn come_back(node: Shared, stop: CancellationToken) {

@@ -385,7 +385,12 @@ impl Flusher {
         let segments = &self.shared.segments;
         let mut places = Vec::with_capacity(list.len());
         for part in list.chunks(common::segment::BATCH_RECORDS_MAX) {
-            places.extend(segments.append(part)?);
+            let appended = match segments.append(part) {
+                // Nothing was written. The ballast is there for this; without it the node stops.
+                Err(SegmentError::NoSpace { .. }) if self.drop_ballast() => segments.append(part),
+                appended => appended,
+            };
+            places.extend(appended?);
         }
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         let due = self.marker_dirty && self.marker_synced.elapsed() >= SYNC_EVERY;
@@ -406,6 +411,11 @@ impl Flusher {
         marker.map_err(|e| self.marker_error(e))?;
         (self.marker_dirty, self.marker_synced) = (false, Instant::now());
         Ok(places)
+    }
+
+    /// True if there was one.
+    fn drop_ballast(&self) -> bool {
+        self.dir.parent().is_some_and(|data| crate::space::drop_ballast(&*self.shared.world.disk, data))
     }
 
     /// Makes the marker durable after the last append of many: all that it names is durable already.

@@ -36,6 +36,8 @@ pub enum Message {
         /// Its control-plane address.
         addr: String,
     },
+    /// Is there room on your disk? `Room`.
+    Room,
 }
 
 /// Raft itself.
@@ -98,6 +100,8 @@ pub enum Reply {
         /// The new Raft id.
         raft_id: u64,
     },
+    /// To `Room`.
+    Room(bool),
 }
 
 /// To bytes.

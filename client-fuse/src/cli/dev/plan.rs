@@ -26,6 +26,8 @@ const PORT_TRIES: u32 = 1000;
 const PG_COUNT: u32 = 256;
 /// Free space a chunkserver keeps for itself, in bytes: small, this is somebody's laptop.
 const RESERVE_BYTES: u64 = 256 << 20;
+/// And a metaserver: less, so that a full disk stops the data before the metadata.
+const META_RESERVE_BYTES: u64 = 128 << 20;
 
 /// What was asked for on the command line.
 #[derive(Clone, Debug)]
@@ -195,8 +197,8 @@ impl Cluster {
 fn meta_config(node: usize, member: &Member, peers: &[String], data: &Path) -> String {
     let port = member.port;
     let mut text = format!(
-        "node_id = {node}\nlisten = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\ndata_dir = {}\n\n\
-         [metaservers]\n",
+        "node_id = {node}\nlisten = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\ndata_dir = {}\n\
+         reserve_bytes = {META_RESERVE_BYTES}\n\n[metaservers]\n",
         toml_string(&data.display().to_string())
     );
     for (index, peer) in peers.iter().enumerate() {

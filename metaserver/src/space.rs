@@ -1,0 +1,199 @@
+//! Room on the disks of the metaservers. A full disk under a Raft log stops a metaserver, and then not even removals can make
+//! room; so the last of it is kept for what frees space.
+//!
+//! | free bytes under `data_dir` | what happens |
+//! | --- | --- |
+//! | at least `reserve_bytes` | everything |
+//! | less (*tight*) | logged; see below. Until it is `reserve_bytes` and an eighth more |
+//! | less than [`BALLAST_LEN`] | the ballast file goes, so that the log and the store can be written on |
+//!
+//! While fewer than a majority of the metaservers have room, the leader refuses with `NoSpace` what makes the metadata grow
+//! ([`grows`]); reads, removals, truncations and the ends of sessions go on. One tight metaserver of three is no reason to:
+//! when its disk is full in the end it stops, as if it had failed, and says so long before.
+//!
+//! The ballast is a file of allocated blocks: other programs on that file system cannot take what it holds. It is made when
+//! there is room for it beyond the reserve.
+
+use common::disk::Disk;
+use common::proto::meta::{Op, Source};
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Between two looks at the disk.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Length of the ballast file, in bytes. For scale: a removal takes about 200 bytes of log.
+pub(crate) const BALLAST_LEN: u64 = 64 << 20;
+/// Its name in the data directory.
+const BALLAST: &str = "ballast";
+
+/// What is known of the room on this disk and, while it leads, on the others'.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    now: Mutex<Now>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Now {
+    tight: bool,
+    free: u64,
+    /// How many of the other voters said that they have room, and how many voters there are with this one. `None`: they
+    /// were not asked yet.
+    others: Option<(usize, usize)>,
+}
+
+impl Space {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().expect("no panic holds this lock")
+    }
+
+    /// True if this disk has room.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.now().tight
+    }
+
+    /// What the last round among the other voters gave.
+    pub(crate) fn heard(&self, with_room: usize, voters: usize) {
+        self.now().others = Some((with_room, voters));
+    }
+
+    /// Not the leader any more: what the others said is no longer asked for.
+    pub(crate) fn forget_others(&self) {
+        self.now().others = None;
+    }
+
+    /// Why what grows is refused now, if it is.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let now = self.now().clone();
+        let (others, voters) = now.others.unwrap_or((0, 1));
+        let with_room = others + usize::from(!now.tight);
+        (with_room < majority(voters)).then(|| {
+            format!("{with_room} of {voters} metaservers have room on their disks, {} are needed", majority(voters))
+        })
+    }
+
+    /// Looks at the disk, drops or makes the ballast. Blocks. True if it has become tight or has room again.
+    pub(crate) fn look(&self, disk: &dyn Disk, dir: &Path, reserve: u64) -> io::Result<bool> {
+        let (_, free) = disk.space(dir)?;
+        let ballast = dir.join(BALLAST);
+        let there = disk.exists(&ballast);
+        if there && free < BALLAST_LEN {
+            drop_ballast(disk, dir);
+        } else if !there && reserve > 0 && free >= with_margin(reserve).saturating_add(2 * BALLAST_LEN) {
+            make_ballast(disk, dir, &ballast)?;
+        }
+        let mut now = self.now();
+        let tight = is_tight(now.tight, free, reserve);
+        let changed = tight != now.tight;
+        (now.tight, now.free) = (tight, free);
+        Ok(changed)
+    }
+
+    /// Free bytes at the last look.
+    pub(crate) fn free(&self) -> u64 {
+        self.now().free
+    }
+}
+
+/// Gives the ballast's blocks to whoever needs them. True if it was there.
+pub(crate) fn drop_ballast(disk: &dyn Disk, dir: &Path) -> bool {
+    let ballast = dir.join(BALLAST);
+    if !disk.exists(&ballast) {
+        return false;
+    }
+    match disk.remove(&ballast) {
+        Ok(()) => tracing::error!(dir = %dir.display(), "the disk is full: the ballast is given up"),
+        Err(error) => tracing::error!(dir = %dir.display(), %error, "remove the ballast"),
+    }
+    true
+}
+
+fn make_ballast(disk: &dyn Disk, dir: &Path, path: &Path) -> io::Result<()> {
+    let file = disk.create(path)?;
+    if let Err(error) = file.reserve(0, BALLAST_LEN) {
+        disk.remove(path)?;
+        return Err(error);
+    }
+    disk.sync_dir(dir)
+}
+
+fn majority(voters: usize) -> usize {
+    voters / 2 + 1
+}
+
+/// Bytes free from which a tight disk has room again.
+fn with_margin(reserve: u64) -> u64 {
+    reserve.saturating_add(reserve / 8)
+}
+
+/// Whether a disk is tight that was (`was`) or was not.
+fn is_tight(was: bool, free: u64, reserve: u64) -> bool {
+    free < if was { with_margin(reserve) } else { reserve }
+}
+
+/// Whether an operation makes the metadata grow. What frees space, ends something, or leaves the size as it is does not;
+/// nor does a session, without which nothing can be removed.
+pub(crate) fn grows(op: &Op) -> bool {
+    match op {
+        Op::Create { .. } | Op::Link { .. } | Op::SetXattr { .. } => true,
+        Op::Commit(commit) => commit.edits.iter().any(|edit| !matches!(edit.data, Source::Hole)),
+        Op::OpenSession { .. }
+        | Op::CloseSession
+        | Op::Unlink { .. }
+        | Op::Rmdir { .. }
+        | Op::Rename { .. }
+        | Op::SetAttr { .. }
+        | Op::RemoveXattr { .. }
+        | Op::Release { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::disk::RealDisk;
+
+    #[test]
+    fn what_grows_is_refused_while_fewer_than_a_majority_have_room() {
+        for (tight, others, refused) in [
+            (false, None, false),
+            (true, None, true), // alone, as far as it knows
+            (false, Some((0, 1)), false),
+            (true, Some((0, 1)), true),
+            (false, Some((2, 3)), false),
+            (false, Some((1, 3)), false),
+            (false, Some((0, 3)), true),
+            (true, Some((2, 3)), false), // it may stop, the others go on
+            (true, Some((1, 3)), true),
+            (true, Some((2, 5)), true),
+            (true, Some((3, 5)), false),
+        ] {
+            let space = Space::default();
+            *space.now() = Now { tight, free: 0, others };
+            assert_eq!(space.refusal().is_some(), refused, "tight {tight}, others {others:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_tight_below_the_reserve_until_there_is_clearly_more() {
+        for (was, free, tight) in [(false, 800, false), (false, 799, true), (true, 899, true), (true, 900, false)] {
+            assert_eq!(is_tight(was, free, 800), tight, "{was} {free}");
+        }
+        assert!(!is_tight(false, 0, 0), "no reserve, no policy");
+    }
+
+    #[test]
+    fn the_ballast_holds_blocks_while_there_is_room_and_none_is_made_without_a_reserve() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = Space::default();
+        let ballast = dir.path().join(BALLAST);
+        space.look(&RealDisk, dir.path(), 0).unwrap();
+        assert!(!ballast.exists() && space.has_room());
+        assert!(space.look(&RealDisk, dir.path(), u64::MAX).unwrap(), "less is free than that");
+        assert!(!ballast.exists() && !space.has_room());
+        assert!(space.look(&RealDisk, dir.path(), 1).unwrap());
+        use std::os::unix::fs::MetadataExt;
+        assert!(ballast.metadata().unwrap().blocks() * 512 >= BALLAST_LEN);
+    }
+}
