@@ -1,52 +1,94 @@
-//! The invariants of the namespace, checked over a whole store: for tests after every sequence, later for fsck.
+//! The invariants of the namespace, checked over a whole store: for tests after every sequence, and for fsck.
+//!
+//! Each [`Problem`] brings the [`Fix`]es that mend it, if something does. A fix never deletes data: it re-makes a row that
+//! other rows prove, re-counts, or gives what has no name one in `/lost+found`. If any row cannot be read, nothing is
+//! fixed: what it said is missing from every count.
+//!
+//! Memory: about 200 bytes an inode and 150 a chunk.
 
+use super::fix::{Counter, Fix};
 use super::rows::{config, counters};
 use crate::store::keys::{self, CHUNK, DEGRADED, DENTRY, EXTENT, INODE, LIST, ORPHAN, PURGE, SESSION, XATTR};
 use crate::store::values::{Body, ChunkRow, Counters, Data, Degraded, Dentry, ExtentRow, Inode, Listed, Purge};
 use crate::store::values::{SessionRow, Value};
 use bytes::Bytes;
-use common::id::{ChunkId, InodeId};
+use common::id::{ChunkId, InodeId, SessionId};
 use common::kv::{Family, KvError, KvRead};
+use common::name::Name;
 use common::proto::meta::FileKind;
 use common::units::{len_u32, len_u64};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+/// Problems that are kept; more are only counted.
+const PROBLEMS_MAX: usize = 100_000;
+
+/// Something that is not as the invariants say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What, in one line.
+    pub text: String,
+    /// What mends it, in order. Empty: nothing here can.
+    pub fixes: Vec<Fix>,
+}
+
 /// Everything that is wrong, one line each. Empty: all invariants hold. Reads the whole store into memory.
 pub fn check(read: &dyn KvRead) -> Result<Vec<String>, KvError> {
-    if config(read)?.is_none() {
+    Ok(problems(read)?.into_iter().map(|problem| problem.text).collect())
+}
+
+/// As [`check`], with what mends each.
+pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
+    let Some(config) = config(read)? else {
         return Ok(Vec::new());
-    }
-    let inodes = all(read, INODE, |key, value| Ok((first(key), Inode::decode(value)?)))?.into_iter().collect();
-    let mut check = Check { read, inodes, wrong: Vec::new(), found: Counters::default() };
+    };
+    let mut check = Check {
+        read,
+        replicas: config.replicas,
+        inodes: BTreeMap::new(),
+        wrong: Vec::new(),
+        more: 0,
+        unreadable: false,
+        named: BTreeSet::new(),
+        held: BTreeSet::new(),
+        found: Counters::default(),
+    };
+    check.inodes = check.all(INODE, |key, value| Ok((first(key), Inode::decode(value)?)))?.into_iter().collect();
+    let orphans = check.held_orphans()?;
     check.entries()?;
-    check.orphans()?;
+    check.orphans(&orphans);
     check.xattrs()?;
     let references = check.extents()?;
     check.chunks(references)?;
     check.totals()?;
+    if check.unreadable {
+        check.wrong.iter_mut().for_each(|problem| problem.fixes.clear());
+    }
+    if check.more > 0 {
+        check.wrong.push(Problem { text: format!("and {} more", check.more), fixes: Vec::new() });
+    }
     Ok(check.wrong)
 }
 
 struct Check<'a> {
     read: &'a dyn KvRead,
+    /// Of what belongs to nobody.
+    replicas: u8,
     inodes: BTreeMap<u64, Inode>,
-    wrong: Vec<String>,
+    wrong: Vec<Problem>,
+    /// Problems that were not kept.
+    more: u64,
+    /// Some row could not be read.
+    unreadable: bool,
+    /// Inodes with entries.
+    named: BTreeSet<u64>,
+    /// Inodes that an open session holds without a name, or whose entry is made again.
+    held: BTreeSet<u64>,
     found: Counters,
 }
 
 /// For each chunk its length, and references by target.
 type References = BTreeMap<ChunkId, (u32, BTreeMap<u8, u64>)>;
-
-fn all<T>(
-    read: &dyn KvRead,
-    family: Family,
-    each: impl Fn(&Bytes, &Bytes) -> Result<T, KvError>,
-) -> Result<Vec<T>, KvError> {
-    read.scan(family, (Bound::Unbounded, Bound::Unbounded), false)
-        .map(|found| found.and_then(|(key, value)| each(&key, &value)))
-        .collect()
-}
 
 fn first(key: &Bytes) -> u64 {
     keys::first_u64(key).unwrap_or(0)
@@ -56,61 +98,142 @@ fn last(key: &Bytes) -> u64 {
     keys::last_u64(key).unwrap_or(0)
 }
 
+/// What is to be added to `from` to make it `to`.
+fn change(from: u64, to: u64) -> i64 {
+    let wide = i128::from(to) - i128::from(from);
+    i64::try_from(wide).unwrap_or(0) // counts stay far below 2^63
+}
+
 impl Check<'_> {
+    /// All rows of a family. One that cannot be read is a problem and left out.
+    fn all<T>(
+        &mut self,
+        family: Family,
+        each: impl Fn(&Bytes, &Bytes) -> Result<T, KvError>,
+    ) -> Result<Vec<T>, KvError> {
+        let mut rows = Vec::new();
+        for found in self.read.scan(family, (Bound::Unbounded, Bound::Unbounded), false) {
+            let (key, value) = found?;
+            match each(&key, &value) {
+                Ok(row) => rows.push(row),
+                Err(error) => {
+                    self.unreadable = true;
+                    let family = keys::FAMILIES[usize::from(family.0)];
+                    let text = format!("{family} {}: the row cannot be read: {}", hex(&key), error.message);
+                    self.expect(false, || text);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
     fn expect(&mut self, holds: bool, what: impl FnOnce() -> String) {
-        if !holds {
-            self.wrong.push(what());
+        self.expect_or(holds, what, Vec::new);
+    }
+
+    /// As `expect`, with what mends it.
+    fn expect_or(&mut self, holds: bool, what: impl FnOnce() -> String, fixes: impl FnOnce() -> Vec<Fix>) {
+        if holds {
+            return;
+        }
+        match self.wrong.len() < PROBLEMS_MAX {
+            true => self.wrong.push(Problem { text: what(), fixes: fixes() }),
+            false => self.more += 1,
         }
     }
 
     /// Entries by name and by cookie agree, lead to inodes, and are counted.
     fn entries(&mut self) -> Result<(), KvError> {
-        let named = all(self.read, DENTRY, |key, value| {
+        let named = self.all(DENTRY, |key, value| {
             let name = key.get(8..).unwrap_or_default().to_vec();
             Ok(((first(key), name), Dentry::decode(value)?))
         })?;
-        let mut listed: BTreeMap<(u64, u64), Listed> =
-            all(self.read, LIST, |key, value| Ok(((first(key), last(key)), Listed::decode(value)?)))?
-                .into_iter()
-                .collect();
-        let mut names: BTreeMap<InodeId, u32> = BTreeMap::new();
-        let mut subdirs: BTreeMap<u64, u32> = BTreeMap::new();
-        let mut entries: BTreeMap<u64, u64> = BTreeMap::new();
+        let listed = self.all(LIST, |key, value| Ok(((first(key), last(key)), Listed::decode(value)?)))?;
+        let mut listed: BTreeMap<(u64, u64), Listed> = listed.into_iter().collect();
+        let mut tally = Tally::default();
+        for (parent, cookie) in listed.keys() {
+            tally.cookies.insert(*parent, *cookie); // ascending: the last one stays
+        }
         for ((parent, name), entry) in named {
             let twin = listed.remove(&(parent, entry.cookie));
             let same = twin.is_some_and(|t| t.ino == entry.ino && t.kind == entry.kind && t.name.as_bytes() == name);
-            self.expect(same, || format!("i{parent}: entry {name:?} and its listing differ"));
-            *names.entry(entry.ino).or_default() += 1;
-            *entries.entry(parent).or_default() += 1;
+            let remake = || match Name::new(&*name) {
+                Ok(name) => vec![Fix::Listing { parent: InodeId(parent), name }],
+                Err(_) => Vec::new(),
+            };
+            self.expect_or(same, || format!("i{parent}: entry {name:?} and its listing differ"), remake);
+            tally.count(parent, entry.ino);
             let inode = self.inodes.get(&entry.ino.0).cloned();
-            self.expect(inode.as_ref().is_some_and(|i| i.kind == entry.kind), || {
-                format!("i{parent}: entry {name:?} leads to {}, which is not there or of another kind", entry.ino)
-            });
+            let remake = || if inode.is_some() { remake() } else { Vec::new() };
+            self.expect_or(
+                inode.as_ref().is_some_and(|i| i.kind == entry.kind),
+                || format!("i{parent}: entry {name:?} leads to {}, which is not there or of another kind", entry.ino),
+                remake,
+            );
             if let Some(Inode { body: Body::Dir { parent: back, .. }, .. }) = inode {
-                *subdirs.entry(parent).or_default() += 1;
-                self.expect(back.0 == parent, || {
-                    format!("{}: its parent is {back}, its entry in i{parent}", entry.ino)
-                });
+                *tally.subdirs.entry(parent).or_default() += 1;
+                self.expect_or(
+                    back.0 == parent,
+                    || format!("{}: its parent is {back}, its entry in i{parent}", entry.ino),
+                    || vec![Fix::Parent { dir: entry.ino, parent: InodeId(parent) }],
+                );
             }
         }
-        self.expect(listed.is_empty(), || format!("listings without an entry: {:?}", listed.keys()));
+        for ((parent, cookie), left) in listed {
+            self.held.insert(left.ino.0);
+            // An entry that was found by its name only needs no second one.
+            let fixes = || vec![Fix::Entry { parent: InodeId(parent), cookie }];
+            self.expect_or(false, || format!("i{parent}: listing {cookie} of {} without an entry", left.ino), fixes);
+        }
+        self.named = tally.names.keys().map(|ino| ino.0).collect();
         for (ino, inode) in self.inodes.clone() {
-            let named = names.get(&InodeId(ino)).copied().unwrap_or(0);
-            if let Body::Dir { parent, entries: counted, next_cookie } = inode.body {
-                let root = ino == InodeId::ROOT.0;
-                let have = entries.remove(&ino).unwrap_or(0);
-                self.expect(counted == have, || format!("i{ino}: counts {counted} entries, has {have}"));
-                let nlink = 2 + subdirs.get(&ino).copied().unwrap_or(0);
-                self.expect(inode.nlink == nlink, || format!("i{ino}: nlink {} of {nlink}", inode.nlink));
-                self.expect(named == u32::from(!root), || format!("i{ino}: a directory with {named} entries"));
-                self.expect(next_cookie > have, || format!("i{ino}: next cookie {next_cookie}"));
-                self.expect(self.reaches_root(ino, parent), || format!("i{ino}: does not hang on the root"));
-            } else {
-                self.expect(inode.nlink == named, || format!("i{ino}: nlink {}, {named} entries", inode.nlink));
-            }
+            self.links(ino, &inode, &mut tally);
         }
-        self.expect(entries.is_empty(), || format!("entries in what is no directory: {:?}", entries.keys()));
+        let left: Vec<u64> = tally.entries.into_keys().collect();
+        self.expect(left.is_empty(), || format!("entries in what is no directory: {left:?}"));
         Ok(())
+    }
+
+    /// What an inode counts: its names, and of a directory its entries.
+    fn links(&mut self, ino: u64, inode: &Inode, tally: &mut Tally) {
+        let named = tally.names.get(&InodeId(ino)).copied().unwrap_or(0);
+        let id = InodeId(ino);
+        let is_held = self.held.contains(&ino);
+        let nameless = || if is_held { Vec::new() } else { vec![Fix::Nameless { ino: id }] };
+        if let Body::Dir { parent, entries: counted, next_cookie } = inode.body {
+            let root = ino == InodeId::ROOT.0;
+            let have = tally.entries.remove(&ino).unwrap_or(0);
+            self.expect_or(
+                counted == have,
+                || format!("i{ino}: counts {counted} entries, has {have}"),
+                || vec![Fix::Entries { dir: id, delta: change(counted, have) }],
+            );
+            let nlink = 2 + tally.subdirs.get(&ino).copied().unwrap_or(0);
+            self.expect_or(
+                inode.nlink == nlink,
+                || format!("i{ino}: nlink {} of {nlink}", inode.nlink),
+                || vec![Fix::Links { ino: id, delta: change(inode.nlink.into(), nlink.into()) }],
+            );
+            self.expect_or(
+                named == u32::from(!root),
+                || format!("i{ino}: a directory with {named} entries"),
+                || if named == 0 { nameless() } else { Vec::new() },
+            );
+            let highest = tally.cookies.get(&ino).copied().unwrap_or(0).max(have);
+            self.expect_or(
+                next_cookie > highest,
+                || format!("i{ino}: next cookie {next_cookie}, {highest} is taken"),
+                || vec![Fix::NextCookie { dir: id, at_least: highest + 1 }],
+            );
+            self.expect(self.reaches_root(ino, parent), || format!("i{ino}: does not hang on the root"));
+        } else {
+            let links = || Fix::Links { ino: id, delta: change(inode.nlink.into(), named.into()) };
+            self.expect_or(
+                inode.nlink == named,
+                || format!("i{ino}: nlink {}, {named} entries", inode.nlink),
+                || vec![links()].into_iter().chain(if named == 0 { nameless() } else { Vec::new() }).collect(),
+            );
+        }
     }
 
     fn reaches_root(&self, ino: u64, parent: InodeId) -> bool {
@@ -125,34 +248,60 @@ impl Check<'_> {
         false
     }
 
-    /// Exactly the inodes without a name are orphans, once each, of an open session.
-    fn orphans(&mut self) -> Result<(), KvError> {
-        let open: BTreeSet<_> =
-            all(self.read, SESSION, |key, value| Ok((keys::first_session(key), SessionRow::decode(value)?.ended)))?
-                .into_iter()
-                .filter_map(|(session, ended)| session.filter(|_| !ended))
-                .collect();
+    /// All orphan rows, and whether their session is open.
+    fn held_orphans(&mut self) -> Result<Vec<(SessionId, u64, bool)>, KvError> {
+        let open: BTreeSet<_> = self
+            .all(SESSION, |key, value| Ok((keys::first_session(key), SessionRow::decode(value)?.ended)))?
+            .into_iter()
+            .filter_map(|(session, ended)| session.filter(|_| !ended))
+            .collect();
         self.found.sessions = len_u64(open.len());
+        let rows = self.all(ORPHAN, |key, _| Ok((keys::first_session(key).unwrap_or(SessionId(0)), last(key))))?;
+        let rows = rows.into_iter().map(|(session, ino)| (session, ino, open.contains(&session))).collect::<Vec<_>>();
+        self.held = rows.iter().filter(|(_, _, is_open)| *is_open).map(|(_, ino, _)| *ino).collect();
+        Ok(rows)
+    }
+
+    /// Exactly the inodes without a name are orphans, once each, of an open session.
+    fn orphans(&mut self, rows: &[(SessionId, u64, bool)]) {
+        let is_nameless = |ino: &u64, inode: &Inode| inode.kind != FileKind::Dir && !self.named.contains(ino);
         let mut nameless: BTreeSet<u64> =
-            self.inodes.iter().filter(|(_, i)| i.nlink == 0).map(|(ino, _)| *ino).collect();
-        for (session, ino) in all(self.read, ORPHAN, |key, _| Ok((keys::first_session(key), last(key))))? {
-            self.expect(session.is_some_and(|s| open.contains(&s)), || format!("i{ino}: orphan of a session not open"));
-            self.expect(nameless.remove(&ino), || format!("i{ino}: an orphan with names, twice, or not there"));
+            self.inodes.iter().filter(|(ino, inode)| is_nameless(ino, inode)).map(|(ino, _)| *ino).collect();
+        for (session, ino, is_open) in rows {
+            let id = InodeId(*ino);
+            let drop_row = || Fix::NoOrphan { session: *session, ino: id };
+            let was_nameless = nameless.remove(ino);
+            self.expect_or(
+                *is_open,
+                || format!("i{ino}: orphan of a session not open"),
+                || if was_nameless { vec![drop_row(), Fix::Nameless { ino: id }] } else { Vec::new() },
+            );
+            self.expect_or(
+                was_nameless,
+                || format!("i{ino}: an orphan with names, twice, or not there"),
+                || vec![drop_row()],
+            );
         }
-        self.expect(nameless.is_empty(), || format!("inodes without names that are no orphans: {nameless:?}"));
-        Ok(())
+        for ino in nameless {
+            let counts_none = self.inodes.get(&ino).is_some_and(|inode| inode.nlink == 0); // else its links were noticed
+            let fixes = || vec![Fix::Nameless { ino: InodeId(ino) }];
+            self.expect_or(!counts_none, || format!("i{ino}: has no name and is nobody's orphan"), fixes);
+        }
     }
 
     fn xattrs(&mut self) -> Result<(), KvError> {
         let mut names: BTreeMap<u64, u32> = BTreeMap::new();
-        for (ino, len) in all(self.read, XATTR, |key, _| Ok((first(key), len_u32(key.len() - 8 + 1))))? {
+        for (ino, len) in self.all(XATTR, |key, _| Ok((first(key), len_u32(key.len() - 8 + 1))))? {
             *names.entry(ino).or_default() += len;
         }
         for (ino, inode) in self.inodes.clone() {
             let have = names.remove(&ino).unwrap_or(0);
-            self.expect(inode.xattr_names == have, || {
-                format!("i{ino}: {} bytes of names, has {have}", inode.xattr_names)
-            });
+            let delta = change(inode.xattr_names.into(), have.into());
+            self.expect_or(
+                inode.xattr_names == have,
+                || format!("i{ino}: {} bytes of names, has {have}", inode.xattr_names),
+                || vec![Fix::XattrNames { ino: InodeId(ino), delta }],
+            );
         }
         self.expect(names.is_empty(), || format!("attributes without an inode: {:?}", names.keys()));
         Ok(())
@@ -160,31 +309,25 @@ impl Check<'_> {
 
     /// Extents do not overlap, lie inside their file and chunk, and are counted.
     fn extents(&mut self) -> Result<References, KvError> {
-        let mut owners: BTreeMap<u64, Option<InodeId>> =
-            all(self.read, PURGE, |key, _| Ok((first(key), None)))?.into_iter().collect();
         let mut targets: BTreeMap<u64, u8> =
-            all(self.read, PURGE, |key, value| Ok((first(key), Purge::decode(value)?.replicas)))?.into_iter().collect();
-        for (ino, inode) in &self.inodes {
+            self.all(PURGE, |key, value| Ok((first(key), Purge::decode(value)?.replicas)))?.into_iter().collect();
+        for inode in self.inodes.values() {
             if let Body::File { data, .. } = inode.body {
-                owners.insert(data, Some(InodeId(*ino)));
                 targets.insert(data, inode.replicas);
             }
         }
         let mut references = References::new();
         let mut sums: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new(); // data -> extents, bytes, end
-        for (data, at, row) in
-            all(self.read, EXTENT, |key, value| Ok((first(key), last(key), ExtentRow::decode(value)?)))?
-        {
+        for (data, at, row) in self.all(EXTENT, |key, value| Ok((first(key), last(key), ExtentRow::decode(value)?)))? {
             let (extents, bytes, end) = sums.entry(data).or_default();
             let overlaps = at < *end;
             (*extents, *bytes, *end) = (*extents + 1, *bytes + row.len, at + row.len);
             self.expect(!overlaps && row.len > 0, || format!("data {data}: extent at {at} overlaps or is empty"));
-            self.expect(owners.contains_key(&data), || format!("data {data}: extents of nobody"));
             let room = match &row.data {
                 Data::Chunk { id, offset, chunk_len } => {
                     let (len, counts) = references.entry(*id).or_insert((*chunk_len, BTreeMap::new()));
                     let agrees = *len == *chunk_len;
-                    *counts.entry(targets.get(&data).copied().unwrap_or(0)).or_default() += 1;
+                    *counts.entry(targets.get(&data).copied().unwrap_or(self.replicas)).or_default() += 1;
                     self.expect(agrees, || format!("chunk {id}: extents disagree about its length"));
                     u64::from(*chunk_len).saturating_sub(u64::from(*offset))
                 }
@@ -199,13 +342,31 @@ impl Check<'_> {
         }
         for (ino, inode) in self.inodes.clone() {
             if let Body::File { size, allocated, extents, data, .. } = inode.body {
-                let (have, bytes, end) = sums.get(&data).copied().unwrap_or_default();
-                self.expect((extents, allocated) == (have, bytes), || {
-                    format!("i{ino}: counts {extents} extents of {allocated} bytes, has {have} of {bytes}")
-                });
-                self.expect(end <= size, || format!("i{ino}: extents to {end}, size {size}"));
+                let (have, bytes, end) = sums.remove(&data).unwrap_or_default();
+                let recount = || Fix::Extents {
+                    ino: InodeId(ino),
+                    extents: change(extents, have),
+                    bytes: change(allocated, bytes),
+                    end,
+                };
+                self.expect_or(
+                    (extents, allocated) == (have, bytes),
+                    || format!("i{ino}: counts {extents} extents of {allocated} bytes, has {have} of {bytes}"),
+                    || vec![recount()],
+                );
+                self.expect_or(
+                    end <= size,
+                    || format!("i{ino}: extents to {end}, size {size}"),
+                    || vec![Fix::Extents { ino: InodeId(ino), extents: 0, bytes: 0, end }],
+                );
                 self.found.logical_bytes += bytes;
             }
+        }
+        for (data, (extents, bytes, end)) in sums {
+            let fixes = || vec![Fix::Adopt { data, replicas: self.replicas, extents, bytes, end }];
+            let fixes = fixes();
+            let is_known = targets.contains_key(&data); // still to be purged
+            self.expect_or(is_known, || format!("data {data}: {extents} extents of nobody"), || fixes);
         }
         Ok(references)
     }
@@ -213,17 +374,33 @@ impl Check<'_> {
     /// Chunk rows are what the extents add up to; degraded rows belong to chunks.
     fn chunks(&mut self, mut references: References) -> Result<(), KvError> {
         let mut there = BTreeSet::new();
-        for (id, row) in all(self.read, CHUNK, |key, value| Ok((id_of(key), ChunkRow::decode(value)?)))? {
+        for (id, row) in self.all(CHUNK, |key, value| Ok((id_of(key), ChunkRow::decode(value)?)))? {
             let counted = references.remove(&id);
             let same = counted.as_ref().is_some_and(|(len, refs)| *len == row.len && *refs == row.refs);
-            self.expect(same, || format!("chunk {id}: row {row:?}, counted {counted:?}"));
+            self.expect_or(
+                same,
+                || format!("chunk {id}: row {row:?}, counted {counted:?}"),
+                || recounted(id, &row, counted.as_ref()),
+            );
             self.found.chunks += 1;
             self.found.chunk_bytes += u64::from(row.len);
             there.insert(id);
         }
-        self.expect(references.is_empty(), || format!("chunks without a row: {:?}", references.keys()));
-        for (id, row) in all(self.read, DEGRADED, |key, value| Ok((id_of(key), Degraded::decode(value)?)))? {
-            self.expect(there.contains(&id), || format!("degraded {id}: the chunk is not there"));
+        for (id, counted) in references {
+            let none = ChunkRow { len: counted.0, refs: BTreeMap::new() };
+            self.expect_or(
+                false,
+                || format!("chunk {id}: no row, counted {counted:?}"),
+                || recounted(id, &none, Some(&counted)),
+            );
+            there.insert(id); // after its fix
+        }
+        for (id, row) in self.all(DEGRADED, |key, value| Ok((id_of(key), Degraded::decode(value)?)))? {
+            self.expect_or(
+                there.contains(&id),
+                || format!("degraded {id}: the chunk is not there"),
+                || vec![Fix::NotDegraded { chunk: id }],
+            );
             self.expect(row.servers.is_sorted_by(|a, b| a < b), || format!("degraded {id}: {:?}", row.servers));
             self.found.degraded += 1;
         }
@@ -234,21 +411,62 @@ impl Check<'_> {
         let counted = counters(self.read)?;
         self.found.inodes = len_u64(self.inodes.len());
         let highest = self.inodes.last_key_value().map_or(0, |(ino, _)| *ino);
-        self.expect(highest < counted.next_ino, || format!("i{highest} is there, the next is {}", counted.next_ino));
-        let rest = Counters {
-            inodes: self.found.inodes,
-            logical_bytes: self.found.logical_bytes,
-            chunks: self.found.chunks,
-            chunk_bytes: self.found.chunk_bytes,
-            degraded: self.found.degraded,
-            sessions: self.found.sessions,
-            ..counted
-        };
-        self.expect(rest == counted, || format!("counters {counted:?}, rows add up to {rest:?}"));
+        self.expect_or(
+            highest < counted.next_ino,
+            || format!("i{highest} is there, the next is {}", counted.next_ino),
+            || vec![Fix::NextIno { at_least: highest + 1 }],
+        );
+        for (counter, have) in [
+            (Counter::Inodes, self.found.inodes),
+            (Counter::LogicalBytes, self.found.logical_bytes),
+            (Counter::Chunks, self.found.chunks),
+            (Counter::ChunkBytes, self.found.chunk_bytes),
+            (Counter::Degraded, self.found.degraded),
+            (Counter::Sessions, self.found.sessions),
+        ] {
+            let counts = *counter.of(&mut counted.clone());
+            self.expect_or(
+                counts == have,
+                || format!("the cluster counts {counts} {counter}, the rows add up to {have}"),
+                || vec![Fix::Count { counter, delta: change(counts, have) }],
+            );
+        }
         let root = self.inodes.get(&InodeId::ROOT.0).map(|root| root.kind);
         self.expect(root == Some(FileKind::Dir), || "no root directory".into());
         Ok(())
     }
+}
+
+/// What the entries add up to.
+#[derive(Default)]
+struct Tally {
+    names: BTreeMap<InodeId, u32>,
+    subdirs: BTreeMap<u64, u32>,
+    entries: BTreeMap<u64, u64>,
+    /// The highest cookie of each directory.
+    cookies: BTreeMap<u64, u64>,
+}
+
+impl Tally {
+    fn count(&mut self, parent: u64, ino: InodeId) {
+        *self.names.entry(ino).or_default() += 1;
+        *self.entries.entry(parent).or_default() += 1;
+    }
+}
+
+/// What makes a chunk's row what was counted.
+fn recounted(chunk: ChunkId, row: &ChunkRow, counted: Option<&(u32, BTreeMap<u8, u64>)>) -> Vec<Fix> {
+    let none = (row.len, BTreeMap::new());
+    let (len, refs) = counted.unwrap_or(&none);
+    let targets: BTreeSet<u8> = row.refs.keys().chain(refs.keys()).copied().collect();
+    let count = |refs: &BTreeMap<u8, u64>, target| refs.get(&target).copied().unwrap_or(0);
+    let fix =
+        |target| Fix::Refs { chunk, len: *len, target, delta: change(count(&row.refs, target), count(refs, target)) };
+    targets.into_iter().map(fix).collect()
+}
+
+fn hex(key: &Bytes) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn id_of(key: &Bytes) -> ChunkId {

@@ -2,9 +2,10 @@
 //!
 //! Encoded as a version byte and `postcard`; within a version no variant or field is moved or removed, new ones go last.
 
+use super::fix::Fix;
 use common::auth::Secret;
 use common::fault::{Fault, Kind};
-use common::id::{ChunkId, ClusterId, Epoch, NodeId, ServerId, SessionId};
+use common::id::{ChunkId, ClusterId, Epoch, LogIndex, NodeId, ServerId, SessionId};
 use common::kv::KvError;
 use common::layout::Layout;
 use common::proto::keep::{KeepChange, KeepSettings};
@@ -91,6 +92,17 @@ pub enum Command {
     },
     /// Changes settings of repair, garbage collection and scrub. [`Done::KeepSet`].
     SetKeep(KeepChange),
+    /// Corrections of what fsck found. [`Done::Fixed`].
+    Fix {
+        /// The applied index of the state it looked at.
+        scan: LogIndex,
+        /// Numbers the commands of one look, from 1.
+        batch: u32,
+        /// In order, at most [`super::FIXES_MAX`].
+        fixes: Vec<Fix>,
+        /// When.
+        at: Time,
+    },
 }
 
 /// What applying a command answers.
@@ -132,6 +144,8 @@ pub enum Done {
     OutSet,
     /// `SetKeep`: the settings now.
     KeepSet(KeepSettings),
+    /// `Fix`.
+    Fixed,
 }
 
 impl Command {

@@ -27,7 +27,7 @@
 //! | `query`, `walk` | reads |
 //! | `cluster` | format, chunkservers, layout, map |
 //! | `keep` | which chunks belong on a server, which may be deleted, who is out |
-//! | `rows`, `check` | single rows; the invariants above, checked over a whole store |
+//! | `rows`, `check`, `fix` | single rows; the invariants above, checked over a whole store; mending what is wrong |
 //!
 //! Left out (with later issues): locks, trash, snapshots, quotas, access control lists; orphans of more than the session
 //! that unlinked; the rows of finished moves (kept and checked, nothing writes them yet).
@@ -41,6 +41,7 @@ mod commit;
 mod create;
 mod extents;
 mod keep;
+mod fix;
 mod query;
 mod remove;
 mod rename;
@@ -52,11 +53,12 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
-pub use check::check;
+pub use check::{Problem, check, problems};
 pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
 pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
 pub use commit::validate as validate_commit;
 pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
+pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
 pub use query::{QueryCtx, names, query};
 pub use remove::has_purge;
 pub use rows::{config, counters};
@@ -90,6 +92,7 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
         Command::SetServerWeight { server, weight } => {
             system(txn, index, Time::default(), |call| cluster::set_weight(call, *server, *weight))
         }
+        Command::Fix { scan, batch, fixes, at } => system(txn, index, *at, |call| fix::fix(call, *scan, *batch, fixes)),
         Command::Purge { limit } => system(txn, index, Time::default(), |call| remove::purge(call, *limit)),
         Command::Condemn { epoch, chunks } => {
             system(txn, index, Time::default(), |call| keep::condemn(call, *epoch, chunks))

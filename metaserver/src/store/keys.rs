@@ -20,7 +20,7 @@
 //! | moved | placement group 4 | [`Moved`](super::values::Moved) |
 //! | server | server 4 | [`ServerRow`](super::values::ServerRow) |
 //! | instance | instance 16 | [`InstanceRow`](super::values::InstanceRow): finds a server that registers again |
-//! | cluster | `config`, `counters`, `layout` | [`Config`](super::values::Config), ... |
+//! | cluster | `config`, `counters`, `layout`, `fix` | [`Config`](super::values::Config), ... |
 //! | raft | the metaserver's own: last applied, membership | `raft/` |
 //!
 //! Families are told apart by name on disk; a new one goes last in [`FAMILIES`].
@@ -77,6 +77,8 @@ pub const RAFT: Family = Family(17);
 pub const CONFIG: &[u8] = b"config";
 /// In [`CLUSTER`]: numbers that change with every command.
 pub const COUNTERS: &[u8] = b"counters";
+/// In [`CLUSTER`]: the last corrections.
+pub const FIX: &[u8] = b"fix";
 /// In [`CLUSTER`]: the layout table.
 pub const LAYOUT: &[u8] = b"layout";
 /// In [`CLUSTER`]: servers that are out.

@@ -422,3 +422,19 @@ impl Value for KeepRow {
     const WHAT: &'static str = "keep";
     const VERSION: u8 = 1;
 }
+
+/// The last corrections that fsck made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FixRow {
+    /// The index of the state that was looked at.
+    pub scan: LogIndex,
+    /// Commands of that look so far.
+    pub batch: u32,
+    /// Where the last one stands in the log.
+    pub at: LogIndex,
+}
+
+impl Value for FixRow {
+    const WHAT: &'static str = "fix";
+    const VERSION: u8 = 1;
+}
