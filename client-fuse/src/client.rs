@@ -102,7 +102,7 @@ impl Client {
         let caller = Caller::new(world, &tasks, &me, &config.metaservers);
         let reply = match &ask {
             Admin::Format { .. } | Admin::NodeStatus => caller.admin_once(&ask, config.op_timeout).await,
-            Admin::Status | Admin::Keep(_) => caller.admin(&ask, config.op_timeout).await,
+            Admin::Status | Admin::Keep(_) | Admin::Order(_) => caller.admin(&ask, config.op_timeout).await,
         };
         tasks.shutdown(STOP_GRACE).await;
         reply

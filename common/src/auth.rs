@@ -1,9 +1,11 @@
 //! Receipts and tokens: keyed BLAKE3 under the cluster's secret, which only metaservers and chunkservers hold.
 //!
 //! A *receipt* proves that a server held a chunk durably; a *token* proves that the metadata service let a session
-//! read a chunk. Knowing a chunk's id gives no right to its bytes, and a client cannot claim what it never stored.
+//! read a chunk. An administrator's orders are signed with a key of their own ([`AdminKey`]). Knowing a chunk's id gives no right to its bytes, and a client cannot claim what it never stored.
 
 use crate::id::{ChunkId, Epoch, LogIndex, ServerId, SessionId};
+use crate::proto::admin::{Order, Signed};
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 
 /// The cluster's secret: 32 random bytes made when the cluster is formatted.
@@ -84,6 +86,56 @@ impl Secret {
     }
 }
 
+/// The administrator's key: what metaservers and administrators' commands have, and mounts do not.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminKey([u8; 32]);
+
+impl std::fmt::Debug for AdminKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AdminKey(..)")
+    }
+}
+
+impl AdminKey {
+    /// The shortest text a key may be made of, in bytes.
+    pub const TEXT_MIN: usize = 16;
+
+    /// From the text of a key file; space around it does not count. `None`: it is too short to keep anybody out.
+    pub fn from_text(text: &str) -> Option<AdminKey> {
+        let text = text.trim();
+        (text.len() >= AdminKey::TEXT_MIN).then(|| AdminKey(blake3::derive_key("dfs administrator 1", text.as_bytes())))
+    }
+
+    /// Reads a key file.
+    ///
+    /// # Errors
+    /// One line for a person.
+    pub fn read(path: &std::path::Path) -> Result<AdminKey, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))?;
+        let short = || format!("{}: a key has at least {} characters", path.display(), AdminKey::TEXT_MIN);
+        AdminKey::from_text(&text).ok_or_else(short)
+    }
+
+    /// Signs an order.
+    pub fn sign(&self, order: Order, at: Time, by: String) -> Signed {
+        let mac = self.mac(&order, at, &by);
+        Signed { order, at, by, mac }
+    }
+
+    /// True if it was signed with this key.
+    pub fn has_signed(&self, signed: &Signed) -> bool {
+        let (ours, theirs) = (self.mac(&signed.order, signed.at, &signed.by), signed.mac);
+        ours.0.iter().zip(theirs.0).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    }
+
+    fn mac(&self, order: &Order, at: Time, by: &str) -> Mac {
+        let bytes = postcard::to_stdvec(&(order, at, by)).expect("plain data has an encoding, and memory grows");
+        let mut mac = Mac::default();
+        mac.0.copy_from_slice(&blake3::keyed_hash(&self.0, &bytes).as_bytes()[..16]);
+        mac
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +158,19 @@ mod tests {
             assert!(!secret.receipt_is_valid(&receipt, chunk, 1, other));
         }
         assert!(!Secret([8; 32]).receipt_is_valid(&receipt, chunk, 1, attempt));
+    }
+
+    #[test]
+    fn an_order_holds_only_as_it_was_signed() {
+        let key = AdminKey::from_text("a long enough key\n").unwrap();
+        let order = Order::FsckLook { job: 1, after: 2 };
+        let signed = key.sign(order.clone(), Time { secs: 3, nanos: 4 }, "me".into());
+        assert!(key.has_signed(&signed));
+        assert!(AdminKey::from_text(" a long enough key").unwrap().has_signed(&signed));
+        assert!(!AdminKey::from_text("another long enough key").unwrap().has_signed(&signed));
+        assert!(!key.has_signed(&Signed { order: Order::FsckLook { job: 2, after: 2 }, ..signed.clone() }));
+        assert!(!key.has_signed(&Signed { at: Time { secs: 4, nanos: 4 }, ..signed.clone() }));
+        assert!(!key.has_signed(&Signed { by: "you".into(), ..signed }));
+        assert_eq!(AdminKey::from_text("short"), None);
     }
 }

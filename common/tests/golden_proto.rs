@@ -9,6 +9,7 @@ use common::fault::{Fault, Kind};
 use common::id::*;
 use common::layout::{ClusterMap, Domain, Layout, ServerInfo};
 use common::name::Name;
+use common::proto::admin::*;
 use common::proto::chunk::*;
 use common::proto::keep::*;
 use common::proto::lease::*;
@@ -323,6 +324,31 @@ fn keeping(out: &mut Golden) {
     }
 }
 
+fn orders(out: &mut Golden) {
+    let chunk = Some(ChunkId([7; 32]));
+    let order = Order::Fsck(FsckAsk { path: Some(b"/d".to_vec()), data: true, repair: false });
+    let at = Time { secs: 5, nanos: 6 };
+    let signed = Signed { order, at, by: "root@h".into(), mac: Mac([6; 16]) };
+    out.line("Admin", &Admin::Order(Box::new(signed)));
+    out.line("Order", &Order::FsckLook { job: 7, after: 300 });
+    out.line("AdminReply", &AdminReply::Ordered(Box::new(Ordered::Done)));
+    out.line("Ordered", &Ordered::FsckStarted { job: 7 });
+    let files = vec![FileRange { path: b"/a".to_vec(), from: 1, to: 300 }];
+    let finding = Finding { kind: FindingKind::Lost, text: "t".into(), chunk, files, mends: false };
+    let look = FsckLook {
+        phase: FsckPhase::Done,
+        index: LogIndex(300),
+        chunks: 1,
+        chunks_total: 2,
+        bytes: 3,
+        counts: vec![(FindingKind::Server, 4)],
+        findings: vec![finding],
+        repaired: 5,
+        failed: Some("f".into()),
+    };
+    out.line("Ordered", &Ordered::Fsck(look));
+}
+
 #[test]
 fn the_protocol_bytes_are_what_they_were() {
     let mut golden = Golden::default();
@@ -330,6 +356,7 @@ fn the_protocol_bytes_are_what_they_were() {
     data_plane(&mut golden);
     leases(&mut golden);
     keeping(&mut golden);
+    orders(&mut golden);
     if std::env::var_os("DFS_WRITE_GOLDEN").is_some() {
         std::fs::write(FILE, &golden.0).expect("the golden file can be written");
     }

@@ -45,6 +45,9 @@ pub struct Config {
     /// Free bytes under `data_dir` below which this disk counts as full: then only what frees space goes on, once fewer than a
     /// majority of the metaservers have room. 0: none is kept.
     pub reserve_bytes: u64,
+    /// The file with the administrator's key, the same on all metaservers. Empty: no key is asked for, so whoever reaches
+    /// the port can administer.
+    pub admin_key_file: PathBuf,
     /// Threads that serve requests. 0: one for each four cores.
     pub threads: usize,
     /// What is logged, such as `info` or `info,metaserver=debug`.
@@ -76,6 +79,7 @@ impl Default for Config {
             keep_entries: KEEP_ENTRIES_DEFAULT,
             down_out_s: 600,
             reserve_bytes: RESERVE_BYTES_DEFAULT,
+            admin_key_file: PathBuf::new(),
             threads: 0,
             log_level: "info,openraft=error".into(), // it warns three times a second of a member that is down
         }

@@ -13,6 +13,7 @@
 //! | `keep` | repair and garbage: what belongs where, what may go, who was down for too long |
 //! | `space` | what is refused while disks are nearly full, so that what frees space goes on |
 //! | `copies` | may a commit have fewer copies than asked for |
+//! | `orders`, `fsck` | what only administrators may ask; the check of everything |
 //! | `workers` | the loops: flush, expire, layout, purge, return |
 //! | `config`, `identity` | how it is configured; whose data its directory holds |
 //!
@@ -20,12 +21,14 @@
 
 pub mod config;
 mod copies;
+mod fsck;
 pub mod identity;
 mod keep;
 mod leading;
 mod leases;
 pub mod namespace;
 mod node;
+mod orders;
 pub mod raft;
 mod servers;
 mod service;
@@ -38,6 +41,7 @@ use crate::config::Config;
 use crate::identity::{Identity, IdentityError};
 use crate::node::Node;
 use crate::raft::StartError;
+use common::auth::AdminKey;
 use common::disk::Lock;
 use common::fault::Kind;
 use common::hello::{Hello, Me, Role};
@@ -60,6 +64,9 @@ pub enum Error {
     /// The configuration cannot work.
     #[error("configuration: {0}")]
     Config(String),
+    /// The administrator's key cannot be read.
+    #[error("admin_key_file: {0}")]
+    AdminKey(String),
     /// Another process has this directory.
     #[error("{0} is in use by another metaserver process: stop that one first")]
     InUse(String),
@@ -122,6 +129,10 @@ pub async fn start(config: Config, world: World) -> Result<Server, Error> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::InUse(dir)),
         Err(error) => return Err(dir_error(error)),
     };
+    let admin_key = match config.admin_key_file.as_os_str().is_empty() {
+        true => None,
+        false => Some(AdminKey::read(&config.admin_key_file).map_err(Error::AdminKey)?),
+    };
     let identity = Identity::load(&*world.disk, &config.data_dir, NodeId(config.node_id))?;
     let listener = world.net.bind(&config.listen).await;
     let listener = listener.map_err(|source| Error::Listen { addr: config.listen.clone(), source })?;
@@ -133,7 +144,7 @@ pub async fn start(config: Config, world: World) -> Result<Server, Error> {
     if identity.is_some() {
         greet(&config, &world, &tasks, &me).await?;
     }
-    let node = Arc::new(Node::new(config, told, world, tasks, me));
+    let node = Arc::new(Node::new(config, told, world, tasks, me, admin_key));
     if let Some(identity) = identity {
         node.join(identity).await?;
     }

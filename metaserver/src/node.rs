@@ -16,7 +16,7 @@ use crate::leading::{Leadership, not_formatted};
 use crate::namespace::{self, Command, Done};
 use crate::raft::{Member, Message, PROPOSE_TIMEOUT, Reply, StartError, decode, encode, node_of, returned_id};
 use crate::space::Space;
-use common::auth::Secret;
+use common::auth::{AdminKey, Secret};
 use common::fault::{Fault, Kind};
 use common::hello::Me;
 use common::id::{ClusterId, Epoch, NodeId};
@@ -52,6 +52,8 @@ pub(crate) struct Node {
     pub(crate) tasks: Tasks,
     /// How it introduces itself.
     pub(crate) me: Me,
+    /// Signs administrators' orders; `None`: nobody checks.
+    pub(crate) admin_key: Option<AdminKey>,
     /// What it knows while it leads.
     pub(crate) leadership: Leadership,
     /// Room on the disks.
@@ -66,10 +68,17 @@ pub(crate) struct Node {
 
 impl Node {
     /// A node that is no member yet.
-    pub(crate) fn new(config: Config, addr: String, world: World, tasks: Tasks, me: Me) -> Node {
+    pub(crate) fn new(
+        config: Config,
+        addr: String,
+        world: World,
+        tasks: Tasks,
+        me: Me,
+        admin_key: Option<AdminKey>,
+    ) -> Node {
         let (leadership, space, member, forming, stopping) = Default::default();
         let failure = watch::Sender::new(None);
-        Node { config, addr, world, tasks, me, leadership, space, member, forming, stopping, failure }
+        Node { config, addr, world, tasks, me, admin_key, leadership, space, member, forming, stopping, failure }
     }
 
     /// It cannot go on: the process is to end. Only the first reason counts.

@@ -6,6 +6,7 @@ use crate::leading::Leading;
 use crate::leases::Changing;
 use crate::namespace::{self, Command, Done, Fail};
 use crate::node::Shared;
+use crate::orders::Orders;
 use crate::raft::{Member, Message, Reply, decode, encode, node_of, within_limit};
 use bytes::Bytes;
 use common::fault::{Fault, Kind};
@@ -39,6 +40,7 @@ pub(crate) struct Service {
     node: Shared,
     proposals: Arc<Semaphore>,
     copies: Copies,
+    orders: Orders,
 }
 
 /// One request of one peer.
@@ -50,8 +52,10 @@ struct Call {
 
 /// Answers the requests of all peers.
 pub(crate) fn handler(node: Shared) -> Handler {
-    let copies = Copies::new(common::wire::Pool::new(&node.world, &node.me));
-    let service = Arc::new(Service { node, copies, proposals: Arc::new(Semaphore::new(permits(PROPOSAL_BYTES_MAX))) });
+    let pool = common::wire::Pool::new(&node.world, &node.me);
+    let (copies, orders) = (Copies::new(pool.clone()), Orders::new(node.clone(), pool));
+    let service =
+        Arc::new(Service { node, copies, orders, proposals: Arc::new(Semaphore::new(permits(PROPOSAL_BYTES_MAX))) });
     Arc::new(move |peer, context, request| {
         let call = Call { service: service.clone(), peer };
         Box::pin(call.serve_checked(context, request))
@@ -71,8 +75,8 @@ fn roles(request: &MetaRequest) -> (&'static str, &'static [Role]) {
         MetaRequest::ClusterMap { .. } => ("cluster_map", &[Role::Client, Role::Chunkserver, Role::Admin]),
         MetaRequest::Register { .. } => ("register", &[Role::Chunkserver]),
         MetaRequest::Heartbeat { .. } => ("heartbeat", &[Role::Chunkserver]),
-        // Clients too: `dfs admin` is a client with another verb until there are identities to tell them apart.
-        MetaRequest::Admin { .. } => ("admin", &[Role::Admin, Role::Client]),
+        // Metaservers hand a format on; orders must be signed, too, and come from administrators only.
+        MetaRequest::Admin { .. } => ("admin", &[Role::Admin, Role::Metaserver]),
         MetaRequest::Raft { .. } => ("raft", &[Role::Metaserver]),
         MetaRequest::Lease { .. } => ("lease", &[Role::Client]),
         MetaRequest::Recalls { .. } => ("recalls", &[Role::Client]),
@@ -510,6 +514,12 @@ impl Meta for Call {
             Admin::Status => Ok(AdminReply::Status(Box::new(self.status().await?))),
             Admin::NodeStatus => Ok(AdminReply::Node(self.node_status())),
             Admin::Keep(ask) => self.keep_admin(ask).await.map(AdminReply::Keep),
+            Admin::Order(signed) => {
+                self.service.orders.check(&self.peer, &signed)?;
+                let (member, leading) = self.leading().await?;
+                let done = self.service.orders.carry_out(member, leading, *signed).await?;
+                Ok(AdminReply::Ordered(Box::new(done)))
+            }
         }
     }
 

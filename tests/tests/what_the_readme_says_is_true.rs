@@ -75,6 +75,8 @@ fn the_sample_configurations_make_a_cluster_in_readmes_steps() {
     let metas = [("node1:7500", at(0)), ("node2:7500", at(1)), ("node3:7500", at(2))];
     let data = |name: &str| dir.join("data").join(name).display().to_string();
 
+    let key = dir.join("admin.key").display().to_string();
+    fs::write(&key, "the key of an administrator").unwrap();
     let mut servers = Vec::new();
     for node in 1..=3_usize {
         let name = format!("meta-{node}");
@@ -83,6 +85,7 @@ fn the_sample_configurations_make_a_cluster_in_readmes_steps() {
             ("advertise = \"node1:7500\"", format!("advertise = \"{}\"", at(node - 1))),
             ("0.0.0.0:7500", at(node - 1)),
             ("/var/lib/dfs/metaserver", data(&name)),
+            ("/etc/dfs/admin.key", key.clone()),
         ];
         replace.extend(metas.clone());
         servers.push(start(dir, "metaserver", &name, &replace));
@@ -120,4 +123,8 @@ fn the_sample_configurations_make_a_cluster_in_readmes_steps() {
     dfs(&["get", "/first", back.to_str().unwrap()]).must();
     content.check_file(&back, 9_000_000).unwrap();
     assert!(dfs(&["admin", "status"]).must().text().contains("leader"));
+    dfs(&["admin", "fsck"]).must_fail_cleanly(); // dfs.toml names no key: this is a client like any other
+    let mut fsck = Command::new(program("dfs"));
+    fsck.env_remove("DFS_META").env("DFS_CONFIG", &config).env("DFS_ADMIN_KEY_FILE", &key).args(["admin", "fsck"]);
+    assert!(run(&mut fsck, COMMAND_LIMIT).must().text().contains("clean"));
 }

@@ -3,10 +3,13 @@
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::size_text;
+use super::fsck;
 use clap::Subcommand;
 use client_fuse::{Client, ClientConfig};
+use common::auth::AdminKey;
 use common::fault::Fault;
 use common::id::{ClusterId, NodeId};
+use common::proto::admin::{Order, Ordered};
 use common::proto::meta::{Admin, AdminReply, ServerStatus, Status};
 use common::units::{MIN_REPLICAS_DEFAULT, REPLICAS_DEFAULT};
 use common::world::World;
@@ -19,6 +22,8 @@ pub(crate) const UNFORMATTED: &str = "unformatted";
 const FORMAT_LIMIT: Duration = Duration::from_secs(30);
 /// How long a look at the cluster may take.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
+/// What an order gets at least.
+const ORDER_LIMIT_MIN: Duration = Duration::from_secs(5);
 
 /// What an administrator can do.
 #[derive(Debug, Subcommand)]
@@ -34,6 +39,9 @@ pub(crate) enum AdminCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Check everything: the namespace's invariants and counts, and every chunk on every server. Ends with 1 if
+    /// something is wrong
+    Fsck(fsck::FsckArgs),
 }
 
 /// What is fixed when a cluster is made.
@@ -50,8 +58,8 @@ pub(crate) struct Shape {
     pub(crate) min_replicas: u8,
 }
 
-/// Runs a `dfs admin` command.
-pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome {
+/// Runs a `dfs admin` command. The number of things that are wrong, for the exit code.
+pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> {
     let config = target.client_config("admin")?;
     let world = World::real();
     match command {
@@ -65,7 +73,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome {
             let request = format_request(&world, &config.metaservers, shape);
             ask(&world, &config.metaservers[..1], request, FORMAT_LIMIT).await?;
             say!("formatted: {} metaservers, {} replicas", config.metaservers.len(), shape.replicas);
-            Ok(())
+            Ok(0)
         }
         AdminCommand::Status { json } => {
             let limit = STATUS_LIMIT.min(config.op_timeout);
@@ -82,8 +90,9 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome {
             } else {
                 say!("{}", status_text(&status).trim_end());
             }
-            Ok(())
+            Ok(0)
         }
+        AdminCommand::Fsck(args) => fsck::run(&Orders::new(target)?, args).await,
     }
 }
 
@@ -105,6 +114,38 @@ pub(crate) async fn ask(world: &World, addresses: &[String], request: Admin, lim
     config.label = "dfs admin".into();
     let answer = Client::admin(&config, world, request).await;
     answer.map_err(|fault: Fault| Failure::fault("ask", addresses.join(","), &fault))
+}
+
+/// Sends orders, signed.
+pub(crate) struct Orders {
+    world: World,
+    config: ClientConfig,
+    key: AdminKey,
+    by: String,
+}
+
+impl Orders {
+    /// To this cluster, with the key that is configured. Without one the cluster may still take them.
+    pub(crate) fn new(target: &Target) -> Outcome<Orders> {
+        let mut config = target.client_config("admin")?;
+        config.op_timeout = config.op_timeout.max(ORDER_LIMIT_MIN);
+        let none = || AdminKey::from_text("no key is configured").expect("long enough");
+        let key = target.admin_key()?.unwrap_or_else(none);
+        let user =
+            nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().map_or_else(String::new, |u| u.name);
+        let host = config.label.split(' ').next().unwrap_or_default().to_owned();
+        Ok(Orders { world: World::real(), config, key, by: format!("{user}@{host}") })
+    }
+
+    /// Sends one; what came of it. `doing` is for the error.
+    pub(crate) async fn send(&self, doing: &str, order: Order) -> Outcome<Ordered> {
+        let signed = self.key.sign(order, self.world.now(), self.by.clone());
+        let answer = Client::admin(&self.config, &self.world, Admin::Order(Box::new(signed))).await;
+        match answer.map_err(|fault| Failure::fault(doing, "the cluster", &fault))? {
+            AdminReply::Ordered(done) => Ok(*done),
+            other => Err(Failure::new(format!("{doing}: unexpected answer {other:?}"))),
+        }
+    }
 }
 
 /// What each metaserver says of itself: for when there is no leader to ask.

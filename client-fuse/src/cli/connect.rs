@@ -7,6 +7,7 @@ use super::failure::{Failure, Outcome};
 use super::remote::Remote;
 use clap::Args;
 use client_fuse::{Client, ClientConfig};
+use common::auth::AdminKey;
 use common::fault::{Fault, Kind};
 use common::id::{ClusterId, InodeId};
 use common::proto::meta::{Attr, Cred};
@@ -48,6 +49,8 @@ struct ClientFile {
     op_timeout_s: Option<u64>,
     /// Memory for unsaved data, chunk cache and read-ahead together, in MiB.
     memory_mib: Option<usize>,
+    /// The file with the administrator's key; only `dfs admin` reads it. `DFS_ADMIN_KEY_FILE` wins over it.
+    admin_key_file: Option<PathBuf>,
 }
 
 /// What the environment says; a value of its own so that tests need not change the process.
@@ -56,6 +59,7 @@ struct Environment {
     meta: Option<String>,
     config: Option<PathBuf>,
     home: Option<PathBuf>,
+    admin_key_file: Option<PathBuf>,
 }
 
 impl Environment {
@@ -65,6 +69,7 @@ impl Environment {
             meta: std::env::var("DFS_META").ok().filter(|v| !v.is_empty()),
             config: path("DFS_CONFIG"),
             home: path("HOME"),
+            admin_key_file: path("DFS_ADMIN_KEY_FILE"),
         }
     }
 }
@@ -87,6 +92,17 @@ impl Target {
             config.memory_bytes = mib << 20;
         }
         Ok(config)
+    }
+
+    /// The administrator's key, if one is configured.
+    pub(crate) fn admin_key(&self) -> Outcome<Option<AdminKey>> {
+        let environment = Environment::read();
+        let file = match environment.admin_key_file.clone() {
+            Some(path) => Some(path),
+            None => self.find(&environment)?.admin_key_file,
+        };
+        let key = file.map(|path| AdminKey::read(&path)).transpose();
+        key.map_err(|error| Failure::new(format!("the administrator's key: {error}")))
     }
 
     fn find(&self, environment: &Environment) -> Outcome<ClientFile> {

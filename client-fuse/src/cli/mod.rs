@@ -17,6 +17,7 @@ mod copy;
 mod dev;
 mod failure;
 mod format;
+mod fsck;
 mod get;
 mod helper;
 mod list;
@@ -146,7 +147,7 @@ async fn dispatch_async(cli: Cli) -> Outcome<ExitCode> {
         Command::Chown(args) => target.with_client(async move |shell| change::chown(shell, args).await).await?,
         Command::Mount(_) => unreachable!("handled before the runtime was made"),
         Command::Umount(args) => umount::run(args).await.map(|()| 0)?,
-        Command::Admin(command) => admin::run(target, command).await.map(|()| 0)?,
+        Command::Admin(command) => admin::run(target, command).await?,
         Command::Dev(command) => dev::run(command).await.map(|()| 0)?,
     };
     Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

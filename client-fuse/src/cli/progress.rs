@@ -23,6 +23,21 @@ impl Progress {
         Progress { bar }
     }
 
+    /// A bar of things that are counted, not bytes.
+    pub(crate) fn counts() -> Progress {
+        let progress = Progress::new(false);
+        let template = "{bar:24} {human_pos}/{human_len} {per_sec} {eta} left  {wide_msg}";
+        progress.bar.set_style(ProgressStyle::with_template(template).expect("the template is well formed"));
+        progress
+    }
+
+    /// So much of so much is done, and this is being done now.
+    pub(crate) fn set(&self, done: u64, total: u64, what: &str) {
+        self.bar.set_length(total.max(done));
+        self.bar.set_position(done);
+        self.bar.set_message(what.to_owned());
+    }
+
     /// More was found to do.
     pub(crate) fn expect(&self, bytes: u64) {
         self.bar.inc_length(bytes);

@@ -4,6 +4,7 @@
 //! version a field or variant is never moved or removed, and new variants go last; any other change raises
 //! [`VERSION`]. The golden-byte tests hold this.
 
+pub mod admin;
 pub mod chunk;
 pub mod keep;
 pub mod lease;

@@ -1,5 +1,6 @@
 //! What chunkservers and administrators ask of the metadata service; clients' requests are in [`super::meta`].
 
+use super::admin::{Ordered, Signed};
 use super::keep::{KeepAdmin, KeepAdminReply};
 use super::meta::FsStat;
 use crate::auth::Secret;
@@ -89,6 +90,8 @@ pub enum Admin {
     NodeStatus,
     /// About repair, garbage and scrub, from the leader.
     Keep(KeepAdmin),
+    /// What only an administrator may ask.
+    Order(Box<Signed>),
 }
 
 /// What they get.
@@ -102,6 +105,8 @@ pub enum AdminReply {
     Node(NodeStatus),
     /// `Keep`.
     Keep(KeepAdminReply),
+    /// `Order`.
+    Ordered(Box<Ordered>),
 }
 
 /// The cluster, as its leader sees it.

@@ -1,6 +1,6 @@
 //! What a development cluster consists of: chosen once, kept in `DIR/dev.toml`.
 //!
-//! Layout of `DIR`: `dev.toml` (this plan), `dfs.toml` (for clients), `conf/NAME.toml`, `run/NAME.pid`,
+//! Layout of `DIR`: `dev.toml` (this plan), `dfs.toml` (for clients), `admin.key` (the administrator's), `conf/NAME.toml`, `run/NAME.pid`,
 //! `log/NAME.log`, `data/NAME/`. Ports are on 127.0.0.1 and stay the same for ever, so a restart is a real restart.
 //! Configuration files are written when they are missing and then left alone: they may be edited by hand.
 
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The most servers of one kind: this is one machine.
@@ -168,9 +169,17 @@ impl Cluster {
 
     fn write_configs(&self) -> Outcome {
         let peers = self.meta_addresses();
+        let key = self.dir.join("admin.key");
+        if !key.exists() {
+            let world = World::real();
+            write_atomically(&key, &format!("{:032x}{:032x}\n", world.random_u128(), world.random_u128()))?;
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o600))
+                .map_err(|e| Failure::at("protect", key.display(), e))?;
+        }
+        let key = toml_string(&key.display().to_string());
         let quoted = toml_strings(&peers);
         for (index, member) in self.plan.metaservers.iter().enumerate() {
-            let text = meta_config(index + 1, member, &peers, &self.dir.join("data").join(&member.name));
+            let text = meta_config(index + 1, member, &peers, &self.dir.join("data").join(&member.name), &key);
             self.write_missing(&format!("conf/{}.toml", member.name), &text)?;
         }
         for member in &self.plan.chunkservers {
@@ -184,7 +193,9 @@ impl Cluster {
             }
             self.write_missing(&format!("conf/{}.toml", member.name), &chunk_config(member, &quoted, &dirs))?;
         }
-        self.write_missing("dfs.toml", &format!("# A client of this cluster: dfs --config THIS ...\nmeta = {quoted}\n"))
+        let text =
+            format!("# A client of this cluster: dfs --config THIS ...\nmeta = {quoted}\nadmin_key_file = {key}\n");
+        self.write_missing("dfs.toml", &text)
     }
 
     fn write_missing(&self, name: &str, text: &str) -> Outcome {
@@ -194,11 +205,13 @@ impl Cluster {
 }
 
 /// The configuration of a metaserver; its format is `metaserver/src/config.rs`.
-fn meta_config(node: usize, member: &Member, peers: &[String], data: &Path) -> String {
+fn meta_config(node: usize, member: &Member, peers: &[String], data: &Path, key: &str) -> String {
     let port = member.port;
     let mut text = format!(
         "node_id = {node}\nlisten = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\ndata_dir = {}\n\
-         reserve_bytes = {META_RESERVE_BYTES}\n\n[metaservers]\n",
+         reserve_bytes = {META_RESERVE_BYTES}\n\
+         admin_key_file = {key}\n\n\
+         [metaservers]\n",
         toml_string(&data.display().to_string())
     );
     for (index, peer) in peers.iter().enumerate() {

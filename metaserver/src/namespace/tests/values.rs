@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::store::values::{
-    Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, ExtentRow, Horizon, Inode, InstanceRow, LayoutRow,
-    Listed, Moved, Purge, ServerRow, SessionRow, SlotRow, Value,
+    Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, ExtentRow, FixRow, Horizon, Inode, InstanceRow,
+    LayoutRow, Listed, Moved, Purge, ServerRow, SessionRow, SlotRow, Value,
 };
 use bytes::Bytes;
 use common::id::DataVersion;
@@ -50,6 +50,12 @@ fn inodes() {
     golden(&inode(FileKind::Symlink, Body::Symlink { target: b"ab".to_vec() }), &format!("01 02 {common} 02 02 6162"));
     golden(&inode(FileKind::CharDevice, Body::Device { rdev: 8 }), &format!("01 05 {common} 03 08"));
     golden(&inode(FileKind::Fifo, Body::Plain), &format!("01 03 {common} 04"));
+}
+
+#[test]
+fn the_last_corrections() {
+    let row = FixRow { scan: LogIndex(300), batch: 2, at: LogIndex(301) };
+    golden(&row, "01 ac02 02 ad02");
 }
 
 #[test]

@@ -1,0 +1,107 @@
+//! `dfs admin fsck` says "clean" of a cluster that is, and finds what was broken behind its back: damaged copies, copies
+//! that are missing, servers that do not answer, and what is lost by file and range. Only who has the administrator's key
+//! may run it. (That every defect of the namespace is found and mended is tested on the rows, in the metaserver.)
+
+#![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
+
+use serde_json::Value;
+use tests::cluster::Cluster;
+use tests::content::Content;
+use tests::damage::flip_stored;
+
+const CHUNK: u64 = 4 << 20;
+/// Three chunks.
+const LEN: u64 = 3 * CHUNK;
+/// In the second chunk.
+const DAMAGED_AT: u64 = CHUNK + 1000;
+
+/// `dfs admin fsck --json ARGS`: what it printed, and its exit code.
+fn fsck(cluster: &Cluster, args: &[&str]) -> (Value, i32) {
+    let ended = cluster.dfs(&[&["admin", "fsck", "--json"], args].concat());
+    let found = serde_json::from_slice(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended}"));
+    (found, ended.code.unwrap())
+}
+
+#[track_caller]
+fn must_be_clean(cluster: &Cluster, args: &[&str]) -> Value {
+    let (found, code) = fsck(cluster, args);
+    assert!(found["clean"] == true && code == 0, "{args:?}: {found:#}");
+    found
+}
+
+fn count(found: &Value, kind: &str) -> u64 {
+    found["counts"][kind].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn fsck_tells_what_is_damaged_missing_and_lost() {
+    let cluster = Cluster::start_with(1, 3);
+    let (content, local) = (Content::new(9, 1, 1), tempfile::tempdir().unwrap());
+    for (name, file) in [("victim", content), ("other", Content::new(9, 2, 1))] {
+        file.write_file(&local.path().join(name), LEN).unwrap();
+    }
+    cluster.dfs(&["mkdir", "/d"]).must();
+    let source = |name: &str| local.path().join(name).to_str().unwrap().to_owned();
+    cluster.dfs(&["put", &source("victim"), "/d/victim"]).must();
+    cluster.dfs(&["put", &source("other"), "/other"]).must();
+
+    assert_eq!(must_be_clean(&cluster, &[])["chunks"], 6);
+    assert_eq!(must_be_clean(&cluster, &["--data"])["bytes_read"], 3 * 2 * LEN);
+    assert_eq!(must_be_clean(&cluster, &["/d"])["chunks"], 3);
+
+    let key = local.path().join("key");
+    std::fs::write(&key, "a key that is not this cluster's").unwrap();
+    let mut command = cluster.command(&["admin", "fsck"]);
+    command.env("DFS_ADMIN_KEY_FILE", &key);
+    let ended = tests::command::run(&mut command, tests::cluster::COMMAND_LIMIT).must_fail_cleanly();
+    assert!(ended.err.contains("not signed with the administrator's key"), "{ended}");
+
+    let damage = |server: &str| assert_eq!(flip_stored(&cluster.data(server), &content.bytes(DAMAGED_AT, 32)), 1);
+    damage("chunk-1");
+    let (found, code) = fsck(&cluster, &["--data"]);
+    assert_eq!(
+        (code, count(&found, "corrupt"), count(&found, "short"), count(&found, "lost")),
+        (1, 1, 1, 0),
+        "{found:#}"
+    );
+    must_be_clean(&cluster, &["/other", "--data"]);
+
+    damage("chunk-2");
+    damage("chunk-3");
+    let (found, code) = fsck(&cluster, &["--data"]);
+    assert_eq!((code, count(&found, "lost")), (1, 1), "{found:#}");
+    let lost = found["findings"].as_array().unwrap().iter().find(|finding| finding["kind"] == "lost").unwrap();
+    let wanted = serde_json::json!([{ "path": "/d/victim", "from": CHUNK, "to": 2 * CHUNK }]);
+    assert_eq!(lost["files"], wanted, "{found:#}");
+    assert_eq!(fsck(&cluster, &["--data", "--repair"]).1, 1, "what is lost stays lost");
+    cluster.dfs(&["cat", "/other"]).must();
+
+    // A server that does not answer: what it has is not called lost, and not called fine.
+    cluster.kill(&["chunk-2"]);
+    let (found, code) = fsck(&cluster, &["/other"]);
+    assert_eq!(
+        (code, count(&found, "server"), count(&found, "short"), count(&found, "lost")),
+        (1, 1, 3, 0),
+        "{found:#}"
+    );
+}
+
+#[test]
+fn copies_that_are_gone_are_handed_to_repair() {
+    let cluster = Cluster::start_with(1, 3);
+    let local = tempfile::tempdir().unwrap();
+    let source = local.path().join("source");
+    Content::new(9, 3, 1).write_file(&source, LEN).unwrap();
+    cluster.dfs(&["put", source.to_str().unwrap(), "/file"]).must();
+    // The disk of one server is replaced by an empty one: it comes back as another server.
+    cluster.kill(&["chunk-3"]);
+    std::fs::remove_dir_all(cluster.data("chunk-3")).unwrap();
+    std::fs::create_dir(cluster.data("chunk-3")).unwrap();
+    let (found, code) = fsck(&cluster, &[]);
+    assert_eq!((code, count(&found, "short"), count(&found, "lost")), (1, 3, 0), "{found:#}");
+    let (found, _) = fsck(&cluster, &["--repair"]);
+    assert_eq!(found["repaired"], 3, "{found:#}");
+    assert_eq!(cluster.status()["degraded"], 3);
+    let (found, _) = fsck(&cluster, &["--repair"]);
+    assert_eq!((count(&found, "short"), &found["repaired"]), (3, &0.into()), "known by now: {found:#}");
+}
