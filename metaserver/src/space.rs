@@ -7,8 +7,9 @@
 //! | less (*tight*) | logged; see below. Until it is `reserve_bytes` and an eighth more |
 //! | less than [`BALLAST_LEN`] | the ballast file goes, so that the log and the store can be written on |
 //!
-//! While fewer than a majority of the metaservers have room, the leader refuses with `NoSpace` what makes the metadata grow
-//! ([`grows`]); reads, removals, truncations and the ends of sessions go on. One tight metaserver of three is no reason to:
+//! While a metaserver is tight and fewer than a majority have room, the leader refuses with `NoSpace` what makes the metadata grow
+//! ([`grows`]); reads, removals, truncations and the ends of sessions go on. (One that does not answer is down, not full: without a
+//! tight one among them nothing is refused here.) One tight metaserver of three is no reason to:
 //! when its disk is full in the end it stops, as if it had failed, and says so long before.
 //!
 //! The ballast is a file of allocated blocks: other programs on that file system cannot take what it holds. It is made when
@@ -38,9 +39,19 @@ pub(crate) struct Space {
 struct Now {
     tight: bool,
     free: u64,
-    /// How many of the other voters said that they have room, and how many voters there are with this one. `None`: they
-    /// were not asked yet.
-    others: Option<(usize, usize)>,
+    /// What the other voters said. `None`: they were not asked yet.
+    others: Option<Others>,
+}
+
+/// What the other voters said when they were asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Others {
+    /// So many have room,
+    pub(crate) with_room: usize,
+    /// so many have none;
+    pub(crate) tight: usize,
+    /// and there are so many voters, with this one and those that did not answer.
+    pub(crate) voters: usize,
 }
 
 impl Space {
@@ -54,8 +65,8 @@ impl Space {
     }
 
     /// What the last round among the other voters gave.
-    pub(crate) fn heard(&self, with_room: usize, voters: usize) {
-        self.now().others = Some((with_room, voters));
+    pub(crate) fn heard(&self, others: Others) {
+        self.now().others = Some(others);
     }
 
     /// Not the leader any more: what the others said is no longer asked for.
@@ -66,9 +77,9 @@ impl Space {
     /// Why what grows is refused now, if it is.
     pub(crate) fn refusal(&self) -> Option<String> {
         let now = self.now().clone();
-        let (others, voters) = now.others.unwrap_or((0, 1));
-        let with_room = others + usize::from(!now.tight);
-        (with_room < majority(voters)).then(|| {
+        let Others { with_room, tight, voters } = now.others.unwrap_or(Others { with_room: 0, tight: 0, voters: 1 });
+        let (with_room, tight) = (with_room + usize::from(!now.tight), tight + usize::from(now.tight));
+        (tight > 0 && with_room < majority(voters)).then(|| {
             format!("{with_room} of {voters} metaservers have room on their disks, {} are needed", majority(voters))
         })
     }
@@ -156,23 +167,32 @@ mod tests {
 
     #[test]
     fn what_grows_is_refused_while_fewer_than_a_majority_have_room() {
-        for (tight, others, refused) in [
-            (false, None, false),
-            (true, None, true), // alone, as far as it knows
-            (false, Some((0, 1)), false),
-            (true, Some((0, 1)), true),
-            (false, Some((2, 3)), false),
-            (false, Some((1, 3)), false),
-            (false, Some((0, 3)), true),
-            (true, Some((2, 3)), false), // it may stop, the others go on
-            (true, Some((1, 3)), true),
-            (true, Some((2, 5)), true),
-            (true, Some((3, 5)), false),
+        // This one's state, then all voters': `r` has room, `t` is tight, `-` does not answer.
+        for (voters, refused) in [
+            ("r", false),
+            ("t", true),
+            ("rrr", false),
+            ("rrt", false),
+            ("rtt", true),
+            ("trr", false), // it may stop, the others go on
+            ("trt", true),
+            ("r--", false), // down is not full
+            ("rr-", false),
+            ("rt-", true),
+            ("t--", true),
+            ("ttrrr", false),
+            ("tttrr", true),
+            ("rt--r", true),
+            ("rr--r", false),
         ] {
+            let count = |what: char| voters[1..].chars().filter(|c| *c == what).count();
+            let others = Others { with_room: count('r'), tight: count('t'), voters: voters.len() };
             let space = Space::default();
-            *space.now() = Now { tight, free: 0, others };
-            assert_eq!(space.refusal().is_some(), refused, "tight {tight}, others {others:?}");
+            *space.now() = Now { tight: voters.starts_with('t'), free: 0, others: Some(others) };
+            assert_eq!(space.refusal().is_some(), refused, "{voters}");
         }
+        let space = Space::default();
+        assert_eq!(space.refusal(), None, "nobody was asked yet");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::leading::Leading;
 use crate::namespace::{self, Command, Done};
 use crate::node::{Shared, is_outside};
 use crate::raft::{Member, Message, Reply, decode, encode};
-use crate::space::LOOK_EVERY;
+use crate::space::{LOOK_EVERY, Others};
 use common::fault::{Fault, Kind};
 use common::id::LayoutVersion;
 use common::layout::{Candidate, Layout};
@@ -214,8 +214,16 @@ async fn ask_for_room(node: &Shared, member: &Member, callers: &mut BTreeMap<Str
     let Ok(ask) = encode(&Message::Room) else { return };
     let asked = callers.values().map(|caller| caller.raft(ask.clone(), ROOM_TIMEOUT));
     let answers = futures::future::join_all(asked).await;
-    let has_room = |bytes: &&bytes::Bytes| matches!(decode::<Reply>(bytes), Ok(Reply::Room(true)));
-    node.space.heard(answers.iter().flatten().filter(has_room).count(), voters.len());
+    let said: Vec<bool> = answers
+        .iter()
+        .flatten()
+        .filter_map(|bytes| match decode::<Reply>(bytes) {
+            Ok(Reply::Room(has_room)) => Some(has_room),
+            _ => None,
+        })
+        .collect();
+    let with_room = said.iter().filter(|has_room| **has_room).count();
+    node.space.heard(Others { with_room, tight: said.len() - with_room, voters: voters.len() });
 }
 
 async fn come_back(node: Shared, stop: CancellationToken) {
