@@ -61,8 +61,12 @@ const HEDGE_RANGE: Duration = Duration::from_millis(50);
 const HEDGE_CHUNK: Duration = Duration::from_millis(250);
 /// Reads up to this long are verified in place and hedged soon, in bytes.
 const SMALL_GET: u32 = 128 << 10;
+/// A server that another one overtook in so many reads in a row is gone round: it hangs, or is very slow.
+const OVERTAKEN_MAX: u32 = 3;
 /// At most one read in this many is hedged, so that an overloaded cluster is not loaded twice.
 const HEDGE_SHARE: u64 = 10;
+/// Beyond that, so many at the beginning, and one more each second.
+const HEDGE_BURST: u64 = 6;
 
 /// A chunk to be stored.
 #[derive(Clone, Debug)]
@@ -104,6 +108,8 @@ pub(crate) struct Spot {
 #[derive(Debug, Default)]
 struct Health {
     strikes: u32,
+    /// Reads in a row in which another server was asked later and answered first.
+    overtaken: u32,
     avoid_until: Option<Instant>,
 }
 
@@ -115,6 +121,7 @@ pub(crate) struct Chunks {
     counters: Arc<Counters>,
     reports: Reports,
     health: Mutex<BTreeMap<ServerId, Health>>,
+    began: Instant,
 }
 
 /// What a server said of a chunk, by its place in the list.
@@ -140,7 +147,7 @@ impl Chunks {
         counters: Arc<Counters>,
         reports: Reports,
     ) -> Chunks {
-        Chunks { link, meta, world, counters, reports, health: Mutex::new(BTreeMap::new()) }
+        Chunks { link, meta, world, counters, reports, health: Mutex::new(BTreeMap::new()), began: Instant::now() }
     }
 
     fn avoided(&self) -> BTreeSet<ServerId> {
@@ -161,6 +168,18 @@ impl Chunks {
         if fault.kind == Kind::NoSpace {
             health.avoid_until = Some(Instant::now() + FULL_TIME);
         } else if began.elapsed() >= SLOW || health.strikes >= STRIKES {
+            health.avoid_until = Some(Instant::now() + SUSPECT_TIME);
+        }
+    }
+
+    /// A server has not answered yet, and one that was asked later has. If this goes on it is a suspect: its own timeout
+    /// would never come, since nobody waits for it any more.
+    fn overtaken(&self, server: ServerId) {
+        let mut health = self.health.lock().expect("no panic holds this lock");
+        let health = health.entry(server).or_default();
+        health.overtaken += 1;
+        if health.overtaken >= OVERTAKEN_MAX {
+            health.overtaken = 0;
             health.avoid_until = Some(Instant::now() + SUSPECT_TIME);
         }
     }
@@ -373,11 +392,15 @@ impl Chunks {
         let mut waiting: std::vec::IntoIter<Target> = self.replicas(&map, spot).into_iter();
         let mut asked = FuturesUnordered::new();
         let mut said: Vec<(ServerId, Fault)> = Vec::new();
+        let mut silent: Vec<ServerId> = Vec::new(); // asked, and not heard of yet
         let hedge_after = if range.1 <= SMALL_GET { HEDGE_RANGE } else { HEDGE_CHUNK };
         loop {
             if asked.is_empty() {
                 match waiting.next() {
-                    Some(at) => asked.push(self.fetch_from(at, spot, range, deadline)),
+                    Some(at) => {
+                        silent.push(at.server);
+                        asked.push(self.fetch_from(at, spot, range, deadline));
+                    }
                     None => return Err(said),
                 }
             }
@@ -385,8 +408,15 @@ impl Chunks {
             tokio::select! {
                 biased;
                 Some((server, result)) = asked.next() => match result {
-                    Ok(found) => return Ok(found),
-                    Err(fault) => said.push((server, fault)),
+                    Ok(found) => {
+                        let before = silent.iter().take_while(|other| **other != server);
+                        before.for_each(|other| self.overtaken(*other));
+                        return Ok(found);
+                    }
+                    Err(fault) => {
+                        silent.retain(|other| *other != server);
+                        said.push((server, fault));
+                    }
                 },
                 () = tokio::time::sleep_until(deadline) => {
                     said.push((ServerId(0), Fault::new(Kind::Unavailable, "the deadline passed")));
@@ -395,6 +425,7 @@ impl Chunks {
                 () = hedge, if asked.len() < 2 && self.may_hedge() => {
                     if let Some(at) = waiting.next() {
                         add(&self.counters.hedged_reads, 1);
+                        silent.push(at.server);
                         asked.push(self.fetch_from(at, spot, range, deadline));
                     }
                 }
@@ -404,7 +435,7 @@ impl Chunks {
 
     fn may_hedge(&self) -> bool {
         let reads = self.counters.cache_misses.load(Ordering::Relaxed);
-        self.counters.hedged_reads.load(Ordering::Relaxed) * HEDGE_SHARE <= reads + HEDGE_SHARE
+        may_hedge(self.counters.hedged_reads.load(Ordering::Relaxed), reads, self.began.elapsed().as_secs())
     }
 
     /// Who may have it, best first: known holders, its placement, then everybody (its placement may have changed).
@@ -551,6 +582,12 @@ impl Work<'_> {
     }
 }
 
+/// Whether one more read may be hedged, after so many reads of which so many were, in so many seconds. The share counts
+/// when there are many reads; a client that reads now and then loads nobody.
+fn may_hedge(hedged: u64, reads: u64, secs: u64) -> bool {
+    hedged < reads / HEDGE_SHARE + HEDGE_BURST + secs
+}
+
 fn address(map: &ClusterMap, server: ServerId) -> Option<Target> {
     map.servers.get(&server).map(|info| Target { server, addr: info.addr.clone() })
 }
@@ -602,6 +639,22 @@ const _: () = assert!(CHAIN_LEN_MIN > HASH_GROUP_LEN, "what goes down a chain is
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tenth_of_many_reads_is_hedged_and_any_of_few() {
+        for (hedged, reads, secs, may) in [
+            (0, 0, 0, true),
+            (5, 0, 0, true),
+            (6, 0, 0, false),
+            (6, 0, 1, true),
+            (6, 9, 0, false),
+            (6, 10, 0, true),
+            (105, 1000, 0, true),
+            (106, 1000, 0, false),
+        ] {
+            assert_eq!(may_hedge(hedged, reads, secs), may, "{hedged} of {reads} in {secs} s");
+        }
+    }
 
     #[test]
     fn only_the_first_failure_of_a_chain_counts() {

@@ -2,6 +2,7 @@
 
 use super::chunk::leaves_of;
 use super::format::{Log, Row, leaves_len};
+use super::silent::READ_MAX;
 use super::{Inner, Store, StoreError};
 use bytes::Bytes;
 use common::disk::AlignedBuf;
@@ -11,7 +12,6 @@ use common::segment::SegmentError;
 use common::units::{HASH_GROUP_LEN, len_u64, len_usize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::time::timeout;
 
 /// A range of at least this many bytes is read around the page cache the first time. Filling the cache costs a copy and
 /// as much again in bookkeeping, and most whole chunks are read once: the reader has a cache of its own.
@@ -74,9 +74,8 @@ impl Store {
     /// `NotFound`, `Range`. `Corrupt`: this copy is known to be damaged, or its hash tree just turned out to be. `Disk`:
     /// the disk does not read it. `Slow`.
     pub async fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
-        let inner = self.inner.clone();
-        let work = self.inner.world.blocking(move || inner.read(id, offset, len));
-        timeout(super::DISK_WAIT_MAX, work).await.unwrap_or_else(|_| Err(self.slow("read")))
+        let slow = || Err(StoreError::Slow { doing: "read", dir: self.dir().to_path_buf(), waited: READ_MAX });
+        self.watched_read(move |store| store.inner.read(id, offset, len)).await.unwrap_or_else(slow)
     }
 
     /// True if there is a copy that is not known to be damaged. It is not vouched for: see [`Store::touch`].

@@ -1,6 +1,7 @@
-//! A disk that does not answer: no error, no end of the call. Work that should take a moment is watched; while one such
-//! call is outstanding for [`QUICK_MAX`], its store is *silent*: it is passed over like a fenced one, so that it costs
-//! nobody a wait or a thread, and counts again when the call ends.
+//! A disk that does not answer: no error, no end of the call. Work that should take a moment is watched, and so are reads;
+//! while one such call is outstanding for [`QUICK_MAX`], or a read for [`READ_MAX`], its store is *silent*: it is passed
+//! over like a fenced one and reported as one, so that it costs nobody a wait or a thread, and counts again when the call
+//! ends.
 
 use super::{Inner, Store, StoreStats};
 use std::collections::BTreeMap;
@@ -12,26 +13,36 @@ use tracing::warn;
 /// How long quick work (a few index rows, the free space) may take before the disk counts as silent: less than a writer
 /// waits for a put.
 pub(super) const QUICK_MAX: Duration = Duration::from_secs(4);
+/// How long one read may take, once it has a thread, before the disk counts as silent: as long as a reader waits for it.
+pub(super) const READ_MAX: Duration = Duration::from_secs(8);
 /// How long the numbers for a heartbeat are waited for.
 const STATS_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Quick work under way.
+/// Work under way that is watched: by its number, when it is late.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     last: u64,
-    began: BTreeMap<u64, Instant>,
+    quick: BTreeMap<u64, Instant>,
+    reads: BTreeMap<u64, Instant>,
 }
 
 impl Calls {
     fn begin(&mut self) -> u64 {
         self.last += 1;
-        self.began.insert(self.last, Instant::now());
+        self.quick.insert(self.last, Instant::now() + QUICK_MAX);
         self.last
     }
 
-    /// Calls begin in the order of their numbers, so the first is the oldest.
+    fn begin_read(&mut self) -> u64 {
+        self.last += 1;
+        self.reads.insert(self.last, Instant::now() + READ_MAX);
+        self.last
+    }
+
+    /// Calls of a kind begin in the order of their numbers, so the first is the oldest.
     fn are_late(&self) -> bool {
-        self.began.first_key_value().is_some_and(|(_, began)| began.elapsed() >= QUICK_MAX)
+        let now = Instant::now();
+        [&self.quick, &self.reads].iter().any(|calls| calls.first_key_value().is_some_and(|(_, late)| *late <= now))
     }
 }
 
@@ -54,7 +65,7 @@ impl Store {
         let store = self.clone();
         let watched = self.inner.world.blocking(move || {
             let done = work(&store);
-            store.inner.calls().began.remove(&number);
+            store.inner.calls().quick.remove(&number);
             done
         });
         let done = timeout(limit, watched).await.ok();
@@ -64,14 +75,36 @@ impl Store {
         done
     }
 
-    /// [`Store::stats`]; those of before, without free space, if the disk does not answer soon.
+    /// Reads, watched.
+    pub(super) async fn watched_read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Option<T> {
+        let store = self.clone();
+        let watched = self.inner.world.blocking(move || {
+            let number = store.inner.calls().begin_read();
+            let done = work(&store);
+            store.inner.calls().reads.remove(&number);
+            done
+        });
+        let done = timeout(READ_MAX, watched).await.ok();
+        if done.is_none() {
+            warn!(dir = %self.dir().display(), "the disk does not read; passed over until it does");
+        }
+        done
+    }
+
+    /// [`Store::stats`]; those of before, without free space and as if fenced, if the disk does not answer soon.
     pub async fn stats_soon(&self) -> StoreStats {
         match self.quick(STATS_WAIT_MAX, Store::stats).await {
             Some(stats) => {
                 *self.inner.last_stats.lock().expect("no panic holds this lock") = stats.clone();
                 stats
             }
-            None => StoreStats { free: 0, ..self.inner.last_stats.lock().expect("no panic holds this lock").clone() },
+            None => {
+                let last = self.inner.last_stats.lock().expect("no panic holds this lock").clone();
+                StoreStats { free: 0, fenced: 1, ..last }
+            }
         }
     }
 }

@@ -117,6 +117,7 @@ impl Gate {
 
 impl File for GatedFile {
     fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        self.1.pass("read", &self.2);
         self.0.read_exact_at(buf, at)
     }
     fn write_all_at(&self, bufs: &[&[u8]], at: u64) -> io::Result<()> {
@@ -278,6 +279,29 @@ async fn a_directory_whose_disk_hangs_is_passed_over_until_it_answers() {
     for bytes in &all {
         assert!(set.read(name(bytes).id, 0, 1).await.is_ok(), "it answers again");
     }
+}
+
+/// A disk that takes writes and says how full it is, but does not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_does_not_read_is_passed_over_and_reported_until_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::default());
+    let mut world = World::real();
+    world.disk = Arc::new(GatedDisk(gate.clone()));
+    let store = open_dir(&world, config(dir.path()), STORE).await.unwrap();
+    let data = bytes(1, 100_000);
+    store.put(chunk(&data)).await.unwrap();
+    assert_eq!(store.stats_soon().await.fenced, 0);
+    gate.close("read", dir.path());
+    let slow = store.read(name(&data).id, 0, 1).await;
+    assert!(matches!(slow, Err(StoreError::Slow { .. })), "{slow:?}");
+    assert!(store.is_silent());
+    let stats = store.stats_soon().await;
+    assert_eq!((stats.fenced, stats.free, stats.chunks), (1, 0, 1), "what a heartbeat says");
+    gate.open();
+    until(|| !store.is_silent()).await;
+    assert!(store.read(name(&data).id, 0, 1).await.is_ok());
+    assert_eq!(store.stats_soon().await.fenced, 0);
 }
 
 /// The memory of a put belongs to its bytes, not to who waits for it: on a disk that hangs, callers come and go.
