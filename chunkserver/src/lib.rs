@@ -9,18 +9,19 @@
 //! | `chain.rs` | a put: hand it on to the next server while it comes in, then answer for both |
 //! | [`store`] | on disk: append, sync, index; read back |
 //! | `heartbeat.rs` | who we are, the cluster's secret and map; a sign of life each second |
+//! | `keep/` | what belongs here is fetched, what does not is dropped, what nobody needs is deleted |
 //!
 //! Steps 4 (`chain.rs`) and 5 (`store/put.rs`) of the life of a write (README) are here.
 //!
 //! Start: stores are opened and recovered, the port is bound, then the server registers with the metaservers, for as
 //! long as it takes; until then every request is answered with `Unavailable`.
 //!
-//! Left out: repair, scrub, deletion of unreferenced chunks and moves after a change of the layout (one loop, DESIGN 7);
-//! a report by readers that a copy is damaged.
+//! Left out: compaction of segments with little left in them.
 
 mod chain;
 mod config;
 mod heartbeat;
+mod keep;
 mod service;
 pub mod store;
 
@@ -115,6 +116,7 @@ pub async fn start(config: Config, world: World) -> Result<Server, ServerError> 
     let (report, state) = watch::channel(State::default());
     service::serve(&shared, &tasks, listener);
     heartbeat::start(&shared, &tasks, &config, addr.clone(), report);
+    keep::start(&shared, &tasks, &config);
     info!(addr, "listening");
     Ok(Server { addr, shared, tasks, state })
 }

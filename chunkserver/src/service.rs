@@ -22,9 +22,10 @@ use common::units::{CHUNK_SIZE_MAX, HASH_GROUP_LEN, len_usize};
 use common::wire::{DATA_MAX, Pool, Wire};
 use common::world::World;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -55,6 +56,10 @@ pub(crate) struct Shared {
     verifies: Semaphore,
     stores: StoreSet,
     registration: RwLock<Option<Arc<Registration>>>,
+    /// Requests of clients since start: repair yields while it rises.
+    pub(crate) client_requests: AtomicU64,
+    /// Something happened that the comparison with what should be here cannot wait for.
+    pub(crate) look_again: Notify,
 }
 
 /// What the metaservers told this server.
@@ -109,6 +114,8 @@ impl Shared {
             verifies: Semaphore::new(VERIFIES_MAX),
             stores,
             registration: RwLock::new(None),
+            client_requests: AtomicU64::new(0),
+            look_again: Notify::new(),
         }
     }
 
@@ -202,6 +209,9 @@ fn closed(peer: &Peer, error: &io::Error) {
 /// Carries out one request and answers it. An error means that the connection is of no more use.
 async fn handle(shared: &Shared, peer: &Peer, wire: &mut Wire, id: u32, request: ChunkRequest) -> io::Result<()> {
     debug!(%peer, op = name(&request), req = id, "request");
+    if peer.hello.role == Role::Client {
+        shared.client_requests.fetch_add(1, Ordering::Relaxed);
+    }
     let answer = match request {
         ChunkRequest::Put { auth, chunk, chain } => chain::put(shared, wire, id, auth, chunk, chain).await?,
         ChunkRequest::PutSmall { auth, chunks } => put_small(shared, wire, id, auth, chunks).await?,
@@ -215,6 +225,7 @@ async fn handle(shared: &Shared, peer: &Peer, wire: &mut Wire, id: u32, request:
         ChunkRequest::List { pg, after, limit } => list(shared, peer, pg, after, limit).await,
         ChunkRequest::Ping => ping(shared),
         ChunkRequest::Verify { session, token, chunk } => verify(shared, peer, session, token, chunk).await,
+        ChunkRequest::Confirm { epoch, rounds } => confirm(shared, peer, epoch, rounds).await,
     };
     send(wire, id, &answer.unwrap_or_else(ChunkAnswer::Failed), &[]).await
 }
@@ -228,6 +239,7 @@ fn name(request: &ChunkRequest) -> &'static str {
         ChunkRequest::List { .. } => "list",
         ChunkRequest::Ping => "ping",
         ChunkRequest::Verify { .. } => "verify",
+        ChunkRequest::Confirm { .. } => "confirm",
     }
 }
 
@@ -388,6 +400,7 @@ async fn verify(shared: &Shared, peer: &Peer, session: SessionId, token: Mac, ch
         Ok(()) => Ok(ChunkAnswer::Verified { sound: true }),
         Err(error @ StoreError::Corrupt { .. }) => {
             info!(%peer, chunk = %chunk, error = %error, "a reader was right about a damaged copy");
+            shared.look_again.notify_one();
             Ok(ChunkAnswer::Verified { sound: false })
         }
         Err(error) => Err(error.into()),
@@ -403,6 +416,22 @@ async fn list(shared: &Shared, peer: &Peer, pg: PgId, after: Option<ChunkId>, li
     let limit = len_usize(u64::from(limit.min(LIST_MAX)));
     let (chunks, more) = shared.stores().list(pg, pg_count, after, limit).await?;
     Ok(ChunkAnswer::Listed { chunks, more })
+}
+
+/// Vouches for copies to a server that wants to drop its own: that is a touch, and voids this server's own wishes.
+async fn confirm(shared: &Shared, peer: &Peer, epoch: Epoch, rounds: Vec<(ChunkRef, u64)>) -> Answer {
+    peer.require(&[Role::Chunkserver], "confirm")?;
+    if rounds.len() > BATCH_MAX {
+        return Err(Fault::new(Kind::Invalid, format!("confirmation of {} chunks at once", rounds.len())));
+    }
+    let here = shared.registration()?.map.epoch;
+    if epoch != here {
+        return Err(Fault::new(Kind::Stale, format!("cluster epoch {epoch}: here it is {here}")));
+    }
+    let chunks: Vec<ChunkRef> = rounds.iter().map(|(chunk, _)| *chunk).collect();
+    let held = shared.stores().touch(&chunks).await?;
+    let rounds = rounds.into_iter().zip(held).filter(|(_, held)| *held).map(|((chunk, nonce), _)| (chunk.id, nonce));
+    Ok(ChunkAnswer::Confirmed { rounds: rounds.collect() })
 }
 
 fn ping(shared: &Shared) -> Answer {

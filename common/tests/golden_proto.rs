@@ -281,6 +281,8 @@ fn leases(out: &mut Golden) {
 
 fn keeping(out: &mut Golden) {
     let (server, layout, epoch, id) = (ServerId(2), LayoutVersion(3), Epoch(1), ChunkId([7; 32]));
+    out.line("ChunkRequest", &ChunkRequest::Confirm { epoch, rounds: vec![(ChunkRef { id, len: 10 }, 9)] });
+    out.line("ChunkAnswer", &ChunkAnswer::Confirmed { rounds: vec![(id, 9)] });
     let report = KeepReport { missing: 1, oldest_s: 2, gc_done: 3, passes: 4, ..KeepReport::default() };
     for ask in [
         KeepAsk::Expected { server, layout, from: id, limit: 5, degraded: true },

@@ -15,6 +15,11 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long an order to collect garbage waits for files that are being taken apart.
+const PURGE_WAIT: Duration = Duration::from_secs(5);
+/// Between two looks at them.
+const PURGE_LOOK: Duration = Duration::from_millis(50);
+
 /// What the leader has heard, and has ordered.
 #[derive(Debug)]
 pub(crate) struct Keep {
@@ -110,6 +115,14 @@ pub(crate) async fn condemn(
     }
     let grants = asks.into_iter().filter(|(id, _): &(ChunkId, u64)| granted.contains(id)).collect();
     Ok(KeepAnswer::Granted { epoch, grants, kept })
+}
+
+/// Waits, for a while, until files that are gone are taken apart.
+pub(crate) async fn nothing_to_purge(member: &Member) {
+    let end = Instant::now() + PURGE_WAIT;
+    while namespace::has_purge(member.state.mounted().kv()).unwrap_or(false) && Instant::now() < end {
+        tokio::time::sleep(PURGE_LOOK).await;
+    }
 }
 
 /// Takes servers out that were down for long, and in again that came back.

@@ -298,7 +298,10 @@ impl Call {
                     settings,
                 }))
             }
-            KeepAdmin::Gc => Ok(KeepAdminReply::Ordered(leading.keep.order_gc())),
+            KeepAdmin::Gc => {
+                keep::nothing_to_purge(&member).await; // files just removed are to be counted
+                Ok(KeepAdminReply::Ordered(leading.keep.order_gc()))
+            }
             KeepAdmin::Scrub => Ok(KeepAdminReply::Ordered(leading.keep.order_scrub())),
             KeepAdmin::Set(change) => match self.propose(&member, &Command::SetKeep(change)).await? {
                 Done::KeepSet(settings) => Ok(KeepAdminReply::Set(settings)),

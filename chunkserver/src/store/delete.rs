@@ -4,7 +4,7 @@
 //! tombstone) and the punching is done at the next start. There is nothing in between.
 
 use super::format::{self, DEAD, KIND_TOMBSTONE, Log};
-use super::lane::{Begun, Change, Purpose, Settled, Waiter, What};
+use super::lane::{Change, Settled, Waiter, What, Wished};
 use super::{DISK_WAIT_MAX, Inner, Store, StoreError};
 use common::id::ChunkId;
 use common::kv::Batch;
@@ -16,24 +16,48 @@ use tokio::time::timeout;
 use tracing::warn;
 
 impl Store {
-    /// Deletes this store's copy of a chunk. When it returns the copy is gone for good; its space comes back with the
-    /// next flush. *Nobody may rely on it any more*: that is for the caller to know (DESIGN, section 7).
+    /// Wishes to delete this store's copy of a chunk: an ask or a drop round, named by its random `nonce`. From now on
+    /// whatever vouches for the copy (a put, a touch, a confirmation to another server) voids the wish; so does a later
+    /// wish, and a restart. False: there is no copy, or somebody is at it just now.
+    pub fn wish(&self, id: ChunkId, nonce: u64) -> bool {
+        let row =
+            self.inner.check_fence().and_then(|()| self.inner.index.row(id).map_err(|e| self.inner.index_failed(&e)));
+        match row {
+            Ok(Some(row)) => self.inner.lane(Log::of(row.len)).wish(id, nonce),
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    /// Takes a wish back.
+    pub fn unwish(&self, id: ChunkId, nonce: u64) {
+        self.inner.lanes.iter().for_each(|lane| lane.unwish(id, nonce));
+    }
+
+    /// Deletes this store's copy of a chunk if the wish with this nonce still stands; checking and deleting are one step.
+    /// When it returns the copy is gone for good; its space comes back with the next flush. *That nobody may rely on it
+    /// any more but those who void the wish* is for the caller to know (DESIGN, section 7). Its length, in bytes.
     ///
     /// # Errors
-    /// `NotFound`. `Busy`: a put or touch of it is under way, so it stays. `Fenced`, `Slow`: it may be gone or not.
-    pub async fn delete(&self, id: ChunkId) -> Result<(), StoreError> {
+    /// `NotFound`. `Busy`: the wish does not stand (any more), so it stays. `Fenced`, `Slow`: it may be gone or not.
+    pub async fn delete(&self, id: ChunkId, nonce: u64) -> Result<u32, StoreError> {
         let (inner, (reply, answer)) = (self.inner.clone(), oneshot::channel());
         let work = async {
             // The work may go on for others after our answer is there.
-            let answer = match select(pin!(self.inner.world.blocking(move || inner.delete(id, reply))), answer).await {
-                Either::Left((done, answer)) => done.map(|()| answer)?.await,
-                Either::Right((Ok(answer), _)) => Ok(answer),
-                Either::Right((Err(_), work)) => return work.await,
+            let work = self.inner.world.blocking(move || inner.delete(id, nonce, reply));
+            let answer = match select(pin!(work), answer).await {
+                Either::Left((done, answer)) => match done {
+                    Ok(len) => answer.await.map(|answer| (len, answer)),
+                    Err(error) => return Err(error),
+                },
+                Either::Right((answer, work)) => {
+                    let len = work.await?;
+                    answer.map(|answer| (len, answer))
+                }
             };
             match answer {
-                Ok(Settled::Absent) => Ok(()),
-                Ok(Settled::Failed(error)) => Err(error),
-                Ok(Settled::Held | Settled::Damaged) | Err(_) => Err(StoreError::Busy { chunk: id }),
+                Ok((len, Settled::Absent)) => Ok(len),
+                Ok((_, Settled::Failed(error))) => Err(error),
+                Ok((_, Settled::Held | Settled::Damaged)) | Err(_) => Err(StoreError::Busy { chunk: id }),
             }
         };
         timeout(DISK_WAIT_MAX, work).await.unwrap_or_else(|_| Err(self.slow("delete")))
@@ -41,14 +65,14 @@ impl Store {
 }
 
 impl Inner {
-    fn delete(&self, id: ChunkId, reply: oneshot::Sender<Settled>) -> Result<(), StoreError> {
+    fn delete(&self, id: ChunkId, nonce: u64, reply: oneshot::Sender<Settled>) -> Result<u32, StoreError> {
         self.check_fence()?;
         let row = |()| self.index.row(id).map_err(|e| self.index_failed(&e));
         let Some(seen) = row(())? else { return Err(StoreError::NotFound { chunk: id }) };
         let lane = self.lane(Log::of(seen.len));
-        let (Begun::Mine, _) = lane.begin(id, Purpose::Delete, None) else {
+        if lane.begin_delete(id, nonce) == Wished::Void {
             return Err(StoreError::Busy { chunk: id });
-        };
+        }
         // The row, now that nobody can change it.
         let old = match row(()) {
             Ok(Some(old)) => old,
@@ -68,7 +92,7 @@ impl Inner {
             Ok(positions) => {
                 lane.wait_for(id, Waiter::Touch(reply));
                 self.commit_all(lane, vec![Change { id, position: positions[0], what: What::Delete { old } }]);
-                Ok(())
+                Ok(old.len)
             }
             Err(error) => {
                 let error = self.write_failed(error);

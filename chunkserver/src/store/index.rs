@@ -140,6 +140,43 @@ impl Inner {
     }
 }
 
+/// A copy that is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Of which chunk.
+    pub id: ChunkId,
+    /// The chunk's length, in bytes.
+    pub len: u32,
+    /// When it was put, in seconds since 1970 (after an index was rebuilt: when that was).
+    pub put_secs: u64,
+    /// It is known to be damaged.
+    pub damaged: bool,
+}
+
+impl Inner {
+    /// Copies from `from` on, before `upto`, at most `limit`; and where to go on if there are more.
+    pub(super) fn copies(
+        &self,
+        from: ChunkId,
+        upto: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<(Vec<Kept>, Option<ChunkId>), StoreError> {
+        self.check_fence()?;
+        let end = upto.map_or(Bound::Unbounded, |upto| Bound::Excluded(upto.0.to_vec()));
+        let mut found = Vec::new();
+        for entry in self.index.kv.scan(CHUNK, (Bound::Included(from.0.to_vec()), end), false) {
+            let (key, value) = entry.map_err(|e| self.index_failed(&e))?;
+            let id = format::chunk_of(&key).ok_or_else(|| self.index_failed(&bad_row()))?;
+            let row = Row::decode(&value).map_err(|_| self.index_failed(&bad_row()))?;
+            if found.len() == limit {
+                return Ok((found, Some(id)));
+            }
+            found.push(Kept { id, len: row.len, put_secs: row.put_secs, damaged: row.damaged });
+        }
+        Ok((found, None))
+    }
+}
+
 /// Has the next start make the index anew.
 pub(super) fn mark_damaged(world: &World, config: &StoreConfig) -> io::Result<()> {
     match world.disk.create(&config.dir.join(DAMAGED)) {

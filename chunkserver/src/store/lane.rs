@@ -52,6 +52,15 @@ pub(super) enum Begun {
     Dying,
 }
 
+/// What [`Lane::begin_delete`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wished {
+    /// The wish stood: it is used up, and the caller has the chunk's lock and must settle it.
+    Mine,
+    /// There is no such wish, or not any more.
+    Void,
+}
+
 /// Why the chunk's lock is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -88,6 +97,9 @@ pub(super) struct Answer {
     pub(super) permit: OwnedSemaphorePermit,
 }
 
+/// Wishes that stand at a time in one lane, at most.
+const WISHES_MAX: usize = 64 << 10;
+
 pub(super) struct Lane {
     pub(super) log: Log,
     pub(super) segments: SegmentLog,
@@ -96,6 +108,9 @@ pub(super) struct Lane {
 
 struct State {
     pending: BTreeMap<ChunkId, Pending>,
+    /// Standing wishes to delete a chunk here: an ask or a drop round, with its nonce (DESIGN, section 7). In memory
+    /// only: a restart voids them. At most [`WISHES_MAX`].
+    wishes: BTreeMap<ChunkId, u64>,
     /// Appended, not yet synced. Bounded by the puts let in.
     queue: Vec<Change>,
     /// Somebody is taking from the queue.
@@ -106,7 +121,8 @@ struct State {
 
 impl Lane {
     pub(super) fn new(log: Log, segments: SegmentLog, held: LogRow) -> Lane {
-        let state = State { pending: BTreeMap::new(), queue: Vec::new(), committing: false, held };
+        let state =
+            State { pending: BTreeMap::new(), wishes: BTreeMap::new(), queue: Vec::new(), committing: false, held };
         Lane { log, segments, state: Mutex::new(state) }
     }
 
@@ -152,14 +168,50 @@ impl Lane {
         }
     }
 
+    /// Wishes to delete a chunk, in the name of this nonce; an earlier wish is void. False: somebody is at the chunk, or
+    /// too many wishes stand.
+    pub(super) fn wish(&self, id: ChunkId, nonce: u64) -> bool {
+        let mut state = self.state();
+        let room = state.wishes.len() < WISHES_MAX || state.wishes.contains_key(&id);
+        let stands = room && !state.pending.contains_key(&id);
+        if stands {
+            state.wishes.insert(id, nonce);
+        }
+        stands
+    }
+
+    /// Takes a wish back, if it stands.
+    pub(super) fn unwish(&self, id: ChunkId, nonce: u64) {
+        let mut state = self.state();
+        if state.wishes.get(&id) == Some(&nonce) {
+            state.wishes.remove(&id);
+        }
+    }
+
+    /// Takes the chunk's lock for a delete, if this wish still stands and nobody is at the chunk: one step. Whatever
+    /// vouched for the chunk since has voided it ([`Lane::settle`]); what comes now finds the chunk dying.
+    pub(super) fn begin_delete(&self, id: ChunkId, nonce: u64) -> Wished {
+        let mut state = self.state();
+        if state.wishes.get(&id) != Some(&nonce) || state.pending.contains_key(&id) {
+            return Wished::Void;
+        }
+        state.wishes.remove(&id);
+        let floor = self.segments.end();
+        state.pending.insert(id, Pending { purpose: Purpose::Delete, floor, waiters: Vec::new() });
+        Wished::Mine
+    }
+
     /// Gives up the chunk's lock and tells those who waited. Returns puts that must now be made after all.
     ///
-    /// `Held` is the one place where a copy is vouched for, by put or touch: with the deletion protocol (DESIGN,
-    /// section 7) a standing ask of this chunk is voided here, under the lock that its delete would need.
+    /// `Held` is the one place where a copy is vouched for, by put or touch: a standing wish to delete this chunk is
+    /// voided here, under the lock that its delete would need.
     #[must_use]
     pub(super) fn settle(&self, id: ChunkId, how: &Settled) -> Vec<PutJob> {
         let waiters = {
             let mut state = self.state();
+            if matches!(how, Settled::Held) {
+                state.wishes.remove(&id);
+            }
             state.pending.remove(&id).expect("only who took the chunk's lock settles it").waiters
         };
         let mut again = Vec::new();

@@ -27,13 +27,14 @@
 //! 4. Vouched for means: durable, and written or verified in this run of the server. An older copy is read and hashed
 //!    first, and so is one that the disk failed to read since.
 //! 5. A failed write or sync fences the store: it acknowledges and vouches for nothing more until it is opened again.
-//! 6. Delete: tombstone record synced, then the row dropped, then (the drop durable) the bytes punched, never the header.
+//! 6. A copy is deleted only under a wish ([`Store::wish`]) that nothing which vouched for the copy has voided since.
+//! 7. Delete: tombstone record synced, then the row dropped, then (the drop durable) the bytes punched, never the header.
 //!
 //! Bytes are *not* checked on their way out: the reader checks them, [`Part`] carries what it needs. What a reader finds
 //! to be wrong it reports, and [`Store::verify`] marks the copy.
 //!
 //! Left out: compaction of mostly dead segments (punching gives back whole blocks, so little of a small chunk);
-//! superseded damaged copies keep their space until then. Scrub and the asks before a delete come with their own issues.
+//! superseded damaged copies keep their space until then.
 
 mod chunk;
 mod delete;
@@ -55,6 +56,7 @@ mod touch;
 pub use chunk::{Incoming, VerifiedChunk};
 pub use error::{OpenError, StoreError};
 pub use identity::Identity;
+pub use index::Kept;
 pub use read::Part;
 pub use set::{MissingDir, SetConfig, StoreSet};
 
@@ -239,6 +241,22 @@ impl Store {
     ) -> Result<(Vec<ChunkRef>, bool), StoreError> {
         let inner = self.inner.clone();
         let work = self.inner.world.blocking(move || inner.list(pg, pg_count, after, limit));
+        timeout(DISK_WAIT_MAX, work).await.unwrap_or_else(|_| Err(self.slow("list")))
+    }
+
+    /// Copies of chunks from `from` on and before `upto`, damaged ones, too, in id order, at most `limit`; and the id to go
+    /// on at, if there are more. What is put or deleted meanwhile may or may not be among them.
+    ///
+    /// # Errors
+    /// `Fenced`, `Slow`: this store does not say what it has.
+    pub async fn range(
+        &self,
+        from: ChunkId,
+        upto: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<(Vec<Kept>, Option<ChunkId>), StoreError> {
+        let inner = self.inner.clone();
+        let work = self.inner.world.blocking(move || inner.copies(from, upto, limit));
         timeout(DISK_WAIT_MAX, work).await.unwrap_or_else(|_| Err(self.slow("list")))
     }
 

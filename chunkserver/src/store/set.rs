@@ -7,7 +7,7 @@
 use super::error::{OpenError, disk_error};
 use super::identity::{self, Identity};
 use super::silent::QUICK_MAX;
-use super::{Part, Store, StoreConfig, StoreError, StoreStats, VerifiedChunk};
+use super::{Kept, Part, Store, StoreConfig, StoreError, StoreStats, VerifiedChunk};
 use common::disk::Lock;
 use common::id::{ChunkId, ClusterId, PgId, ServerId};
 use common::proto::chunk::ChunkRef;
@@ -239,16 +239,65 @@ impl StoreSet {
         outcome
     }
 
-    /// [`Store::delete`] of every copy.
+    /// [`Store::wish`] for every copy. False: for none.
+    pub fn wish(&self, id: ChunkId, nonce: u64) -> bool {
+        let answering = self.stores.iter().filter(|store| !store.is_silent());
+        answering.map(|store| store.wish(id, nonce)).filter(|stands| *stands).count() > 0
+    }
+
+    /// [`Store::unwish`] for every copy.
+    pub fn unwish(&self, id: ChunkId, nonce: u64) {
+        self.stores.iter().for_each(|store| store.unwish(id, nonce));
+    }
+
+    /// [`Store::delete`] of every copy whose wish stands: each has been vouched for by itself, or has not. The chunk's
+    /// length.
     ///
     /// # Errors
     /// As there, the first one; `NotFound` only if no directory has it.
-    pub async fn delete(&self, id: ChunkId) -> Result<(), StoreError> {
+    pub async fn delete(&self, id: ChunkId, nonce: u64) -> Result<u32, StoreError> {
         let mut outcome = Err(StoreError::NotFound { chunk: id });
         for store in self.stores.iter() {
-            outcome = first_of(outcome, store.delete(id).await);
+            outcome = first_of(outcome, store.delete(id, nonce).await);
         }
         outcome
+    }
+
+    /// [`Store::range`] over all directories that are not fenced: each chunk once, as damaged only if every copy is.
+    ///
+    /// # Errors
+    /// `Slow`: one of them does not answer. `Fenced`: all of them are.
+    pub async fn range(
+        &self,
+        from: ChunkId,
+        upto: Option<ChunkId>,
+        limit: usize,
+    ) -> Result<(Vec<Kept>, Option<ChunkId>), StoreError> {
+        let mut all: BTreeMap<ChunkId, Kept> = BTreeMap::new();
+        let (mut next, mut fenced) = (None, Vec::new());
+        for store in self.stores.iter() {
+            if store.is_silent() {
+                return Err(store.slow("list"));
+            }
+            match store.range(from, upto, limit).await {
+                Ok((found, more)) => {
+                    next = [next, more].into_iter().flatten().min();
+                    for copy in found {
+                        let known = all.entry(copy.id).or_insert(copy);
+                        known.damaged &= copy.damaged;
+                        known.put_secs = known.put_secs.max(copy.put_secs);
+                    }
+                }
+                Err(error @ StoreError::Fenced { .. }) => fenced.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match fenced.pop() {
+            Some(error) if fenced.len() + 1 == self.stores.len() => return Err(error),
+            _ => {}
+        }
+        // Behind where the shortest list ends, some of the others' chunks may be missing.
+        Ok((all.into_values().filter(|copy| next.is_none_or(|next| copy.id < next)).collect(), next))
     }
 
     /// [`Store::list`] over all directories that are not fenced: each chunk once.
@@ -335,10 +384,10 @@ impl fmt::Debug for StoreSet {
 }
 
 /// The outcome over several directories: the first error, if any has the chunk.
-fn first_of(so_far: Result<(), StoreError>, answer: Result<(), StoreError>) -> Result<(), StoreError> {
+fn first_of<T>(so_far: Result<T, StoreError>, answer: Result<T, StoreError>) -> Result<T, StoreError> {
     match (&so_far, &answer) {
         (_, Err(StoreError::NotFound { .. })) => so_far,
-        (Ok(()) | Err(StoreError::NotFound { .. }), _) => answer,
+        (Ok(_) | Err(StoreError::NotFound { .. }), _) => answer,
         (Err(_), _) => so_far,
     }
 }

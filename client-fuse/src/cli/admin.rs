@@ -4,6 +4,7 @@ use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::size_text;
 use super::fsck;
+use super::keep;
 use clap::Subcommand;
 use client_fuse::{Client, ClientConfig};
 use common::auth::AdminKey;
@@ -42,6 +43,16 @@ pub(crate) enum AdminCommand {
     /// Check everything: the namespace's invariants and counts, and every chunk on every server. Ends with 1 if
     /// something is wrong
     Fsck(fsck::FsckArgs),
+    /// Garbage collection: run it now, pause it, explain why a chunk is there
+    Gc {
+        #[command(flatten)]
+        what: keep::GcArgs,
+    },
+    /// Repair, garbage collection and scrub: show how far they are, and change their settings
+    Keep {
+        #[command(flatten)]
+        flags: keep::KeepFlags,
+    },
 }
 
 /// What is fixed when a cluster is made.
@@ -85,14 +96,19 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
                     return Err(failure.advice("start a majority of the metaservers; see their logs"));
                 }
             };
+            let keeping = keep::status(target).await?;
             if json {
-                say!("{}", status_json(&status));
+                let mut all = status_json(&status);
+                all["keep"] = keep::json(&keeping);
+                say!("{all}");
             } else {
-                say!("{}", status_text(&status).trim_end());
+                say!("{}{}", status_text(&status), keep::text(&keeping).trim_end());
             }
             Ok(0)
         }
         AdminCommand::Fsck(args) => fsck::run(&Orders::new(target)?, args).await,
+        AdminCommand::Gc { what } => keep::gc(target, what).await.map(|()| 0),
+        AdminCommand::Keep { flags } => keep::settings(target, flags).await.map(|()| 0),
     }
 }
 

@@ -20,6 +20,7 @@ mod format;
 mod fsck;
 mod get;
 mod helper;
+mod keep;
 mod list;
 mod mount;
 pub(crate) mod mounts;

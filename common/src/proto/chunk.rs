@@ -5,7 +5,7 @@
 
 use crate::auth::{Attempt, Mac, Receipt};
 use crate::fault::Fault;
-use crate::id::{ChunkId, PgId, ServerId, SessionId};
+use crate::id::{ChunkId, Epoch, PgId, ServerId, SessionId};
 use serde::{Deserialize, Serialize};
 
 /// The most chunks in one `PutSmall` or `Touch`.
@@ -94,6 +94,14 @@ pub enum ChunkRequest {
         /// Which.
         chunk: ChunkId,
     },
+    /// A server that is no owner of these chunks wants to drop its copies: vouch for yours. Giving a confirmation counts as
+    /// a touch. Servers. At most [`BATCH_MAX`]. Answer: `Confirmed`.
+    Confirm {
+        /// In this epoch.
+        epoch: Epoch,
+        /// Which, each with the nonce of the round.
+        rounds: Vec<(ChunkRef, u64)>,
+    },
 }
 
 /// The most chunks in one `Listed`.
@@ -138,5 +146,10 @@ pub enum ChunkAnswer {
     Verified {
         /// It matches the id.
         sound: bool,
+    },
+    /// The rounds for whose chunks there is a durable, verified copy here.
+    Confirmed {
+        /// As they were asked.
+        rounds: Vec<(ChunkId, u64)>,
     },
 }

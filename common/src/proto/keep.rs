@@ -112,7 +112,7 @@ pub struct KeepReport {
     pub remade: u64,
     /// Their bytes.
     pub remade_bytes: u64,
-    /// Chunks that are here and should not be: unreferenced, or another server's.
+    /// Chunks that are here and should not be, unreferenced or another server's, and were put a while ago.
     pub extra: u64,
     /// Chunks deleted since the server's start.
     pub deleted: u64,

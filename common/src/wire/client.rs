@@ -4,7 +4,7 @@ use super::{Lease, Pool};
 use crate::auth::{Mac, Receipt};
 use crate::disk::AlignedBuf;
 use crate::fault::{Fault, Kind};
-use crate::id::{ChunkId, PgId, ServerId, SessionId};
+use crate::id::{ChunkId, Epoch, PgId, ServerId, SessionId};
 use crate::proto::chunk::{BATCH_MAX, CHAIN_MAX, ChunkAnswer, ChunkRef, ChunkRequest, PUT_SMALL_LEN_MAX, WriteAuth};
 use crate::units::{CHUNK_SIZE_MAX, HASH_GROUP_LEN, len_u64, len_usize};
 use bytes::Bytes;
@@ -168,6 +168,23 @@ impl Pool {
         match self.call(at, "verify", &ChunkRequest::Verify { session, token, chunk }, &[], limit).await? {
             ChunkAnswer::Verified { sound } => Ok(sound),
             other => Err(unexpected(at, "verify", &other)),
+        }
+    }
+
+    /// Asks an owner to vouch for chunks that this server wants to drop, at most [`BATCH_MAX`]: the rounds it confirms.
+    ///
+    /// # Errors
+    /// As [`Pool::get`]; `Refused` for clients; `Stale`: another epoch.
+    pub async fn confirm(
+        &self,
+        by: &Target,
+        epoch: Epoch,
+        rounds: &[(ChunkRef, u64)],
+        limit: Duration,
+    ) -> Result<Vec<(ChunkId, u64)>, Fault> {
+        match self.call(by, "confirm", &ChunkRequest::Confirm { epoch, rounds: rounds.to_vec() }, &[], limit).await? {
+            ChunkAnswer::Confirmed { rounds } => Ok(rounds),
+            other => Err(unexpected(by, "confirm", &other)),
         }
     }
 

@@ -38,7 +38,7 @@ async fn put(store: &Store, ledger: &mut Ledger, all: &[Vec<u8>]) -> Result<(), 
 async fn delete(store: &Store, ledger: &mut Ledger, bytes: &[u8]) -> Result<(), StoreError> {
     let entry = ledger.get_mut(&ChunkId::of(bytes)).unwrap();
     entry.1 = Known::Unsure;
-    store.delete(ChunkId::of(bytes)).await?;
+    store.remove(ChunkId::of(bytes)).await?;
     entry.1 = Known::Gone;
     Ok(())
 }

@@ -8,7 +8,7 @@ mod rules;
 mod set;
 mod speed;
 
-use super::{Store, StoreConfig, VerifiedChunk};
+use super::{Store, StoreConfig, StoreError, StoreSet, VerifiedChunk};
 use common::id::ChunkId;
 use common::net::TcpNet;
 use common::proto::chunk::ChunkRef;
@@ -88,4 +88,19 @@ fn segment_files(world: &World, dir: &str) -> BTreeMap<PathBuf, u64> {
         }
     }
     files
+}
+
+impl Store {
+    /// Deletes a copy, as who was granted it.
+    async fn remove(&self, id: ChunkId) -> Result<(), StoreError> {
+        self.wish(id, 1);
+        self.delete(id, 1).await.map(|_| ())
+    }
+}
+
+impl StoreSet {
+    async fn remove(&self, id: ChunkId) -> Result<(), StoreError> {
+        self.wish(id, 1);
+        self.delete(id, 1).await.map(|_| ())
+    }
 }

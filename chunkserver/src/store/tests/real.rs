@@ -350,7 +350,7 @@ async fn many_at_the_same_chunks() {
                         let both = store.put_all(vec![chunk(bytes), chunk(&all[0]), chunk(bytes)]).await;
                         assert!(both.iter().all(Result::is_ok), "{both:?}");
                     }
-                    4 | 5 => match store.delete(name.id).await {
+                    4 | 5 => match store.remove(name.id).await {
                         Ok(()) | Err(StoreError::NotFound { .. } | StoreError::Busy { .. }) => {}
                         Err(error) => panic!("{error}"),
                     },

@@ -105,9 +105,9 @@ async fn a_deleted_chunk_is_gone_its_space_comes_back_and_it_can_be_put_again() 
     let positions: Vec<_> = all.iter().map(|bytes| store.inner.index.row(name(bytes).id).unwrap().unwrap()).collect();
     for bytes in &all {
         let id = name(bytes).id;
-        store.delete(id).await.unwrap();
+        store.remove(id).await.unwrap();
         assert_eq!(store.read(id, 0, 1).await, Err(StoreError::NotFound { chunk: id }));
-        assert_eq!(store.delete(id).await, Err(StoreError::NotFound { chunk: id }));
+        assert_eq!(store.remove(id).await, Err(StoreError::NotFound { chunk: id }));
         assert_eq!(store.touch(&[name(bytes)]).await.unwrap(), [false]);
     }
     assert_eq!((store.stats().chunks, store.stats().bytes), (0, 0));
@@ -178,7 +178,7 @@ async fn a_failed_sync_fences_the_store() {
         }
         assert!(store.fenced().is_some() && store.stats().fenced == 1 && store.stats().free == 0);
         assert!(matches!(store.touch(&[name(&first)]).await, Err(StoreError::Fenced { .. })));
-        assert!(matches!(store.delete(name(&first).id).await, Err(StoreError::Fenced { .. })));
+        assert!(matches!(store.remove(name(&first).id).await, Err(StoreError::Fenced { .. })));
         assert!(matches!(store.list(PgId(0), 1, None, 10).await, Err(StoreError::Fenced { .. })));
         assert_eq!(read(&store, name(&first)).await, Some(first.clone()), "what can be read still is");
         drop(store);
@@ -227,7 +227,7 @@ async fn a_full_disk_refuses_puts_before_anything_is_written() {
     disk.set_space(total, 0);
     assert!(matches!(store.put(chunk(&bytes(3, 500))).await, Err(StoreError::NoSpace { .. })));
     assert!(store.fenced().is_none());
-    store.delete(name(&held).id).await.ok();
+    store.remove(name(&held).id).await.ok();
     disk.set_space(total, total / 2);
     let after = bytes(4, 200_000);
     store.put(chunk(&after)).await.unwrap();

@@ -51,8 +51,8 @@ async fn chunks_spread_over_the_directories_and_are_found_in_all() {
         part.check().unwrap();
         assert!(bytes.starts_with(&part.bytes));
     }
-    set.delete(names[0].id).await.unwrap();
-    assert_eq!(set.delete(names[0].id).await, Err(StoreError::NotFound { chunk: names[0].id }));
+    set.remove(names[0].id).await.unwrap();
+    assert_eq!(set.remove(names[0].id).await, Err(StoreError::NotFound { chunk: names[0].id }));
 }
 
 #[tokio::test]

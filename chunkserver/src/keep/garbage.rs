@@ -1,0 +1,141 @@
+//! What is here and should not be: deleted if nothing refers to it, dropped if its owners have it.
+//!
+//! The rules are those of DESIGN 7, "Why no live chunk can be deleted". Each ask and each round is a *wish* of the store
+//! with a random nonce, in memory only: whatever vouches for the copy voids it under the chunk's lock, and the delete is
+//! one step with the check that the wish stands ([`crate::store::Store::wish`]). Any error: the wish is taken back, and
+//! the copy stays.
+
+use super::{CALL_LIMIT, Keeper, unexpected};
+use crate::service::Registration;
+use crate::store::Kept;
+use common::fault::Fault;
+use common::id::{ChunkId, ServerId};
+use common::proto::chunk::{BATCH_MAX, ChunkRef};
+use common::proto::keep::{KeepAnswer, KeepAsk, KeepSettings, Nonced};
+use common::wire::Target;
+use futures::StreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::{debug, info};
+
+/// Deletes under way at a time: they share their syncs.
+const DELETES_AT_ONCE: usize = 64;
+/// How long an owner may take to confirm: it may have to read and hash what it vouches for.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
+
+impl Keeper {
+    /// Asks about these copies, and deletes what may go. How many went.
+    pub(super) async fn settle(
+        &self,
+        of: &Arc<Registration>,
+        settings: &KeepSettings,
+        extra: &[Kept],
+    ) -> Result<u64, Fault> {
+        if settings.delete_paused || extra.is_empty() {
+            return Ok(0);
+        }
+        let lens: BTreeMap<ChunkId, u32> = extra.iter().map(|copy| (copy.id, copy.len)).collect();
+        let asks: Vec<Nonced> = lens.keys().filter_map(|id| self.wish(*id)).collect();
+        let outcome = self.ask(of, &asks).await;
+        let (grants, kept) = match outcome {
+            Ok(answer) => answer,
+            Err(fault) => {
+                self.unwish(&asks);
+                return Err(fault);
+            }
+        };
+        // A grant names the nonce of its ask; what matches none is ignored.
+        let asked: BTreeSet<&Nonced> = asks.iter().collect();
+        let mut granted: Vec<Nonced> = grants.into_iter().filter(|grant| asked.contains(grant)).collect();
+        let may_go: BTreeSet<Nonced> = granted.iter().copied().collect();
+        self.unwish(&asks.iter().filter(|ask| !may_go.contains(ask)).copied().collect::<Vec<_>>());
+        let deleted = self.delete(&mut granted).await;
+        let dropped = self.drop_moved(of, &lens, kept).await;
+        if deleted + dropped > 0 {
+            info!(deleted, dropped, "copies that nobody needs here are gone");
+            self.shared.stores().flush().await; // gives the space back
+        }
+        Ok(deleted + dropped)
+    }
+
+    /// A wish to delete this chunk, with a new nonce, if it can stand.
+    fn wish(&self, id: ChunkId) -> Option<Nonced> {
+        let nonce = self.shared.world.random_u64();
+        self.shared.stores().wish(id, nonce).then_some((id, nonce))
+    }
+
+    fn unwish(&self, wishes: &[Nonced]) {
+        wishes.iter().for_each(|(id, nonce)| self.shared.stores().unwish(*id, *nonce));
+    }
+
+    async fn ask(&self, of: &Registration, asks: &[Nonced]) -> Result<(Vec<Nonced>, Vec<(ChunkId, u8)>), Fault> {
+        if asks.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let ask = KeepAsk::Condemn { server: of.server, epoch: of.map.epoch, asks: asks.to_vec() };
+        match self.caller.keep(&ask, CALL_LIMIT).await? {
+            KeepAnswer::Granted { epoch, grants, kept } if epoch == of.map.epoch => Ok((grants, kept)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Deletes those whose wishes still stand. How many went.
+    async fn delete(&self, wishes: &mut Vec<Nonced>) -> u64 {
+        let deletes = futures::stream::iter(wishes.drain(..)).map(|(id, nonce)| async move {
+            let deleted = self.shared.stores().delete(id, nonce).await;
+            self.shared.stores().unwish(id, nonce);
+            deleted.inspect_err(|error| debug!(chunk = %id, %error, "a copy stays"))
+        });
+        let outcomes: Vec<_> = deletes.buffered(DELETES_AT_ONCE).collect().await;
+        let lens: Vec<u32> = outcomes.into_iter().flatten().collect();
+        let mut numbers = self.numbers();
+        numbers.deleted += common::units::len_u64(lens.len());
+        numbers.deleted_bytes += lens.iter().map(|len| u64::from(*len)).sum::<u64>();
+        common::units::len_u64(lens.len())
+    }
+
+    /// Drops copies of chunks that belong elsewhere, once every owner has confirmed this very round. How many went.
+    async fn drop_moved(&self, of: &Arc<Registration>, lens: &BTreeMap<ChunkId, u32>, kept: Vec<(ChunkId, u8)>) -> u64 {
+        // Rounds by their owners: most chunks of a group have the same.
+        let mut rounds: BTreeMap<Vec<ServerId>, Vec<(ChunkRef, u64)>> = BTreeMap::new();
+        for (id, target) in kept {
+            let (_, order) = of.map.layout.place(&id);
+            let owners: Vec<ServerId> = order.iter().take(usize::from(target)).copied().collect();
+            let all_up = owners.iter().all(|owner| of.map.servers.get(owner).is_some_and(|server| server.up));
+            if owners.len() < usize::from(target.max(1)) || owners.contains(&of.server) || !all_up {
+                continue; // ours after all, or there is nobody to take it over yet
+            }
+            let Some(len) = lens.get(&id) else { continue };
+            let Some((id, nonce)) = self.wish(id) else { continue };
+            rounds.entry(owners).or_default().push((ChunkRef { id, len: *len }, nonce));
+        }
+        let mut dropped = 0;
+        for (owners, rounds) in rounds {
+            for some in rounds.chunks(BATCH_MAX) {
+                dropped += self.drop_confirmed(of, &owners, some).await;
+            }
+        }
+        dropped
+    }
+
+    async fn drop_confirmed(&self, of: &Registration, owners: &[ServerId], rounds: &[(ChunkRef, u64)]) -> u64 {
+        let mut open: BTreeSet<Nonced> = rounds.iter().map(|(chunk, nonce)| (chunk.id, *nonce)).collect();
+        for owner in owners {
+            let target = Target { server: *owner, addr: of.map.servers[owner].addr.clone() };
+            let confirmed = self.shared.pool.confirm(&target, of.map.epoch, rounds, CONFIRM_LIMIT).await;
+            let confirmed: BTreeSet<Nonced> = match confirmed {
+                Ok(confirmed) => confirmed.into_iter().collect(),
+                Err(fault) => {
+                    debug!(server = %owner, error = %fault, "an owner does not confirm");
+                    BTreeSet::new()
+                }
+            };
+            open.retain(|round| confirmed.contains(round));
+        }
+        let void: Vec<Nonced> =
+            rounds.iter().map(|(chunk, nonce)| (chunk.id, *nonce)).filter(|round| !open.contains(round)).collect();
+        self.unwish(&void);
+        self.delete(&mut open.into_iter().collect()).await
+    }
+}

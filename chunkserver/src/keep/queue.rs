@@ -1,0 +1,217 @@
+//! What is missing here, most endangered first: what few servers have comes before what many have.
+
+use common::id::{ChunkId, ServerId};
+use common::proto::chunk::ChunkRef;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Missing chunks remembered, at most: more are counted, and found again when these are here.
+pub(super) const QUEUE_MAX: usize = 64 << 10;
+/// The rate is that of the last so many seconds.
+const RATE_OVER: Duration = Duration::from_secs(10);
+/// Steps of the rate, at most.
+const RATE_STEPS_MAX: usize = 4096;
+
+/// A chunk that should be here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Missing {
+    pub(super) chunk: ChunkRef,
+    /// Who was seen to have it.
+    pub(super) holders: Vec<ServerId>,
+    /// The metaservers want to be told when it is here.
+    pub(super) degraded: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    missing: Missing,
+    since: Instant,
+    /// The pass that saw it last.
+    pass: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Taken,
+    /// Nobody gave it; the next pass makes it wait again.
+    Unavailable,
+}
+
+/// See the module. Time is an argument.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    entries: BTreeMap<ChunkId, Entry>,
+    /// Those that wait, by how many have them.
+    order: BTreeSet<(usize, ChunkId)>,
+    /// Seen in the present pass beyond [`QUEUE_MAX`], and in the last whole one: chunks, bytes.
+    beyond: (u64, u64),
+    beyond_last: (u64, u64),
+    done: VecDeque<(Instant, u64)>,
+    pub(super) remade: u64,
+    pub(super) remade_bytes: u64,
+}
+
+/// Numbers for the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Numbers {
+    pub(super) missing: u64,
+    pub(super) bytes: u64,
+    pub(super) unavailable: u64,
+    pub(super) oldest: Duration,
+    pub(super) rate: u64,
+}
+
+impl Queue {
+    /// A pass found this missing.
+    pub(super) fn found(&mut self, missing: Missing, pass: u64, now: Instant) {
+        let id = missing.chunk.id;
+        let rank = (missing.holders.len(), id);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.pass = pass;
+            if entry.state != State::Taken {
+                self.order.remove(&(entry.missing.holders.len(), id));
+                entry.missing = missing;
+                entry.state = State::Waiting;
+                self.order.insert(rank);
+            }
+            return;
+        }
+        if self.entries.len() >= QUEUE_MAX {
+            self.beyond.0 += 1;
+            self.beyond.1 += u64::from(missing.chunk.len);
+            return;
+        }
+        self.entries.insert(id, Entry { missing, since: now, pass, state: State::Waiting });
+        self.order.insert(rank);
+    }
+
+    /// A pass over everything is through: what it did not see is not missing any more. True: there was more than the
+    /// queue takes.
+    pub(super) fn passed(&mut self, pass: u64) -> bool {
+        let gone = |entry: &Entry| entry.pass != pass && entry.state != State::Taken;
+        let order = &mut self.order;
+        self.entries.retain(|id, entry| {
+            if gone(entry) {
+                order.remove(&(entry.missing.holders.len(), *id));
+            }
+            !gone(entry)
+        });
+        self.beyond_last = std::mem::take(&mut self.beyond);
+        self.beyond_last.0 > 0
+    }
+
+    /// A pass is begun, or begun again.
+    pub(super) fn begin(&mut self) {
+        self.beyond = (0, 0);
+    }
+
+    /// The next one to fetch. Say what became of it with [`Queue::made`] or [`Queue::failed`].
+    pub(super) fn take(&mut self) -> Option<Missing> {
+        let (_, id) = self.order.pop_first()?;
+        let entry = self.entries.get_mut(&id).expect("what is in order is an entry");
+        entry.state = State::Taken;
+        Some(entry.missing.clone())
+    }
+
+    /// It is here.
+    pub(super) fn made(&mut self, chunk: ChunkRef, now: Instant) {
+        self.entries.remove(&chunk.id);
+        self.remade += 1;
+        self.remade_bytes += u64::from(chunk.len);
+        self.done.push_back((now, chunk.len.into()));
+        self.forget_old(now);
+    }
+
+    /// Nobody gave it. The next pass asks again.
+    pub(super) fn failed(&mut self, id: ChunkId) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.state = State::Unavailable;
+        }
+    }
+
+    /// Nothing waits to be taken.
+    pub(super) fn is_idle(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// For the report.
+    pub(super) fn numbers(&mut self, now: Instant) -> Numbers {
+        self.forget_old(now);
+        let mut numbers = Numbers { missing: self.beyond_last.0, bytes: self.beyond_last.1, ..Numbers::default() };
+        for entry in self.entries.values() {
+            numbers.missing += 1;
+            numbers.bytes += u64::from(entry.missing.chunk.len);
+            numbers.unavailable += u64::from(entry.state == State::Unavailable);
+            numbers.oldest = numbers.oldest.max(now.saturating_duration_since(entry.since));
+        }
+        numbers.rate = self.done.iter().map(|(_, bytes)| bytes).sum::<u64>() / RATE_OVER.as_secs();
+        numbers
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        let old = |(at, _): &(Instant, u64)| now.saturating_duration_since(*at) >= RATE_OVER;
+        while self.done.front().is_some_and(old) {
+            self.done.pop_front();
+        }
+        // Steps of small chunks run together: the rate is for people.
+        if self.done.len() > RATE_STEPS_MAX
+            && let Some((_, first)) = self.done.pop_front()
+            && let Some((_, next)) = self.done.front_mut()
+        {
+            *next += first;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn missing(n: u8, holders: u32) -> Missing {
+        let chunk = ChunkRef { id: ChunkId([n; 32]), len: 10 };
+        Missing { chunk, holders: (1..=holders).map(ServerId).collect(), degraded: false }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fewest_have_is_fetched_first_and_nothing_is_lost_on_the_way() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for (n, holders) in [(1, 2), (2, 1), (3, 3), (4, 1)] {
+            queue.found(missing(n, holders), 1, now);
+        }
+        queue.found(missing(3, 0), 1, now); // seen again: its holders are gone
+        assert!(!queue.passed(1));
+        let mut taken = Vec::new();
+        while let Some(next) = queue.take() {
+            taken.push(next.chunk.id.0[0]);
+        }
+        assert_eq!(taken, [3, 2, 4, 1]);
+        queue.made(missing(2, 1).chunk, now);
+        queue.failed(ChunkId([3; 32]));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let later = Instant::now();
+        let numbers = queue.numbers(later);
+        assert_eq!((numbers.missing, numbers.bytes, numbers.unavailable, numbers.rate), (3, 30, 1, 1));
+        assert_eq!(numbers.oldest, Duration::from_secs(5));
+        // The next pass sees one of them again; what is being fetched stays whatever it sees.
+        queue.begin();
+        queue.found(missing(3, 0), 2, later);
+        queue.passed(2);
+        assert_eq!(queue.take().map(|next| next.chunk.id.0[0]), Some(3));
+        assert_eq!(queue.numbers(later).missing, 3, "1 and 4 are still being fetched");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_queue_does_not_take_is_counted_and_found_again() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for n in 0..QUEUE_MAX + 10 {
+            let mut id = ChunkId([0; 32]);
+            id.0[..8].copy_from_slice(&common::units::len_u64(n).to_be_bytes());
+            queue.found(Missing { chunk: ChunkRef { id, len: 1 }, holders: Vec::new(), degraded: false }, 1, now);
+        }
+        assert!(queue.passed(1), "there is more");
+        assert_eq!(queue.numbers(now).missing, common::units::len_u64(QUEUE_MAX + 10));
+    }
+}

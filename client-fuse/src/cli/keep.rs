@@ -1,0 +1,322 @@
+//! `dfs admin gc`, `scrub`, `keep`: how far repair, garbage collection and scrub are, and what an administrator orders.
+
+use super::admin::ask;
+use super::connect::Target;
+use super::failure::{Failure, Outcome};
+use super::format::size_text;
+use clap::Subcommand;
+use common::proto::keep::{Explained, KeepAdmin, KeepAdminReply, KeepChange, KeepReport, KeepSettings, KeepStatus};
+use common::proto::meta::{Admin, AdminReply};
+use common::world::World;
+use std::fmt::Write;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long one question may take.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// How long an explanation may take: it reads many extents.
+const EXPLAIN_LIMIT: Duration = Duration::from_secs(60);
+/// How long `gc run` waits for all servers.
+const RUN_LIMIT: Duration = Duration::from_secs(600);
+/// Between two looks how far they are.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A server whose last report is older does not take part, in milliseconds.
+const SILENT_MS: u64 = 15_000;
+
+/// `dfs admin gc ...`
+#[derive(clap::Args, Debug)]
+pub(crate) struct GcArgs {
+    /// Say why a chunk is there: who refers to it, and where it should be. Its id, or at least the first 12 hex digits
+    #[arg(long, value_name = "CHUNK")]
+    explain: Option<String>,
+    #[command(subcommand)]
+    command: Option<GcCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum GcCommand {
+    /// Delete now what nothing refers to, and wait until it is done
+    Run,
+    /// Delete nothing until `resume`
+    Pause,
+    /// Delete again what nothing refers to
+    Resume,
+}
+
+/// `dfs admin keep ...`
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(crate) struct KeepFlags {
+    /// MiB per second that one server re-makes while clients use it
+    #[arg(long)]
+    repair_busy_mib: Option<u64>,
+    /// MiB per second that one server re-makes while no client does
+    #[arg(long)]
+    repair_idle_mib: Option<u64>,
+    /// Seconds that an unreferenced chunk stays after it was put
+    #[arg(long)]
+    grace_s: Option<u64>,
+    /// Seconds within which every stored byte is verified
+    #[arg(long)]
+    scrub_period_s: Option<u64>,
+    /// MiB per second that one server verifies, at most
+    #[arg(long)]
+    scrub_mib: Option<u64>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+async fn keep(target: &Target, what: KeepAdmin, limit: Duration) -> Outcome<KeepAdminReply> {
+    let config = target.client_config("admin")?;
+    match ask(&World::real(), &config.metaservers, Admin::Keep(what), limit).await? {
+        AdminReply::Keep(reply) => Ok(reply),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(reply: &dyn std::fmt::Debug) -> Failure {
+    Failure::new(format!("admin: unexpected answer {reply:?}"))
+}
+
+/// How far all servers are.
+pub(crate) async fn status(target: &Target) -> Outcome<KeepStatus> {
+    match keep(target, KeepAdmin::Status, ASK_LIMIT).await? {
+        KeepAdminReply::Status(status) => Ok(status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn set(target: &Target, change: KeepChange) -> Outcome<KeepSettings> {
+    match keep(target, KeepAdmin::Set(change), ASK_LIMIT).await? {
+        KeepAdminReply::Set(settings) => Ok(settings),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Runs `dfs admin gc ...`.
+pub(crate) async fn gc(target: &Target, what: GcArgs) -> Outcome {
+    match (what.command, what.explain) {
+        (None, Some(chunk)) => explain(target, &chunk).await,
+        (Some(GcCommand::Run), None) => run(target).await,
+        (Some(GcCommand::Pause), None) => pause(target, true).await,
+        (Some(GcCommand::Resume), None) => pause(target, false).await,
+        (None, None) | (Some(_), Some(_)) => Err(Failure::new("gc: say run, pause, resume, or --explain CHUNK")),
+    }
+}
+
+async fn pause(target: &Target, paused: bool) -> Outcome {
+    set(target, KeepChange { delete_paused: Some(paused), ..KeepChange::default() }).await?;
+    say!("deletion is {}", if paused { "paused" } else { "on" });
+    Ok(())
+}
+
+async fn run(target: &Target) -> Outcome {
+    let order = match keep(target, KeepAdmin::Gc, ASK_LIMIT).await? {
+        KeepAdminReply::Ordered(order) => order,
+        other => return Err(unexpected(&other)),
+    };
+    let before = status(target).await?;
+    if before.settings.delete_paused {
+        return Err(Failure::new("gc: deletion is paused: `dfs admin gc resume` first"));
+    }
+    let deleted = |status: &KeepStatus| -> (u64, u64) {
+        status.reports.iter().fold((0, 0), |sum, (_, _, r)| (sum.0 + r.deleted, sum.1 + r.deleted_bytes))
+    };
+    let end = Instant::now() + RUN_LIMIT;
+    loop {
+        let now = status(target).await?;
+        let waiting = now.reports.iter().filter(|(_, age, report)| *age < SILENT_MS && report.gc_done < order).count();
+        if waiting == 0 && !now.reports.is_empty() {
+            let (was, is) = (deleted(&before), deleted(&now));
+            let (copies, bytes) = (is.0.saturating_sub(was.0), is.1.saturating_sub(was.1));
+            say!("{copies} copies deleted, {}", size_text(bytes));
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(Failure::new(format!(
+                "gc: {waiting} chunkservers are not through yet; they go on by themselves"
+            )));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn explain(target: &Target, chunk: &str) -> Outcome {
+    let bytes: Option<Vec<u8>> = (0..chunk.len() / 2)
+        .map(|at| chunk.get(2 * at..2 * at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
+        .collect();
+    let prefix = bytes.filter(|bytes| (6..=32).contains(&bytes.len()) && chunk.len().is_multiple_of(2));
+    let prefix =
+        prefix.ok_or_else(|| Failure::new(format!("gc: {chunk}: write 12 to 64 hex digits, an even number")))?;
+    let all = match keep(target, KeepAdmin::Explain { prefix }, EXPLAIN_LIMIT).await? {
+        KeepAdminReply::Explained(all) => all,
+        other => return Err(unexpected(&other)),
+    };
+    if all.is_empty() {
+        say!("nothing refers to {chunk}: its copies go when their servers next ask");
+    }
+    for one in &all {
+        say!("{}", explained(one).trim_end());
+    }
+    Ok(())
+}
+
+fn explained(one: &Explained) -> String {
+    let mut text = String::new();
+    // writing to a string cannot fail
+    let _ = writeln!(text, "{}: {} bytes", one.id.hex(), one.len);
+    for (target, refs) in &one.refs {
+        let _ = writeln!(text, "  {refs} extents of files with {target} copies refer to it");
+    }
+    let files: Vec<String> = one.files.iter().map(|ino| format!("i{ino}")).collect();
+    let _ = writeln!(text, "  files: {}", if files.is_empty() { "none found".into() } else { files.join(" ") });
+    let owners: Vec<String> = one.owners.iter().map(ToString::to_string).collect();
+    let _ = writeln!(text, "  belongs on {}", owners.join(" "));
+    if let Some(holders) = &one.degraded {
+        let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "  has fewer copies than it should: known on {}", holders.join(" "));
+    }
+    text
+}
+
+/// Runs `dfs admin keep`: changes settings if any are given, and shows them.
+pub(crate) async fn settings(target: &Target, flags: KeepFlags) -> Outcome {
+    let mib = |rate: Option<u64>| rate.map(|mib| mib.saturating_mul(1 << 20));
+    let change = KeepChange {
+        repair_busy_rate: mib(flags.repair_busy_mib),
+        repair_idle_rate: mib(flags.repair_idle_mib),
+        grace_s: flags.grace_s,
+        scrub_period_s: flags.scrub_period_s,
+        scrub_rate: mib(flags.scrub_mib),
+        ..KeepChange::default()
+    };
+    if change != KeepChange::default() {
+        set(target, change).await?;
+    }
+    let status = status(target).await?;
+    if flags.json {
+        say!("{}", json(&status));
+    } else {
+        let s = &status.settings;
+        say!("{}", text(&status).trim_end());
+        say!(
+            "repair {}/s while in use, {}/s while not; grace {} s; scrub within {} s at up to {}/s{}{}",
+            size_text(s.repair_busy_rate),
+            size_text(s.repair_idle_rate),
+            s.grace_s,
+            s.scrub_period_s,
+            size_text(s.scrub_rate),
+            if s.scrub_paused { ", paused" } else { "" },
+            if s.delete_paused { "; deletion is paused" } else { "" }
+        );
+    }
+    Ok(())
+}
+
+/// What all servers report, added up; those that do not report any more are left out.
+fn sum(status: &KeepStatus) -> KeepReport {
+    let mut sum = KeepReport::default();
+    for (_, _, report) in status.reports.iter().filter(|(_, age, _)| *age < SILENT_MS) {
+        sum.missing += report.missing;
+        sum.missing_bytes += report.missing_bytes;
+        sum.unavailable += report.unavailable;
+        sum.oldest_s = sum.oldest_s.max(report.oldest_s);
+        sum.rate += report.rate;
+        sum.remade += report.remade;
+        sum.remade_bytes += report.remade_bytes;
+        sum.extra += report.extra;
+        sum.deleted += report.deleted;
+        sum.deleted_bytes += report.deleted_bytes;
+        sum.scrub_damaged += report.scrub_damaged;
+    }
+    sum
+}
+
+/// Seconds that what is missing takes at the present rate. `None`: nothing moves.
+fn left_s(sum: &KeepReport) -> Option<u64> {
+    if sum.missing_bytes == 0 { Some(0) } else { sum.missing_bytes.checked_div(sum.rate) }
+}
+
+/// For people.
+pub(crate) fn text(status: &KeepStatus) -> String {
+    let mut text = String::new();
+    let all = sum(status);
+    // writing to a string cannot fail
+    if all.missing == 0 {
+        let _ = writeln!(
+            text,
+            "repair: nothing is missing; {} chunks re-made, {}",
+            all.remade,
+            size_text(all.remade_bytes)
+        );
+    } else {
+        let left = left_s(&all).map_or("unknown".into(), |left| format!("{left} s"));
+        let _ = writeln!(
+            text,
+            "repair: {} copies missing, {} ({} without a source), {}/s, time left {left}, oldest waits {} s",
+            all.missing,
+            size_text(all.missing_bytes),
+            all.unavailable,
+            size_text(all.rate),
+            all.oldest_s
+        );
+    }
+    let _ = writeln!(
+        text,
+        "garbage: {} copies that should not be there; {} deleted, {}",
+        all.extra,
+        all.deleted,
+        size_text(all.deleted_bytes)
+    );
+    if !status.out.is_empty() {
+        let out: Vec<String> = status.out.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "out, their share taken over by others: {}", out.join(" "));
+    }
+    text
+}
+
+/// For programs.
+pub(crate) fn json(status: &KeepStatus) -> serde_json::Value {
+    let all = sum(status);
+    let servers: Vec<serde_json::Value> = status
+        .reports
+        .iter()
+        .map(|(server, age_ms, r)| {
+            serde_json::json!({
+                "server": server.0,
+                "age_ms": age_ms,
+                "missing": r.missing,
+                "missing_bytes": r.missing_bytes,
+                "unavailable": r.unavailable,
+                "oldest_s": r.oldest_s,
+                "rate": r.rate,
+                "remade": r.remade,
+                "remade_bytes": r.remade_bytes,
+                "extra": r.extra,
+                "deleted": r.deleted,
+                "deleted_bytes": r.deleted_bytes,
+                "compared": r.compared.0,
+                "passes": r.passes,
+                "gc_done": r.gc_done,
+                "scrub_percent": r.scrub_percent,
+                "scrub_rounds": r.scrub_rounds,
+                "scrub_damaged": r.scrub_damaged,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "layout": status.layout.0,
+        "degraded": status.degraded,
+        "out": status.out.iter().map(|server| server.0).collect::<Vec<_>>(),
+        "missing": all.missing,
+        "missing_bytes": all.missing_bytes,
+        "unavailable": all.unavailable,
+        "rate": all.rate,
+        "left_s": left_s(&all),
+        "oldest_s": all.oldest_s,
+        "extra": all.extra,
+        "deleted": all.deleted,
+        "deleted_bytes": all.deleted_bytes,
+        "servers": servers,
+    })
+}
