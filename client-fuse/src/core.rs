@@ -49,14 +49,18 @@ pub(crate) struct Core {
     table: Mutex<Table>,
     /// The last removal under way that does not keep its file has ended.
     removed: Notify,
+    /// The last open under way of its half has ended.
+    opened: Notify,
 }
 
 /// Files that are open, or closed with unsaved data.
 #[derive(Debug, Default)]
 struct Table {
     files: BTreeMap<InodeId, Arc<Inode>>,
-    /// Opens under way whose file is not in the table yet.
-    opening: usize,
+    /// Opens under way whose file is not in the table yet: those that began before the last question what is open, and
+    /// later ones, in the half that `later` names.
+    opening: [usize; 2],
+    later: usize,
     /// Removals under way that began when nothing was open: the metaservers do not keep the file.
     removing: usize,
     /// Files without a name that the metaservers keep for this session.
@@ -64,7 +68,7 @@ struct Table {
 }
 
 /// An open under way: until it is dropped, names that begin to be removed keep their files.
-pub(crate) struct Opening<'a>(&'a Core);
+pub(crate) struct Opening<'a>(&'a Core, usize);
 
 /// The removal of a name under way.
 pub(crate) struct Removal<'a> {
@@ -87,7 +91,11 @@ impl Drop for Removal<'_> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        self.0.table().opening -= 1;
+        let mut table = self.0.table();
+        table.opening[self.1] -= 1;
+        if table.opening[self.1] == 0 {
+            self.0.opened.notify_waiters();
+        }
     }
 }
 
@@ -116,6 +124,7 @@ impl Core {
             uploads: Semaphore::new(UPLOADS_MAX),
             table: Mutex::default(),
             removed: Notify::new(),
+            opened: Notify::new(),
             config,
             world,
             tasks,
@@ -127,6 +136,8 @@ impl Core {
         if core.config.leases {
             let leases = core.clone();
             core.tasks.spawn("leases", |stop| leases.lease_loop(stop));
+            let opens = core.clone();
+            core.tasks.spawn("opens", |stop| opens.tell_opens_loop(stop));
         }
         let behind = core.clone();
         core.tasks.spawn("write behind", |stop| behind.write_behind_loop(stop));
@@ -140,8 +151,12 @@ impl Core {
     /// To be held from before the request that opens a file until it is in the table. Waits for removals that began when
     /// nothing was open: the file they remove cannot be opened. Those that begin now keep theirs.
     pub(crate) async fn opening(&self) -> Result<Opening<'_>, Fault> {
-        self.table().opening += 1;
-        let opening = Opening(self);
+        let opening = {
+            let mut table = self.table();
+            let half = table.later;
+            table.opening[half] += 1;
+            Opening(self, half)
+        };
         let deadline = self.meta.deadline();
         loop {
             let removed = self.removed.notified();
@@ -155,10 +170,35 @@ impl Core {
         }
     }
 
+    /// Waits until all opens have ended that are under way now. One call at a time.
+    pub(crate) async fn opens_under_way(&self) -> Result<(), Fault> {
+        let deadline = self.meta.deadline();
+        // Should an earlier call have given up, some from before it are left in the other half.
+        for _ in 0..2 {
+            let before = {
+                let mut table = self.table();
+                let before = table.later;
+                table.later = 1 - before;
+                before
+            };
+            loop {
+                let opened = self.opened.notified();
+                tokio::pin!(opened);
+                opened.as_mut().enable();
+                if self.table().opening[before] == 0 {
+                    break;
+                }
+                let late = |_| Fault::new(Kind::Unavailable, "an open under way does not end");
+                timeout_at(deadline, opened).await.map_err(late)?;
+            }
+        }
+        Ok(())
+    }
+
     /// To be held while a name is removed.
     pub(crate) fn removal(&self) -> Removal<'_> {
         let mut table = self.table();
-        let keep = table.opening > 0 || !table.files.is_empty();
+        let keep = table.opening != [0, 0] || !table.files.is_empty();
         table.removing += usize::from(!keep);
         Removal { core: self, keep }
     }
@@ -174,9 +214,15 @@ impl Core {
     }
 
     /// One more handle on a file. Returns it and the handle's number.
-    pub(crate) fn enter(&self, attr: &Attr) -> (Arc<Inode>, u64) {
+    ///
+    /// # Errors
+    /// `Gone` if its last name went before it was opened here: it may have been said that it is not.
+    pub(crate) fn enter(&self, attr: &Attr) -> Result<(Arc<Inode>, u64), Fault> {
         let generation = self.meta.session().generation;
         let mut table = self.table();
+        if attr.nlink == 0 && !table.files.contains_key(&attr.ino) {
+            return Err(Fault::new(Kind::Gone, format!("{} was removed", attr.ino)));
+        }
         let inode =
             table.files.entry(attr.ino).or_insert_with(|| Arc::new(Inode::new(attr.clone(), generation))).clone();
         let mut state = inode.lock();
@@ -185,7 +231,7 @@ impl Core {
         state.opened += 1;
         let number = state.opened;
         drop(state);
-        (inode, number)
+        Ok((inode, number))
     }
 
     /// One handle less. True if it was the last.
@@ -223,7 +269,7 @@ impl Core {
     pub(crate) fn reap(self: &Arc<Self>) {
         let gone: Vec<InodeId> = {
             let mut table = self.table();
-            if table.opening > 0 || table.orphans.is_empty() {
+            if table.opening != [0, 0] || table.orphans.is_empty() {
                 return;
             }
             let open = |ino: &InodeId| table.files.get(ino).is_some_and(|inode| inode.lock().handles > 0);

@@ -12,7 +12,7 @@ use common::fault::{Fault, Kind};
 use common::id::{InodeId, LayoutVersion};
 use common::name::Name;
 use common::proto::meta::{
-    Answer, Attr, Commit, Cred, Edit, ExtentRun, FileKind, NewNode, Op, Outcome, Query, SetAttr, Source,
+    Answer, Attr, CloneRange, Commit, Cred, Edit, ExtentRun, FileKind, NewNode, Op, Outcome, Query, SetAttr, Source,
 };
 use common::units::{FILE_SIZE_MAX, len_u64, len_usize};
 use std::sync::Arc;
@@ -110,7 +110,7 @@ impl Client {
         if attr.kind != FileKind::File {
             return Err(not_a_file(attr));
         }
-        let handle = Handle(Arc::new(Inside::new(&self.core, cred, attr, flags)));
+        let handle = Handle(Arc::new(Inside::new(&self.core, cred, attr, flags)?));
         let inside = &handle.0;
         if let Some(run) = run {
             let mut state = inside.inode.lock();
@@ -196,6 +196,24 @@ impl Client {
             Fallocate::PunchHole | Fallocate::ZeroKeepSize => self.core.punch(&inside.inode, offset, len, 0).await,
             Fallocate::ZeroRange => self.core.punch(&inside.inode, offset, len, end).await,
         }
+    }
+
+    /// Makes `len` bytes of `to` from `at` on what `from` has from `from_at` on, without moving them (`copy_file_range`).
+    /// Returns how many bytes that were: fewer where `from` ends, or has very many extents; 0 behind its end. Unsaved
+    /// bytes of both files are saved first.
+    pub async fn clone_range(
+        &self,
+        (from, from_at): (&Handle, u64),
+        (to, at): (&Handle, u64),
+        len: u64,
+    ) -> Result<u64, Fault> {
+        let (source, target) = (&from.0, &to.0);
+        if !source.flags.read || !target.flags.write {
+            return Err(Fault::new(Kind::Invalid, "not open for reading, or not for writing"));
+        }
+        target.check()?;
+        let range = CloneRange { from: source.inode.ino, from_at, to: target.inode.ino, at, len };
+        self.core.clone_range(&source.inode, &target.inode, &target.cred, range).await
     }
 
     /// The first byte at or behind `offset` that is data, or that is in a hole (the end of the file counts as one).
@@ -351,6 +369,30 @@ impl Core {
                 Ok(())
             }
             other => Err(unexpected("commit", &other)),
+        }
+    }
+
+    async fn clone_range(
+        self: &Arc<Self>,
+        source: &Arc<Inode>,
+        target: &Arc<Inode>,
+        cred: &Cred,
+        range: CloneRange,
+    ) -> Result<u64, Fault> {
+        let deadline = self.meta.deadline();
+        self.save(source, deadline).await?;
+        let _alone = self.alone(target, deadline).await?;
+        self.save(target, deadline).await?;
+        match self.meta.submit(cred, Op::Clone(range), deadline).await?.outcome {
+            Outcome::Cloned { attr, len } => {
+                let mut state = target.lock();
+                if len > 0 {
+                    state.extents.committed(attr.version, std::iter::once(range.at..range.at + len));
+                }
+                state.adopt(&attr);
+                Ok(len)
+            }
+            other => Err(unexpected("clone", &other)),
         }
     }
 

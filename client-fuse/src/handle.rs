@@ -70,13 +70,13 @@ impl Handle {
 }
 
 impl Inside {
-    pub(crate) fn new(core: &Arc<Core>, cred: &Cred, attr: &Attr, flags: OpenFlags) -> Inside {
-        let (inode, number) = core.enter(attr);
+    pub(crate) fn new(core: &Arc<Core>, cred: &Cred, attr: &Attr, flags: OpenFlags) -> Result<Inside, Fault> {
+        let (inode, number) = core.enter(attr)?;
         let (told, attr) = {
             let state = inode.lock();
             (AtomicU64::new(state.errors), state.with_unsaved(attr))
         };
-        Inside {
+        Ok(Inside {
             core: core.clone(),
             inode,
             flags,
@@ -86,7 +86,7 @@ impl Inside {
             number,
             told,
             released: AtomicBool::new(false),
-        }
+        })
     }
 
     /// A failure of the file that this handle was not told yet.

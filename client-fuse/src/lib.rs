@@ -10,6 +10,7 @@
 //! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
 //! | `chunks`, `report` | touch, put and get on replicas; what to do when one fails; telling a server of a wrong copy |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
+//! | `opens` | what is open here, for those who remove it elsewhere |
 //! | `listings` | directories whose names are all known, under leases |
 //! | `core`, `link` | what all share; the seam to the servers |
 //! | [`config`], [`stats`] | limits; counters |
@@ -39,6 +40,7 @@ mod inode;
 mod link;
 mod listings;
 mod meta;
+mod opens;
 mod plan;
 mod read;
 mod report;

@@ -9,6 +9,7 @@ use common::layout::ClusterMap;
 use common::proto::chunk::{ChunkRef, WriteAuth};
 use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{Alive, Answered, Applied, Ask, Request};
+use common::proto::opens::{OpenAsk, OpenReport};
 use common::rpc::Caller;
 use common::task::Tasks;
 use common::wire::{Got, Pool, Target};
@@ -35,6 +36,8 @@ pub(crate) trait Servers: Send + Sync + 'static {
     fn lease<'a>(&'a self, ask: &'a LeaseAsk, deadline: Instant) -> BoxFuture<'a, Result<Leased, Fault>>;
     /// Waits for what is to be forgotten.
     fn recalls(&self, call: RecallCall, deadline: Instant) -> BoxFuture<'_, Result<Recalls, Fault>>;
+    /// Says what is open, and waits for the next question.
+    fn opens<'a>(&'a self, report: &'a OpenReport, deadline: Instant) -> BoxFuture<'a, Result<OpenAsk, Fault>>;
     /// Puts one chunk down a chain; the first server of `chain` is the one that is called.
     fn put_chain<'a>(
         &'a self,
@@ -111,6 +114,10 @@ impl Servers for RealServers {
 
     fn recalls(&self, call: RecallCall, deadline: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {
         Box::pin(self.caller.recalls(call, left(deadline)))
+    }
+
+    fn opens<'a>(&'a self, report: &'a OpenReport, deadline: Instant) -> BoxFuture<'a, Result<OpenAsk, Fault>> {
+        Box::pin(self.caller.opens(report, left(deadline)))
     }
 
     fn put_chain<'a>(

@@ -14,6 +14,7 @@ use common::layout::ClusterMap;
 use common::proto::chunk::WriteAuth;
 use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{Alive, Answer, Applied, Ask, Cred, Op, Outcome, Query, Request};
+use common::proto::opens::{OpenAsk, OpenReport};
 use common::world::World;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -34,6 +35,8 @@ pub(crate) struct Meta {
     link: Arc<dyn Servers>,
     world: World,
     label: String,
+    /// Sessions say what they have open.
+    attends: bool,
     op_timeout: Duration,
     counters: Arc<Counters>,
     session: Mutex<Arc<Session>>,
@@ -61,12 +64,13 @@ impl Meta {
     ) -> Result<Meta, Fault> {
         let deadline = Instant::now() + config.op_timeout;
         let map = link.cluster_map(deadline).await?;
-        let (session, index) = open_session(link.as_ref(), &world, &config.label, 1, deadline).await?;
+        let (session, index) = open_session(link.as_ref(), &world, (&config.label, config.leases), 1, deadline).await?;
         info!(cluster = %map.cluster, session = ?session.id, "connected");
         Ok(Meta {
             link,
             world,
             label: config.label.clone(),
+            attends: config.leases,
             op_timeout: config.op_timeout,
             counters,
             session: Mutex::new(Arc::new(session)),
@@ -121,6 +125,11 @@ impl Meta {
     /// Waits for what is to be forgotten.
     pub(crate) async fn recalls(&self, call: RecallCall, deadline: Instant) -> Result<Recalls, Fault> {
         self.link.recalls(call, deadline).await
+    }
+
+    /// Says what is open, and waits for the next question.
+    pub(crate) async fn opens(&self, report: &OpenReport, deadline: Instant) -> Result<OpenAsk, Fault> {
+        self.link.opens(report, deadline).await
     }
 
     /// A change, until it is done or `deadline` passes.
@@ -229,7 +238,8 @@ impl Meta {
             return Ok(());
         }
         let generation = old.generation + 1;
-        let (session, index) = open_session(self.link.as_ref(), &self.world, &self.label, generation, deadline).await?;
+        let who = (self.label.as_str(), self.attends);
+        let (session, index) = open_session(self.link.as_ref(), &self.world, who, generation, deadline).await?;
         warn!(session = ?session.id, before = ?old.id, "the session had ended; opened a new one, unsaved data is lost");
         add(&self.counters.sessions_reopened, 1);
         if session.epoch == old.epoch {
@@ -334,12 +344,16 @@ impl Meta {
 async fn open_session(
     link: &dyn Servers,
     world: &World,
-    label: &str,
+    (label, attends): (&str, bool),
     generation: u64,
     deadline: Instant,
 ) -> Result<(Session, LogIndex), Fault> {
     let id = SessionId(world.random_u128());
-    let op = Op::OpenSession { label: label.to_owned(), slots: SLOTS };
+    let label = label.to_owned();
+    let op = match attends {
+        true => Op::OpenAttending { label, slots: SLOTS },
+        false => Op::OpenSession { label, slots: SLOTS },
+    };
     let request = Request { session: id, slot: 0, seq: 0, cred: Cred::default(), op };
     let applied = link.submit(&request, deadline).await.map_err(|fault| fault.context("open a session"))?;
     match applied.outcome {

@@ -17,6 +17,7 @@ use common::proto::meta::{
     Alive, Answer, Answered, Applied, Ask, Attr, Commit, Extent, ExtentRun, FileKind, Op, Outcome, Query, Request,
     Source,
 };
+use common::proto::opens::{OpenAsk, OpenReport};
 use common::time::Time;
 use common::units::{HASH_GROUP_LEN, len_u32, len_u64, len_usize};
 use common::wire::{Got, Target};
@@ -180,7 +181,7 @@ impl Cluster {
     /// A late copy of a request arrives.
     pub(crate) fn run(&mut self, request: &Request) -> Result<Applied, Fault> {
         self.index += 1;
-        if let Op::OpenSession { .. } = &request.op {
+        if let Op::OpenSession { .. } | Op::OpenAttending { .. } = &request.op {
             self.sessions.entry(request.session).or_default();
             let write_token = self.secret.write_token(request.session, Epoch(1));
             let outcome = Outcome::Session { epoch: Epoch(1), write_token, timeout_ms: 60_000 };
@@ -399,6 +400,10 @@ fn new_file(ino: InodeId, chunk_size: u32) -> (Attr, Extents) {
 impl Servers for FakeCluster {
     fn lease<'a>(&'a self, _: &'a LeaseAsk, _: Instant) -> BoxFuture<'a, Result<Leased, Fault>> {
         Box::pin(async { Ok(Leased { term: 1, lease: 0, names: None }) })
+    }
+
+    fn opens<'a>(&'a self, _: &'a OpenReport, _: Instant) -> BoxFuture<'a, Result<OpenAsk, Fault>> {
+        Box::pin(std::future::pending()) // nothing is ever asked
     }
 
     fn recalls(&self, call: RecallCall, _: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {

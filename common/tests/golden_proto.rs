@@ -14,6 +14,7 @@ use common::proto::chunk::*;
 use common::proto::keep::*;
 use common::proto::lease::*;
 use common::proto::meta::*;
+use common::proto::opens::*;
 use common::time::Time;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -116,6 +117,8 @@ fn ops() -> Vec<(&'static str, Op)> {
         ("RemoveXattr", Op::RemoveXattr { ino, name: b"user.x".into() }),
         ("Release", Op::Release { ino }),
         ("Commit", Op::Commit(commit)),
+        ("Clone", Op::Clone(CloneRange { from: ino, from_at: 4096, to: parent, at: 1, len: 70_000 })),
+        ("OpenAttending", Op::OpenAttending { label: "host".into(), slots: 16 }),
     ]
 }
 
@@ -142,6 +145,7 @@ fn control_plane(out: &mut Golden) {
         Outcome::Removed { ino: InodeId(4), nlink: 0 },
         Outcome::Renamed { replaced: Some((InodeId(4), 1)) },
         Outcome::Committed { attr: attr(), offset: 4096 },
+        Outcome::Cloned { attr: attr(), len: 4096 },
     ];
     for outcome in outcomes {
         out.line("Applied", &Applied { outcome, index: LogIndex(500) });
@@ -277,6 +281,8 @@ fn leases(out: &mut Golden) {
     out.line("Leased", &Leased { term: 3, lease: 0, names: None });
     out.line("RecallCall", &RecallCall { session, term: 3, forgot: 5, given_back: vec![(dir, 9)] });
     out.line("Recalls", &Recalls { term: 3, last: 6, dirs: vec![dir] });
+    out.line("OpenReport", &OpenReport { session, term: 3, round: 6, open: vec![dir] });
+    out.line("OpenAsk", &OpenAsk { term: 3, round: 6 });
 }
 
 fn keeping(out: &mut Golden) {

@@ -6,6 +6,7 @@
 use crate::keep::Keep;
 use crate::leases::Leases;
 use crate::namespace::{self, QueryCtx};
+use crate::opens::Opens;
 use crate::raft::Member;
 use crate::servers::Servers;
 use crate::sessions::Sessions;
@@ -34,6 +35,8 @@ pub(crate) struct Leading {
     pub(crate) keep: Keep,
     /// What clients may answer from memory.
     pub(crate) leases: Arc<Leases>,
+    /// Who has removed files open.
+    pub(crate) opens: Opens,
 }
 
 /// The present one, if this node leads.
@@ -73,6 +76,7 @@ impl Leadership {
             servers: Servers::new(term),
             keep: Keep::new(term),
             leases: Arc::new(Leases::new(sessions.iter().copied(), Instant::now())),
+            opens: Opens::new(Instant::now()),
             sessions: Sessions::new(sessions.into_iter(), Instant::now()),
         });
         tracing::info!(term, "this metaserver leads");

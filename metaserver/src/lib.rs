@@ -12,6 +12,7 @@
 //! | `leases` | what clients may answer from memory, and who waits for them to forget it |
 //! | `keep` | repair and garbage: what belongs where, what may go, who was down for too long |
 //! | `space` | what is refused while disks are nearly full, so that what frees space goes on |
+//! | `opens` | who has removed files open |
 //! | `copies` | may a commit have fewer copies than asked for |
 //! | `orders`, `fsck` | what only administrators may ask; the check of everything |
 //! | `workers` | the loops: flush, expire, layout, purge, return |
@@ -28,6 +29,7 @@ mod leading;
 mod leases;
 pub mod namespace;
 mod node;
+mod opens;
 mod orders;
 pub mod raft;
 mod servers;

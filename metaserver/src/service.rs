@@ -20,6 +20,7 @@ use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Applied, Ask, Commit, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
     Op, Query, Register, Registered, Request, Status,
 };
+use common::proto::opens::{OPENS_HOLD, OpenAsk, OpenReport};
 use common::rpc::Handler;
 use openraft::Instant;
 use std::future::Future;
@@ -80,6 +81,7 @@ fn roles(request: &MetaRequest) -> (&'static str, &'static [Role]) {
         MetaRequest::Raft { .. } => ("raft", &[Role::Metaserver]),
         MetaRequest::Lease { .. } => ("lease", &[Role::Client]),
         MetaRequest::Recalls { .. } => ("recalls", &[Role::Client]),
+        MetaRequest::Opens { .. } => ("opens", &[Role::Client]),
         MetaRequest::Keep { .. } => ("keep", &[Role::Chunkserver]),
     }
 }
@@ -393,12 +395,14 @@ fn names_changed_in(op: &Op) -> Vec<InodeId> {
         Op::Rename { from, to, .. } if from == to => vec![*from],
         Op::Rename { from, to, .. } => vec![*from, *to],
         Op::OpenSession { .. }
+        | Op::OpenAttending { .. }
         | Op::CloseSession
         | Op::SetAttr { .. }
         | Op::SetXattr { .. }
         | Op::RemoveXattr { .. }
         | Op::Release { .. }
-        | Op::Commit(_) => Vec::new(),
+        | Op::Commit(_)
+        | Op::Clone(_) => Vec::new(),
     }
 }
 
@@ -424,7 +428,7 @@ impl Meta for Call {
         }
         let session = request.session;
         let (opens, closes) = match &request.op {
-            Op::OpenSession { .. } => (true, false),
+            Op::OpenSession { .. } | Op::OpenAttending { .. } => (true, false),
             Op::CloseSession => (false, true),
             _ => (false, false),
         };
@@ -594,6 +598,16 @@ impl Meta for Call {
                 Ok(KeepAnswer::Orders(KeepOrders { degraded, settings, ..orders }))
             }
         }
+    }
+
+    async fn opens(self, _: Context, report: OpenReport) -> Result<OpenAsk, Fault> {
+        let (member, leading) = self.leading().await?;
+        self.touch(&member, &leading, report.session).await?;
+        if report.term == leading.term {
+            leading.opens.report(report.session, report.round, &report.open);
+        }
+        let asked = tokio::time::timeout(OPENS_HOLD, leading.opens.wait_for_round(report.session)).await;
+        Ok(OpenAsk { term: leading.term, round: asked.unwrap_or(0) })
     }
 
     async fn raft(self, _: Context, message: Bytes) -> Result<Bytes, Fault> {

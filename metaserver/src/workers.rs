@@ -3,7 +3,7 @@
 //! | loop | who | does |
 //! | --- | --- | --- |
 //! | flush | every member | makes what is applied durable, so that a restart replays little |
-//! | leader | the leader | ends silent sessions and unfinished changes of the members, takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers |
+//! | leader | the leader | ends silent sessions and unfinished changes of the members, asks who has removed files open, takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers |
 //! | return | a node without data, or not yet a voter | asks the others to take it back |
 //! | space | every member | looks how full the disk is; the leader asks the others too |
 //! | watch | every member | stops the process when openraft has stopped |
@@ -12,6 +12,7 @@ use crate::keep;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, Done};
 use crate::node::{Shared, is_outside};
+use crate::opens::{Asked, Found};
 use crate::raft::{Member, Message, Reply, decode, encode};
 use crate::space::{LOOK_EVERY, Others};
 use common::fault::{Fault, Kind};
@@ -33,6 +34,8 @@ const FLUSH_BYTES: u64 = 32 << 20;
 const LEADER_LOOK: Duration = Duration::from_millis(250);
 /// Silent sessions ended in one look, at most.
 const EXPIRE_MAX: usize = 64;
+/// Files without a name that one round is about, and that sessions are noted to hold, at most.
+const ORPHANS_MAX: usize = 512;
 /// Extents taken apart by one command.
 const PURGE_EXTENTS: u32 = 2048;
 /// How long another metaserver may take to say whether it has room.
@@ -104,6 +107,7 @@ async fn leader(node: Shared, stop: CancellationToken) {
             expire(&node, &member, &leading).await?;
             keep::take_out(&member, &leading, Duration::from_secs(node.config.down_out_s)).await?;
             layout(&node, &member, &leading).await?;
+            orphans(&node, &member, &leading).await?;
             purge(&member, &stop).await
         };
         if let Err(fault) = work.await
@@ -160,6 +164,26 @@ async fn layout(node: &Shared, member: &Member, leading: &Leading) -> Result<(),
             Err(fault)
         }
     }
+}
+
+/// Finds out who has files without a name open, and lets go of those that nobody has.
+async fn orphans(node: &Shared, member: &Member, leading: &Leading) -> Result<(), Fault> {
+    let failed = |error: common::kv::KvError| Fault::new(Kind::Internal, error.to_string());
+    let mounted = member.state.mounted();
+    let (unasked, noted) = namespace::orphans(mounted.kv(), ORPHANS_MAX).map_err(failed)?;
+    if unasked.is_empty() && noted.is_empty() {
+        return Ok(());
+    }
+    let attending = namespace::attending(mounted.kv()).map_err(failed)?;
+    drop(mounted);
+    if !leading.opens.is_running(&attending) {
+        leading.opens.begin(Asked { unasked, noted, attending }, tokio::time::Instant::now());
+    }
+    let Some(Found { held, dropped }) = leading.opens.finished() else { return Ok(()) };
+    if !held.is_empty() || !dropped.is_empty() {
+        member.propose(&Command::Settle { held, dropped, at: node.world.now() }).await?;
+    }
+    Ok(())
 }
 
 /// Takes files that are gone apart, a piece at a time, until there are none.

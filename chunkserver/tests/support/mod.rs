@@ -106,6 +106,13 @@ impl Meta for FakeMeta {
     async fn recalls(self, _: Context, _: RecallCall) -> Result<Recalls, Fault> {
         nothing()
     }
+    async fn opens(
+        self,
+        _: Context,
+        _: common::proto::opens::OpenReport,
+    ) -> Result<common::proto::opens::OpenAsk, Fault> {
+        nothing()
+    }
     async fn keep(self, _: Context, _: common::proto::keep::KeepAsk) -> Result<common::proto::keep::KeepAnswer, Fault> {
         nothing()
     }

@@ -23,6 +23,9 @@ const ZERO_RANGE: i32 = 16;
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 
+/// The most bytes of one `copy_file_range`: the answer has 32 bits for them.
+const COPY_MAX: u64 = 2 << 30;
+
 /// An open file.
 pub(super) struct OpenFile {
     handle: Handle,
@@ -184,6 +187,16 @@ impl Shared {
         let done = self.client.fallocate(&file.handle, offset, len, what).await;
         self.inodes.changed(file.handle.ino());
         done
+    }
+
+    /// `copy_file_range(2)`: how many bytes. The kernel has written out its pages of the one range and dropped those of
+    /// the other.
+    pub(super) async fn copy_range(&self, from: (u64, u64), to: (u64, u64), len: u64) -> Result<u32, Fault> {
+        let (source, target) = (self.files.get(from.0)?, self.files.get(to.0)?);
+        let len = len.min(COPY_MAX);
+        let done = self.client.clone_range((&source.handle, from.1), (&target.handle, to.1), len).await;
+        self.inodes.changed(target.handle.ino());
+        Ok(u32::try_from(done?).expect("no more than was asked for"))
     }
 
     /// `lseek(2)` to data or a hole. `None`: `ENXIO`.

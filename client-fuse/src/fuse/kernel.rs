@@ -511,15 +511,17 @@ impl Filesystem for Kernel {
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
+        from: FileHandle,
+        from_at: u64,
+        number: INodeNo,
+        to: FileHandle,
+        at: u64,
+        len: u64,
         _: fuser::CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::ENOSYS); // the kernel reads and writes instead, and does not ask again
+        let shared = Arc::clone(&self.0);
+        let work = async move { shared.copy_range((from.0, from_at), (to.0, at), len).await };
+        self.0.serve(op("copy_file_range", number), reply, work, |_, reply, done| reply.written(done));
     }
 }

@@ -32,7 +32,7 @@
 //! Entries and attributes are believed by the kernel for [`TTL`]: two mounts may disagree for that long. Leases replace
 //! it with the next step.
 //!
-//! Left out: `copy_file_range` (the kernel then reads and writes), interrupts (`fuser` does not pass them on, so a
+//! Left out: collapsing and inserting ranges (the kernel hands them to no FUSE file system), interrupts (`fuser` does not pass them on, so a
 //! request ends by itself or by its deadline), file capabilities and ACLs (setting them is refused), `syncfs` (the
 //! kernel does not pass it on to FUSE: unsaved data of open files is written back by age).
 

@@ -11,6 +11,7 @@ use crate::layout::ClusterMap;
 use crate::name::Name;
 use crate::proto::keep::{KeepAnswer, KeepAsk};
 use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
+use crate::proto::opens::{OpenAsk, OpenReport};
 use crate::time::Time;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -257,6 +258,31 @@ pub enum Op {
     },
     /// Changes what a file holds.
     Commit(Commit),
+    /// Makes a range of a file hold what a range of another one holds.
+    Clone(CloneRange),
+    /// As `OpenSession`; the session also says what it has open whenever it is asked ([`Meta::opens`]), so that files
+    /// which others remove stay until it has closed them.
+    OpenAttending {
+        /// Host name and purpose, for people.
+        label: String,
+        /// How many requests may be under way at once.
+        slots: u16,
+    },
+}
+
+/// Which bytes come to be where, without being moved: both files refer to the same chunks afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRange {
+    /// The file that has them.
+    pub from: InodeId,
+    /// The first of them in it.
+    pub from_at: u64,
+    /// The file that gets them; may be the same one, if the ranges do not overlap.
+    pub to: InodeId,
+    /// Where the first goes.
+    pub at: u64,
+    /// How many, at least 1. What lies beyond the end of `from` is left out.
+    pub len: u64,
 }
 
 /// Read access, as in `R_OK`.
@@ -398,6 +424,14 @@ pub enum Outcome {
         attr: Attr,
         /// What was added to every edit's offset.
         offset: u64,
+    },
+    /// `Clone`: the inode that got the bytes, and how many: fewer than asked for where the source ends, or has more
+    /// extents there than go into one command; 0 behind its end.
+    Cloned {
+        /// The inode.
+        attr: Attr,
+        /// Bytes.
+        len: u64,
     },
 }
 
@@ -649,4 +683,6 @@ pub trait Meta {
     async fn recalls(call: RecallCall) -> Result<Recalls, Fault>;
     /// Repair, garbage, scrub. Chunkservers.
     async fn keep(ask: KeepAsk) -> Result<KeepAnswer, Fault>;
+    /// What a session has open, and when to say it again; waits for up to [`super::opens::OPENS_HOLD`]. Clients.
+    async fn opens(report: OpenReport) -> Result<OpenAsk, Fault>;
 }

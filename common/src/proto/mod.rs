@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod keep;
 pub mod lease;
 pub mod meta;
+pub mod opens;
 pub mod servers;
 
 /// The protocol version both planes speak. Another one is refused in the hello.

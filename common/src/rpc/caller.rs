@@ -13,6 +13,7 @@ use crate::proto::meta::{
     Admin, AdminReply, Alive, Answered, Applied, Ask, Heartbeat, HeartbeatReply, MetaClient, Register, Registered,
     Request,
 };
+use crate::proto::opens::{OpenAsk, OpenReport};
 use crate::task::Tasks;
 use crate::world::World;
 use bytes::Bytes;
@@ -219,6 +220,15 @@ impl Caller {
             async move { client.recalls(context, recall).await }
         };
         self.call("recalls", false, limit, call).await
+    }
+
+    /// [`Meta::opens`](crate::proto::meta::Meta::opens).
+    pub async fn opens(&self, report: &OpenReport, limit: Duration) -> Result<OpenAsk, Fault> {
+        let call = |client: MetaClient, context| {
+            let report = report.clone();
+            async move { client.opens(context, report).await }
+        };
+        self.call("opens", false, limit, call).await
     }
 
     /// [`Meta::cluster_map`](crate::proto::meta::Meta::cluster_map).

@@ -153,18 +153,14 @@ fn truncate(call: &mut Call<'_, '_>, inode: &mut Inode, new_size: u64) -> Result
     version.0 += 1;
     if new_size == 0 && *extents > EXTENTS_AT_ONCE {
         call.counters.logical_bytes -= *allocated;
-        drop_data(call, *data, *extents, replicas)?;
+        drop_data(call, *data, *extents, replicas, EXTENTS_AT_ONCE)?;
         (*size, *allocated, *extents, *data) = (0, 0, 0, call.next_ino());
         return Ok(());
     }
     if new_size < *size && *extents > 0 {
         let mut map = FileMap::new(*data, replicas);
         map.punch(call.txn, new_size, *size)?;
-        *extents = extents.checked_add_signed(map.extents).expect("invariant 7: extents are counted");
-        *allocated = allocated.checked_add_signed(map.allocated).expect("invariant 7: allocated is the sum");
-        let logical = call.counters.logical_bytes.checked_add_signed(map.allocated);
-        call.counters.logical_bytes = logical.expect("invariant 7: counters are sums");
-        map.settle(call)?;
+        map.settle_into(call, extents, allocated)?;
     }
     *size = new_size;
     Ok(())

@@ -7,8 +7,9 @@
 //! Memory: about 200 bytes an inode and 150 a chunk.
 
 use super::fix::{Counter, Fix};
+use super::remove::UNASKED;
 use super::rows::{config, counters};
-use crate::store::keys::{self, CHUNK, DEGRADED, DENTRY, EXTENT, INODE, LIST, ORPHAN, PURGE, SESSION, XATTR};
+use crate::store::keys::{self, CHUNK, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, ORPHAN, PURGE, SESSION, XATTR};
 use crate::store::values::{Body, ChunkRow, Counters, Data, Degraded, Dentry, ExtentRow, Inode, Listed, Purge};
 use crate::store::values::{SessionRow, Value};
 use bytes::Bytes;
@@ -57,6 +58,7 @@ pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
     let orphans = check.held_orphans()?;
     check.entries()?;
     check.orphans(&orphans);
+    check.holders(&orphans)?;
     check.xattrs()?;
     let references = check.extents()?;
     check.chunks(references)?;
@@ -248,7 +250,7 @@ impl Check<'_> {
         false
     }
 
-    /// All orphan rows, and whether their session is open.
+    /// All orphan rows, and whether their session is open (or is nobody asked yet).
     fn held_orphans(&mut self) -> Result<Vec<(SessionId, u64, bool)>, KvError> {
         let open: BTreeSet<_> = self
             .all(SESSION, |key, value| Ok((keys::first_session(key), SessionRow::decode(value)?.ended)))?
@@ -257,36 +259,57 @@ impl Check<'_> {
             .collect();
         self.found.sessions = len_u64(open.len());
         let rows = self.all(ORPHAN, |key, _| Ok((keys::first_session(key).unwrap_or(SessionId(0)), last(key))))?;
-        let rows = rows.into_iter().map(|(session, ino)| (session, ino, open.contains(&session))).collect::<Vec<_>>();
+        let rows = rows
+            .into_iter()
+            .map(|(session, ino)| (session, ino, session == UNASKED || open.contains(&session)))
+            .collect::<Vec<_>>();
         self.held = rows.iter().filter(|(_, _, is_open)| *is_open).map(|(_, ino, _)| *ino).collect();
         Ok(rows)
     }
 
-    /// Exactly the inodes without a name are orphans, once each, of an open session.
+    /// Exactly the inodes without a name are orphans, of open sessions or of nobody asked yet.
     fn orphans(&mut self, rows: &[(SessionId, u64, bool)]) {
         let is_nameless = |ino: &u64, inode: &Inode| inode.kind != FileKind::Dir && !self.named.contains(ino);
-        let mut nameless: BTreeSet<u64> =
+        let nameless: BTreeSet<u64> =
             self.inodes.iter().filter(|(ino, inode)| is_nameless(ino, inode)).map(|(ino, _)| *ino).collect();
+        let mut found = BTreeSet::new();
         for (session, ino, is_open) in rows {
             let id = InodeId(*ino);
             let drop_row = || Fix::NoOrphan { session: *session, ino: id };
-            let was_nameless = nameless.remove(ino);
+            let was_nameless = nameless.contains(ino);
+            found.insert(*ino);
             self.expect_or(
                 *is_open,
                 || format!("i{ino}: orphan of a session not open"),
                 || if was_nameless { vec![drop_row(), Fix::Nameless { ino: id }] } else { Vec::new() },
             );
-            self.expect_or(
-                was_nameless,
-                || format!("i{ino}: an orphan with names, twice, or not there"),
-                || vec![drop_row()],
-            );
+            self.expect_or(was_nameless, || format!("i{ino}: an orphan with names, or not there"), || vec![drop_row()]);
         }
-        for ino in nameless {
+        for ino in nameless.difference(&found).copied() {
             let counts_none = self.inodes.get(&ino).is_some_and(|inode| inode.nlink == 0); // else its links were noticed
             let fixes = || vec![Fix::Nameless { ino: InodeId(ino) }];
             self.expect_or(!counts_none, || format!("i{ino}: has no name and is nobody's orphan"), fixes);
         }
+    }
+
+    /// The orphans by inode are the orphans by session; only open sessions attend.
+    fn holders(&mut self, rows: &[(SessionId, u64, bool)]) -> Result<(), KvError> {
+        let mut by_session: BTreeSet<_> = rows.iter().map(|(session, ino, _)| (*session, *ino)).collect();
+        let by_inode = self.all(HOLDER, |key, _| Ok((keys::last_session(key).unwrap_or(UNASKED), first(key))))?;
+        for twin in by_inode {
+            let (session, ino) = (twin.0, InodeId(twin.1));
+            let there = by_session.remove(&twin);
+            self.expect_or(
+                there,
+                || format!("{ino}: held by {session}, but no orphan"),
+                || vec![Fix::Holder { session, ino }],
+            );
+        }
+        for (session, ino) in by_session {
+            let fix = || vec![Fix::Holder { session, ino: InodeId(ino) }];
+            self.expect_or(false, || format!("i{ino}: an orphan of {session} without a holder row"), fix);
+        }
+        Ok(())
     }
 
     fn xattrs(&mut self) -> Result<(), KvError> {

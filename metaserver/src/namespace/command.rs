@@ -5,7 +5,7 @@
 use super::fix::Fix;
 use common::auth::Secret;
 use common::fault::{Fault, Kind};
-use common::id::{ChunkId, ClusterId, Epoch, LogIndex, NodeId, ServerId, SessionId};
+use common::id::{ChunkId, ClusterId, Epoch, InodeId, LogIndex, NodeId, ServerId, SessionId};
 use common::kv::KvError;
 use common::layout::Layout;
 use common::proto::keep::{KeepChange, KeepSettings};
@@ -103,6 +103,15 @@ pub enum Command {
         /// When.
         at: Time,
     },
+    /// Who has inodes without a name open (`opens.rs`). [`Done::Settled`].
+    Settle {
+        /// Inodes about which nobody had been asked, and who has them open.
+        held: Vec<(InodeId, Vec<SessionId>)>,
+        /// What sessions were noted to hold, and do not.
+        dropped: Vec<(SessionId, InodeId)>,
+        /// When.
+        at: Time,
+    },
 }
 
 /// What applying a command answers.
@@ -146,6 +155,8 @@ pub enum Done {
     KeepSet(KeepSettings),
     /// `Fix`.
     Fixed,
+    /// `Settle`.
+    Settled,
 }
 
 impl Command {

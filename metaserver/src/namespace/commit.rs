@@ -227,11 +227,7 @@ fn replace(call: &mut Call<'_, '_>, commit: &Commit, file: &mut Inode, offset: u
         version.0 += 1;
     }
     *size = new_size;
-    *extents = extents.checked_add_signed(map.extents).expect("invariant 7: extents are counted");
-    *allocated = allocated.checked_add_signed(map.allocated).expect("invariant 7: allocated is the sum");
-    let logical = call.counters.logical_bytes.checked_add_signed(map.allocated);
-    call.counters.logical_bytes = logical.expect("invariant 7: counters are sums");
-    map.settle(call)
+    map.settle_into(call, extents, allocated)
 }
 
 fn stored(source: &Source, lens: &BTreeMap<ChunkId, u32>) -> Option<Data> {

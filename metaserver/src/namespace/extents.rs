@@ -30,9 +30,9 @@ pub(super) struct FileMap {
     data: u64,
     replicas: u8,
     /// Extents more (or less) than before.
-    pub(super) extents: i64,
+    extents: i64,
     /// Bytes covered more (or less) than before.
-    pub(super) allocated: i64,
+    allocated: i64,
     /// For each chunk its length and the references more (or less) than before.
     references: BTreeMap<ChunkId, (u32, i64)>,
 }
@@ -128,6 +128,20 @@ impl FileMap {
         }
     }
 
+    /// Brings the file's counts, the sum of all files, and the chunk rows up to date.
+    pub(super) fn settle_into(
+        self,
+        call: &mut Call<'_, '_>,
+        extents: &mut u64,
+        allocated: &mut u64,
+    ) -> Result<(), Fail> {
+        *extents = extents.checked_add_signed(self.extents).expect("invariant 7: extents are counted");
+        *allocated = allocated.checked_add_signed(self.allocated).expect("invariant 7: allocated is the sum");
+        let logical = call.counters.logical_bytes.checked_add_signed(self.allocated);
+        call.counters.logical_bytes = logical.expect("invariant 7: counters are sums");
+        self.settle(call)
+    }
+
     /// Brings the chunk rows up to date.
     pub(super) fn settle(self, call: &mut Call<'_, '_>) -> Result<(), Fail> {
         let mut pg_count = None;
@@ -190,7 +204,7 @@ pub(super) fn forget_degraded(call: &mut Call<'_, '_>, id: &ChunkId, pg_count: u
 }
 
 /// `len` bytes of an extent from `skip` on.
-fn piece(row: &ExtentRow, skip: u64, len: u64) -> ExtentRow {
+pub(super) fn piece(row: &ExtentRow, skip: u64, len: u64) -> ExtentRow {
     let skip = u32::try_from(skip).expect("an extent is no longer than its chunk");
     let data = match &row.data {
         Data::Chunk { id, offset, chunk_len } => Data::Chunk { id: *id, offset: offset + skip, chunk_len: *chunk_len },

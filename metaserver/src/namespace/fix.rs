@@ -7,7 +7,7 @@
 use super::command::{Done, Fail, refuse};
 use super::extents::forget_degraded;
 use super::rows::{Call, dir_counts, directory, entry, find_inode, row};
-use crate::store::keys::{self, CHUNK, CLUSTER, DEGRADED, DENTRY, LIST, ORPHAN};
+use crate::store::keys::{self, CHUNK, CLUSTER, DEGRADED, DENTRY, HOLDER, LIST, ORPHAN};
 use crate::store::values::{Body, ChunkRow, Counters, Degraded, Dentry, FixRow, Inode, Listed, Value};
 use common::fault::Kind;
 use common::id::{ChunkId, DataVersion, InodeId, LogIndex, ServerId, SessionId};
@@ -146,6 +146,13 @@ pub enum Fix {
         /// Not below this.
         at_least: u64,
     },
+    /// Whether a session holds an inode without a name is as its orphan row says.
+    Holder {
+        /// Whose.
+        session: SessionId,
+        /// Which.
+        ino: InodeId,
+    },
 }
 
 /// A counter of the cluster.
@@ -251,7 +258,14 @@ fn one(call: &mut Call<'_, '_>, fix: &Fix) -> Result<(), Fail> {
             }
         })?,
         Fix::Nameless { ino } => nameless(call, *ino)?,
-        Fix::NoOrphan { session, ino } => call.txn.delete(ORPHAN, keys::orphan(*session, *ino)),
+        Fix::NoOrphan { session, ino } => {
+            call.txn.delete(ORPHAN, keys::orphan(*session, *ino));
+            call.txn.delete(HOLDER, keys::holder(*ino, *session));
+        }
+        Fix::Holder { session, ino } => match call.txn.get(ORPHAN, &keys::orphan(*session, *ino))? {
+            Some(_) => call.txn.put(HOLDER, keys::holder(*ino, *session), Vec::new()),
+            None => call.txn.delete(HOLDER, keys::holder(*ino, *session)),
+        },
         Fix::Adopt { data, replicas, extents, bytes, end } => adopt(call, *data, *replicas, (*extents, *bytes, *end))?,
         Fix::Degraded { chunk, servers } => degraded(call, chunk, servers)?,
         Fix::NotDegraded { chunk } => {

@@ -9,7 +9,7 @@
 //! 2. A command that fails changes nothing but its slot.
 //! 3. Each entry has a `dentry` and a `list` row that say the same, and an inode. `nlink` counts entries; of a
 //!    directory 2 + its subdirectories. A directory has one entry, and its `parent` names where.
-//! 4. `nlink` 0 means: exactly one `orphan` row names the inode.
+//! 4. `nlink` 0 means: at least one `orphan` row names the inode; each has a `holder` row that says the same.
 //! 5. A `chunk` row is there exactly while extents refer to the chunk, and counts them per replica target.
 //! 6. A new reference is accepted only with a witness not below the horizon of the chunk's bucket (DESIGN 7): so no
 //!    commit revives a chunk whose deletion was granted.
@@ -23,18 +23,18 @@
 //! | `session` | open, close, expire, reply slots |
 //! | `access` | permission bits |
 //! | `create`, `remove`, `rename`, `attr`, `xattr` | changes of the tree and of inodes |
-//! | `commit`, `extents` | changes of what a file holds; the extent map and the reference counts |
+//! | `commit`, `clone`, `extents` | changes of what a file holds; the extent map and the reference counts |
 //! | `query`, `walk` | reads |
 //! | `cluster` | format, chunkservers, layout, map |
 //! | `keep` | which chunks belong on a server, which may be deleted, who is out |
 //! | `rows`, `check`, `fix` | single rows; the invariants above, checked over a whole store; mending what is wrong |
 //!
-//! Left out (with later issues): locks, trash, snapshots, quotas, access control lists; orphans of more than the session
-//! that unlinked; the rows of finished moves (kept and checked, nothing writes them yet).
+//! Left out (with later issues): locks, trash, snapshots, quotas, access control lists; the rows of finished moves (kept and checked, nothing writes them yet).
 
 mod access;
 mod attr;
 mod check;
+mod clone;
 mod cluster;
 mod command;
 mod commit;
@@ -60,7 +60,7 @@ pub use commit::validate as validate_commit;
 pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
 pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
 pub use query::{QueryCtx, names, query};
-pub use remove::has_purge;
+pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
 pub use rows::{config, counters};
 pub use session::{SESSION_TIMEOUT_MS, is_open as session_is_open, sessions};
 
@@ -94,6 +94,7 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
         }
         Command::Fix { scan, batch, fixes, at } => system(txn, index, *at, |call| fix::fix(call, *scan, *batch, fixes)),
         Command::Purge { limit } => system(txn, index, Time::default(), |call| remove::purge(call, *limit)),
+        Command::Settle { held, dropped, at } => system(txn, index, *at, |call| remove::settle(call, held, dropped)),
         Command::Condemn { epoch, chunks } => {
             system(txn, index, Time::default(), |call| keep::condemn(call, *epoch, chunks))
         }
@@ -133,7 +134,7 @@ fn system(
 /// Carries out one operation of an open session.
 fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
     match op {
-        Op::OpenSession { .. } => unreachable!("handled before slots are looked at"),
+        Op::OpenSession { .. } | Op::OpenAttending { .. } => unreachable!("handled before slots are looked at"),
         Op::CloseSession => session::end(call, call.session).map(|()| Outcome::Done),
         Op::Create { parent, name, node, mode, exclusive, access } => create::create(
             call,
@@ -152,5 +153,6 @@ fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
         Op::RemoveXattr { ino, name } => xattr::remove(call, *ino, name),
         Op::Release { ino } => remove::release(call, *ino),
         Op::Commit(commit) => commit::commit(call, commit),
+        Op::Clone(range) => clone::clone_range(call, range),
     }
 }

@@ -4,8 +4,8 @@ use super::access;
 use super::command::{Done, Fail, refuse};
 use super::extents::FileMap;
 use super::rows::{Call, dir_counts, directory, find_inode, inode_of, need_entry, row};
-use crate::store::keys::{self, INODE, ORPHAN, PURGE, XATTR};
-use crate::store::values::{Body, Inode, Purge, Value};
+use crate::store::keys::{self, ATTEND, HOLDER, INODE, ORPHAN, PURGE, XATTR};
+use crate::store::values::{Body, Inode, Purge, Value, damaged};
 use common::fault::Kind;
 use common::id::{InodeId, SessionId};
 use common::kv::{KvError, KvRead, prefix_range};
@@ -15,6 +15,10 @@ use std::ops::Bound;
 
 /// Extents that go with the command that removes a file; a file with more is purged in steps.
 pub(super) const EXTENTS_AT_ONCE: u64 = 4096;
+/// The same for an orphan: one command may let go of many.
+const ORPHAN_EXTENTS_AT_ONCE: u64 = 64;
+/// Holds inodes without a name until it is known who has them open. No client has this number.
+pub const UNASKED: SessionId = SessionId(0);
 
 /// Removes a name of something that is no directory.
 pub(super) fn unlink(call: &mut Call<'_, '_>, parent: InodeId, name: &Name, keep: bool) -> Result<Outcome, Fail> {
@@ -46,7 +50,7 @@ pub(super) fn rmdir(call: &mut Call<'_, '_>, parent: InodeId, name: &Name) -> Re
     call.remove_entry(parent, &mut dir, name, &entry);
     dir.nlink -= 1;
     call.put_inode(parent, &dir);
-    free(call, entry.ino, &found)?;
+    free(call, entry.ino, &found, EXTENTS_AT_ONCE)?;
     Ok(Outcome::Removed { ino: entry.ino, nlink: 0 })
 }
 
@@ -57,40 +61,123 @@ pub(super) fn need_empty(dir: &mut Inode) -> Result<(), Fail> {
 }
 
 /// One name less of something that is no directory: the remaining links. With the last one the inode goes, unless
-/// `keep` makes it an orphan of this session.
+/// somebody may have it open: this session, if `keep` says so, or others, who are asked.
 pub(super) fn drop_link(call: &mut Call<'_, '_>, ino: InodeId, mut inode: Inode, keep: bool) -> Result<u32, Fail> {
     inode.nlink -= 1;
     inode.ctime = call.at;
-    if inode.nlink == 0 && !keep {
-        free(call, ino, &inode)?;
-    } else {
-        call.put_inode(ino, &inode);
-        if inode.nlink == 0 {
-            call.txn.put(ORPHAN, keys::orphan(call.session, ino), Vec::new());
-        }
+    let others = inode.nlink == 0 && inode.kind == FileKind::File && others_attend(call)?;
+    if inode.nlink == 0 && !keep && !others {
+        free(call, ino, &inode, EXTENTS_AT_ONCE)?;
+        return Ok(0);
+    }
+    call.put_inode(ino, &inode);
+    if inode.nlink == 0 && keep {
+        hold(call, call.session, ino);
+    }
+    if others {
+        hold(call, UNASKED, ino);
     }
     Ok(inode.nlink)
 }
 
+/// True if a session other than the caller's says what it has open when it is asked.
+fn others_attend(call: &Call<'_, '_>) -> Result<bool, KvError> {
+    for found in call.txn.scan(ATTEND, (Bound::Unbounded, Bound::Unbounded), false).take(2) {
+        if keys::first_session(&found?.0) != Some(call.session) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Notes that a session holds an inode without a name.
+fn hold(call: &mut Call<'_, '_>, session: SessionId, ino: InodeId) {
+    call.txn.put(ORPHAN, keys::orphan(session, ino), Vec::new());
+    call.txn.put(HOLDER, keys::holder(ino, session), Vec::new());
+}
+
+fn is_held_by(call: &Call<'_, '_>, session: SessionId, ino: InodeId) -> Result<bool, KvError> {
+    Ok(call.txn.get(ORPHAN, &keys::orphan(session, ino))?.is_some())
+}
+
 /// The session has no descriptor on this inode any more.
 pub(super) fn release(call: &mut Call<'_, '_>, ino: InodeId) -> Result<Outcome, Fail> {
-    if call.txn.get(ORPHAN, &keys::orphan(call.session, ino))?.is_some() {
-        drop_orphan(call, call.session, ino)?;
+    if is_held_by(call, call.session, ino)? {
+        let_go(call, call.session, ino)?;
     }
     Ok(Outcome::Done)
 }
 
-/// Removes an orphan and its inode.
-pub(super) fn drop_orphan(call: &mut Call<'_, '_>, session: SessionId, ino: InodeId) -> Result<(), Fail> {
+/// A session that holds an inode without a name lets go of it. The last one takes the inode along.
+pub(super) fn let_go(call: &mut Call<'_, '_>, session: SessionId, ino: InodeId) -> Result<(), Fail> {
     call.txn.delete(ORPHAN, keys::orphan(session, ino));
+    call.txn.delete(HOLDER, keys::holder(ino, session));
+    if call.txn.scan(HOLDER, prefix_range(&keys::inode(ino)), false).next().transpose()?.is_some() {
+        return Ok(());
+    }
     let broken = || KvError { doing: "read", message: format!("orphan {ino} has no inode") };
     let inode = find_inode(call.txn, ino)?.ok_or_else(broken)?;
     assert_eq!(inode.nlink, 0, "an orphan has no name: invariant 4");
-    free(call, ino, &inode)
+    free(call, ino, &inode, ORPHAN_EXTENTS_AT_ONCE)
+}
+
+/// What the leader was told of inodes without a name: who has them open, and who no longer has. News of what is gone by
+/// now is passed over.
+pub(super) fn settle(
+    call: &mut Call<'_, '_>,
+    held: &[(InodeId, Vec<SessionId>)],
+    dropped: &[(SessionId, InodeId)],
+) -> Result<Done, Fail> {
+    for (ino, holders) in held {
+        if !is_held_by(call, UNASKED, *ino)? {
+            continue;
+        }
+        for session in holders {
+            if super::session::is_open(call.txn, *session)? {
+                hold(call, *session, *ino);
+            }
+        }
+        let_go(call, UNASKED, *ino)?;
+    }
+    for (session, ino) in dropped {
+        if is_held_by(call, *session, *ino)? {
+            let_go(call, *session, *ino)?;
+        }
+    }
+    Ok(Done::Settled)
+}
+
+/// A session and an inode that it is noted to hold.
+pub type Noted = (SessionId, InodeId);
+
+/// Inodes without a name: nobody was asked about the first ones; the others are noted for sessions. At most `limit` each.
+pub fn orphans(read: &dyn KvRead, limit: usize) -> Result<(Vec<InodeId>, Vec<Noted>), KvError> {
+    let placed = |key: &[u8]| {
+        let short = || damaged("orphan", "the key is too short");
+        Ok((keys::first_session(key).ok_or_else(short)?, InodeId(keys::last_u64(key).ok_or_else(short)?)))
+    };
+    let first = prefix_range(&keys::session(UNASKED));
+    let unasked = read.scan(ORPHAN, first.clone(), false).take(limit);
+    let unasked = unasked.map(|found| placed(&found?.0).map(|(_, ino)| ino)).collect::<Result<_, KvError>>()?;
+    let behind = match first.1 {
+        Bound::Excluded(end) => (Bound::Included(end), Bound::Unbounded),
+        other => (other, Bound::Unbounded),
+    };
+    let noted = read.scan(ORPHAN, behind, false).take(limit);
+    Ok((unasked, noted.map(|found| placed(&found?.0)).collect::<Result<_, KvError>>()?))
+}
+
+/// The sessions that say what they have open when they are asked.
+pub fn attending(read: &dyn KvRead) -> Result<Vec<SessionId>, KvError> {
+    let all = read.scan(ATTEND, (Bound::Unbounded, Bound::Unbounded), false);
+    let session = |key: &[u8]| keys::first_session(key).ok_or_else(|| damaged("attend", "the key is too short"));
+    all.map(|found| session(&found?.0)).collect()
 }
 
 /// Removes an inode with all that belongs to it.
-pub(super) fn free(call: &mut Call<'_, '_>, ino: InodeId, inode: &Inode) -> Result<(), Fail> {
+///
+/// `at_once`: a file with more extents is taken apart in steps.
+pub(super) fn free(call: &mut Call<'_, '_>, ino: InodeId, inode: &Inode, at_once: u64) -> Result<(), Fail> {
     if inode.xattr_names > 0 {
         let prefix = prefix_range(&keys::inode(ino));
         let names =
@@ -102,7 +189,7 @@ pub(super) fn free(call: &mut Call<'_, '_>, ino: InodeId, inode: &Inode) -> Resu
     if let Body::File { allocated, extents, data, .. } = &inode.body {
         call.counters.logical_bytes -= allocated;
         if *extents > 0 {
-            drop_data(call, *data, *extents, inode.replicas)?;
+            drop_data(call, *data, *extents, inode.replicas, at_once)?;
         }
     }
     call.txn.delete(INODE, keys::inode(ino));
@@ -111,8 +198,14 @@ pub(super) fn free(call: &mut Call<'_, '_>, ino: InodeId, inode: &Inode) -> Resu
 }
 
 /// Drops all extents under a data id: at once if they are few, else by leaving them to [`purge`].
-pub(super) fn drop_data(call: &mut Call<'_, '_>, data: u64, extents: u64, replicas: u8) -> Result<(), Fail> {
-    if extents > EXTENTS_AT_ONCE {
+pub(super) fn drop_data(
+    call: &mut Call<'_, '_>,
+    data: u64,
+    extents: u64,
+    replicas: u8,
+    at_once: u64,
+) -> Result<(), Fail> {
+    if extents > at_once {
         call.txn.put(PURGE, keys::purge(data), Purge { replicas }.encode());
         return Ok(());
     }

@@ -3,7 +3,7 @@
 use super::access;
 use super::command::{Fail, refuse};
 use super::create::one_more;
-use super::remove::{drop_link, free, need_empty};
+use super::remove::{EXTENTS_AT_ONCE, drop_link, free, need_empty};
 use super::rows::{Call, directory, entry, inode_of, need_entry, touch_dir};
 use crate::store::values::{Body, Dentry, Inode};
 use common::fault::Kind;
@@ -153,7 +153,7 @@ fn replace(
     if let Some(End { entry, inode: mut old }) = target {
         let nlink = if is_dir {
             need_empty(&mut old)?;
-            free(call, entry.ino, &old)?;
+            free(call, entry.ino, &old, EXTENTS_AT_ONCE)?;
             to_dir.nlink -= 1;
             0
         } else {

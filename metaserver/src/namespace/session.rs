@@ -4,7 +4,7 @@ use super::command::{Fail, refuse};
 use super::rows::{Call, config, row};
 use super::{remove, run as run_op};
 use crate::store::Txn;
-use crate::store::keys::{self, ENDED, ORPHAN, SESSION, SLOT};
+use crate::store::keys::{self, ATTEND, ENDED, ORPHAN, SESSION, SLOT};
 use crate::store::values::{SessionRow, SlotRow, Value};
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
@@ -29,7 +29,7 @@ pub(super) fn run(
     at: Time,
     request: &Request,
 ) -> Result<Result<Applied, Fault>, KvError> {
-    if let Op::OpenSession { label, slots } = &request.op {
+    if let Op::OpenSession { label, slots } | Op::OpenAttending { label, slots } = &request.op {
         return guarded(txn, index, at, request, |call| open(call, label, *slots, request));
     }
     let session: Option<SessionRow> = row(txn, SESSION, &keys::session(request.session))?;
@@ -88,6 +88,9 @@ fn guarded(
 /// Makes a session. Uses no slot of it, but the slot and sequence it came with count as used (0: none).
 fn open(call: &mut Call<'_, '_>, label: &str, slots: u16, request: &Request) -> Result<Outcome, Fail> {
     let config = call.config()?;
+    if call.session == remove::UNASKED {
+        return Err(refuse(Kind::Invalid, "no session has this number"));
+    }
     if slots == 0 || slots > SLOTS_MAX {
         return Err(refuse(Kind::Invalid, format!("{slots} slots: 1 to {SLOTS_MAX}")));
     }
@@ -103,6 +106,9 @@ fn open(call: &mut Call<'_, '_>, label: &str, slots: u16, request: &Request) -> 
             let row = SessionRow { label, slots, opened: call.at, ended: false };
             call.txn.put(SESSION, key, row.encode());
             call.counters.sessions += 1;
+            if matches!(request.op, Op::OpenAttending { .. }) {
+                call.txn.put(ATTEND, keys::session(call.session), Vec::new());
+            }
             if request.seq > 0 && request.slot < slots {
                 let used = SlotRow { seq: request.seq, reply: None };
                 call.txn.put(SLOT, keys::slot(call.session, request.slot), used.encode());
@@ -129,13 +135,14 @@ pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), Fai
         orphans.push(InodeId(keys::last_u64(&key).ok_or_else(|| short("orphan"))?));
     }
     for ino in orphans {
-        remove::drop_orphan(call, session, ino)?;
+        remove::let_go(call, session, ino)?;
     }
     let slots =
         call.txn.scan(SLOT, prefix, false).map(|found| found.map(|(key, _)| key)).collect::<Result<Vec<_>, _>>()?;
     for slot in slots {
         call.txn.delete(SLOT, slot);
     }
+    call.txn.delete(ATTEND, keys::session(session));
     row.ended = true;
     call.txn.put(SESSION, key, row.encode());
     call.txn.put(ENDED, keys::ended(call.at, session), Vec::new());

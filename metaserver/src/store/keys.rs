@@ -15,6 +15,8 @@
 //! | slot | session 16, slot 2 | [`SlotRow`](super::values::SlotRow) |
 //! | ended | end time: seconds 8, nanoseconds 4; session 16 | empty |
 //! | orphan | session 16, ino 8 | empty |
+//! | holder | ino 8, session 16 | empty: the same as orphan |
+//! | attend | session 16 | empty |
 //! | purge | data id 8 | [`Purge`](super::values::Purge) |
 //! | horizon | bucket 2 | [`Horizon`](super::values::Horizon) |
 //! | moved | placement group 4 | [`Moved`](super::values::Moved) |
@@ -31,9 +33,9 @@ use common::name::Name;
 use common::time::Time;
 
 /// The names to open the store with, in the order of the constants below.
-pub const FAMILIES: [&str; 18] = [
+pub const FAMILIES: [&str; 20] = [
     "inode", "dentry", "list", "extent", "xattr", "chunk", "degraded", "session", "slot", "ended", "orphan", "purge",
-    "horizon", "moved", "server", "instance", "cluster", "raft",
+    "horizon", "moved", "server", "instance", "cluster", "raft", "attend", "holder",
 ];
 
 /// Inodes.
@@ -72,6 +74,10 @@ pub const INSTANCE: Family = Family(15);
 pub const CLUSTER: Family = Family(16);
 /// What the Raft layer keeps beside the namespace, written in the same batch. Not touched by `namespace`.
 pub const RAFT: Family = Family(17);
+/// Sessions that say what they have open when they are asked.
+pub const ATTEND: Family = Family(18);
+/// Unlinked but open inodes, by inode: the same as [`ORPHAN`].
+pub const HOLDER: Family = Family(19);
 
 /// In [`CLUSTER`]: what was fixed when the cluster was formatted.
 pub const CONFIG: &[u8] = b"config";
@@ -142,6 +148,11 @@ pub fn orphan(session: SessionId, ino: InodeId) -> Vec<u8> {
     [&session.0.to_be_bytes()[..], &ino.0.to_be_bytes()].concat()
 }
 
+/// Key of an orphan, by inode.
+pub fn holder(ino: InodeId, session: SessionId) -> Vec<u8> {
+    [&ino.0.to_be_bytes()[..], &session.0.to_be_bytes()].concat()
+}
+
 /// Key of extents to take apart.
 pub fn purge(data: u64) -> [u8; 8] {
     data.to_be_bytes()
@@ -187,7 +198,7 @@ pub fn first_session(key: &[u8]) -> Option<SessionId> {
     Some(SessionId(u128::from_be_bytes(*key.first_chunk::<16>()?)))
 }
 
-/// The last 16 bytes of a key as a session: of [`ended`]. `None` if there are fewer.
+/// The last 16 bytes of a key as a session: of [`ended`] and [`holder`]. `None` if there are fewer.
 pub fn last_session(key: &[u8]) -> Option<SessionId> {
     Some(SessionId(u128::from_be_bytes(*key.last_chunk::<16>()?)))
 }
@@ -214,6 +225,7 @@ mod tests {
         assert_eq!(ended(at, s)[..12], [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2]);
         assert_eq!(last_session(&ended(at, s)), Some(s));
         assert_eq!(orphan(s, InodeId(4))[15..], [3, 0, 0, 0, 0, 0, 0, 0, 4]);
+        assert_eq!((first_u64(&holder(InodeId(4), s)), last_session(&holder(InodeId(4), s))), (Some(4), Some(s)));
         assert_eq!((first_session(&orphan(s, InodeId(4))), last_u64(&orphan(s, InodeId(4)))), (Some(s), Some(4)));
         assert_eq!(purge(7), [0, 0, 0, 0, 0, 0, 0, 7]);
         assert_eq!((horizon(258), moved(PgId(1)), server(ServerId(2))), ([1, 2], [0, 0, 0, 1], [0, 0, 0, 2]));
@@ -242,6 +254,8 @@ mod tests {
             (INSTANCE, "instance"),
             (CLUSTER, "cluster"),
             (RAFT, "raft"),
+            (ATTEND, "attend"),
+            (HOLDER, "holder"),
         ];
         assert_eq!(pairs.len(), FAMILIES.len());
         for (family, name) in pairs {

@@ -96,6 +96,13 @@ impl Meta for Fake {
     async fn recalls(self, _: Context, call: RecallCall) -> Result<Recalls, Fault> {
         Ok(Recalls { term: call.term, last: 0, dirs: Vec::new() })
     }
+    async fn opens(
+        self,
+        _: Context,
+        _: crate::proto::opens::OpenReport,
+    ) -> Result<crate::proto::opens::OpenAsk, Fault> {
+        nothing()
+    }
     async fn keep(self, _: Context, _: crate::proto::keep::KeepAsk) -> Result<crate::proto::keep::KeepAnswer, Fault> {
         nothing()
     }

@@ -1,6 +1,7 @@
 //! Tests of the namespace as a whole: commands in, outcomes and rows out.
 #![allow(clippy::as_conversions, reason = "small test numbers")]
 
+mod clones;
 mod cluster;
 mod commits;
 mod damage;
@@ -18,7 +19,9 @@ use crate::store::{Txn, keys};
 use common::auth::{Attempt, Mac, Receipt, Secret};
 use common::disk::RealDisk;
 use common::fault::{Fault, Kind};
-use common::id::{ChunkId, ClusterId, Epoch, InodeId, LayoutVersion, LogIndex, NodeId, ServerId, SessionId};
+use common::id::{
+    ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, NodeId, ServerId, SessionId,
+};
 use common::kv::Kv;
 use common::kv::memory::MemoryKv;
 use common::name::Name;

@@ -139,6 +139,53 @@ fn orphans_live_until_their_session_lets_go() {
 }
 
 #[test]
+fn what_others_may_have_open_stays_until_they_were_asked() {
+    let mut world = World::new();
+    let (s3, s4) = (SessionId(3), SessionId(4));
+    for session in [s3, s4] {
+        let op = Op::OpenAttending { label: String::new(), slots: 2 };
+        world.request(Request { session, slot: 0, seq: 0, cred: cred(0), op }).unwrap();
+    }
+    assert_eq!(super::super::attending(&*world.kv).unwrap(), [s3, s4]);
+    let make = |world: &mut World, text: &str| {
+        let ino = world.file(0, ROOT, text, 0o644);
+        world.write(ino, 0, text.as_bytes()).unwrap();
+        let unlink = Op::Unlink { parent: ROOT, name: name(text), keep: false };
+        assert_eq!(world.of(s3, cred(0), unlink).unwrap(), Outcome::Removed { ino, nlink: 0 });
+        world.check();
+        ino
+    };
+    let settle = |world: &mut World, held: Vec<(InodeId, Vec<SessionId>)>, dropped: Vec<(SessionId, InodeId)>| {
+        let at = world.now();
+        world.command(&Command::Settle { held, dropped, at }).unwrap();
+        world.check();
+    };
+    let orphans = |world: &World| super::super::orphans(&*world.kv, 9).unwrap();
+    let is_gone =
+        |world: &World, ino| world.ask(0, Query::GetAttr { ino }).is_err_and(|fault| fault.kind == Kind::Gone);
+    let (a, b, c) = (make(&mut world, "a"), make(&mut world, "b"), make(&mut world, "c"));
+    assert_eq!(orphans(&world), (vec![a, b, c], vec![]));
+    settle(&mut world, vec![(a, vec![]), (b, vec![s3, s4]), (InodeId(999), vec![s3])], vec![(s3, c)]);
+    assert!(is_gone(&world, a) && world.read(b) == b"b" && world.read(c) == b"c");
+    assert_eq!(orphans(&world), (vec![c], vec![(s3, b), (s4, b)]));
+    // Each lets go in its way; a late copy of the same news changes nothing.
+    world.of(s3, cred(0), Op::Release { ino: b }).unwrap();
+    settle(&mut world, vec![(b, vec![s3])], vec![]);
+    assert_eq!(world.read(b), b"b");
+    settle(&mut world, vec![(c, vec![s4, SessionId(77)])], vec![(s4, b)]);
+    assert!(is_gone(&world, b));
+    world.of(s4, cred(0), Op::CloseSession).unwrap();
+    assert!(is_gone(&world, c), "the other holder was never open");
+    world.check();
+    // Nobody else is left who could have it open.
+    let d = make(&mut world, "d");
+    assert!(is_gone(&world, d));
+    let nobody = Op::OpenSession { label: String::new(), slots: 2 };
+    let unasked = Request { session: super::super::UNASKED, slot: 0, seq: 0, cred: cred(0), op: nobody };
+    assert_eq!(world.request(unasked).unwrap_err().kind, Kind::Invalid);
+}
+
+#[test]
 fn before_format_everything_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let kv = MemoryKv::open(Arc::new(RealDisk), dir.path(), &keys::FAMILIES).unwrap();

@@ -1,0 +1,186 @@
+//! Who has removed files open: the leader asks the mounts, in rounds, and then says in one command who holds what.
+//!
+//! When the last name of a file goes, the state machine keeps the inode for nobody in particular
+//! ([`namespace::UNASKED`](crate::namespace::UNASKED)) if other mounts may have it open. A round asks every attending
+//! session for all inodes it has open. Who answers waits for its opens under way first, and every later open finds that
+//! the file has no name and fails. So a session that did not name an inode in a round that began after its last name
+//! went will never have it open, however late the command comes that says so.
+//!
+//! A round ends when every session has answered, or has ended. What it learnt is in memory only: the next leader asks
+//! again.
+
+use crate::namespace::Noted;
+use common::id::{InodeId, SessionId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// What sessions were noted to hold is verified this often: one may have closed a file before that was noted.
+const VERIFY_EVERY: Duration = Duration::from_secs(10);
+
+/// What a round is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// Inodes without a name that nobody was asked about yet.
+    pub(crate) unasked: Vec<InodeId>,
+    /// What sessions are noted to hold.
+    pub(crate) noted: Vec<Noted>,
+    /// Who can answer.
+    pub(crate) attending: Vec<SessionId>,
+}
+
+/// What a round found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Inodes without a name, and who has them open.
+    pub(crate) held: Vec<(InodeId, Vec<SessionId>)>,
+    /// What sessions are noted to hold and do not.
+    pub(crate) dropped: Vec<Noted>,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    number: u64,
+    held: BTreeMap<InodeId, Vec<SessionId>>,
+    noted: BTreeMap<SessionId, BTreeSet<InodeId>>,
+    waiting: BTreeSet<SessionId>,
+    dropped: Vec<(SessionId, InodeId)>,
+}
+
+#[derive(Debug)]
+struct Table {
+    last: u64,
+    running: Option<Round>,
+    verified: Instant,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Opens {
+    table: Mutex<Table>,
+    began: Notify,
+}
+
+impl Opens {
+    /// Nobody was asked.
+    pub(crate) fn new(now: Instant) -> Opens {
+        Opens { table: Mutex::new(Table { last: 0, running: None, verified: now }), began: Notify::new() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no panic holds this lock")
+    }
+
+    /// Whether a round is under way; if so, those who have ended since are not waited for.
+    pub(crate) fn is_running(&self, attending: &[SessionId]) -> bool {
+        match &mut self.table().running {
+            Some(round) => {
+                round.waiting.retain(|session| attending.contains(session));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Begins a round if there is something to ask.
+    pub(crate) fn begin(&self, asked: Asked, now: Instant) {
+        let mut table = self.table();
+        let verify = !asked.noted.is_empty() && now.saturating_duration_since(table.verified) >= VERIFY_EVERY;
+        if table.running.is_some() || (asked.unasked.is_empty() && !verify) {
+            return;
+        }
+        table.last += 1;
+        table.verified = now;
+        let mut round = Round { number: table.last, ..Round::default() };
+        round.held = asked.unasked.into_iter().map(|ino| (ino, Vec::new())).collect();
+        for (session, ino) in asked.noted {
+            round.noted.entry(session).or_default().insert(ino);
+        }
+        round.waiting = asked.attending.into_iter().collect();
+        table.running = Some(round);
+        drop(table);
+        self.began.notify_waiters();
+    }
+
+    /// A session has exactly these open, as an answer to a round.
+    pub(crate) fn report(&self, session: SessionId, number: u64, open: &[InodeId]) {
+        let mut table = self.table();
+        let Some(round) = table.running.as_mut().filter(|round| round.number == number) else { return };
+        if !round.waiting.remove(&session) {
+            return;
+        }
+        let mut noted = round.noted.remove(&session).unwrap_or_default();
+        for ino in open {
+            noted.remove(ino);
+            if let Some(holders) = round.held.get_mut(ino) {
+                holders.push(session);
+            }
+        }
+        round.dropped.extend(noted.into_iter().map(|ino| (session, ino)));
+    }
+
+    /// What the round found, once everybody has answered. It is over then.
+    pub(crate) fn finished(&self) -> Option<Found> {
+        let mut table = self.table();
+        let round = table.running.take_if(|round| round.waiting.is_empty())?;
+        Some(Found { held: round.held.into_iter().collect(), dropped: round.dropped })
+    }
+
+    /// Waits until this session is to answer a round; its number.
+    pub(crate) async fn wait_for_round(&self, session: SessionId) -> u64 {
+        loop {
+            let began = self.began.notified();
+            tokio::pin!(began);
+            began.as_mut().enable();
+            if let Some(round) = &self.table().running
+                && round.waiting.contains(&session)
+            {
+                return round.number;
+            }
+            began.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: SessionId = SessionId(1);
+    const B: SessionId = SessionId(2);
+
+    fn asked() -> Asked {
+        let unasked = vec![InodeId(7), InodeId(8)];
+        Asked { unasked, noted: vec![(A, InodeId(5)), (A, InodeId(6))], attending: vec![A, B] }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_ends_when_everybody_has_answered_or_is_gone() {
+        let opens = Opens::new(Instant::now());
+        assert_eq!(opens.finished(), None);
+        opens.begin(asked(), Instant::now());
+        let number = opens.wait_for_round(A).await;
+        opens.report(A, number - 1, &[]);
+        assert!(opens.is_running(&[A, B]) && opens.finished().is_none(), "an answer to an earlier round");
+        opens.report(A, number, &[InodeId(6), InodeId(7), InodeId(99)]);
+        opens.report(A, number, &[]);
+        assert!(opens.finished().is_none(), "B has said nothing");
+        assert!(tokio::time::timeout(VERIFY_EVERY, opens.wait_for_round(A)).await.is_err(), "asked once");
+        assert!(opens.is_running(&[A]));
+        let held = vec![(InodeId(7), vec![A]), (InodeId(8), vec![])];
+        assert_eq!(opens.finished(), Some(Found { held, dropped: vec![(A, InodeId(5))] }));
+        assert!(opens.finished().is_none() && !opens.is_running(&[A]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_noted_is_verified_now_and_then() {
+        let opens = Opens::new(Instant::now());
+        let only_noted = Asked { unasked: Vec::new(), ..asked() };
+        opens.begin(only_noted.clone(), Instant::now());
+        assert!(!opens.is_running(&[A, B]), "not yet");
+        opens.begin(only_noted, Instant::now() + VERIFY_EVERY);
+        assert!(opens.is_running(&[A, B]));
+    }
+}
