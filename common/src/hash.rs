@@ -110,6 +110,66 @@ fn left_len(n: usize) -> usize {
     n.next_power_of_two() / 2
 }
 
+/// A chunk's hash tree with all inner nodes, for who cuts many proofs from it: a proof costs no hashing then. Twice as
+/// large as its leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    id: ChunkId,
+    /// The leaves, then each time the level above, up to the root's two children. Where a level has an odd number of nodes
+    /// the last one stands for itself in the next: that is the shape of BLAKE3's tree.
+    levels: Box<[Box<[Leaf]>]>,
+}
+
+impl Tree {
+    /// The tree over these leaves, at least two.
+    pub fn new(leaves: &[Leaf]) -> Tree {
+        let mut levels: Vec<Box<[Leaf]>> = vec![leaves.into()];
+        while let Some(below) = levels.last().filter(|level| level.len() > 2) {
+            let above = below.chunks(2).map(|pair| match pair {
+                [left, right] => merge_subtrees_non_root(left, right, Mode::Hash),
+                _ => pair[0],
+            });
+            let above = above.collect();
+            levels.push(above);
+        }
+        let top = levels.last().expect("the leaves are there");
+        assert!(top.len() == 2, "one leaf has no tree");
+        let id = ChunkId(*merge_subtrees_root(&top[0], &top[1], Mode::Hash).as_bytes());
+        Tree { id, levels: levels.into() }
+    }
+
+    /// The id of the chunk.
+    pub fn id(&self) -> ChunkId {
+        self.id
+    }
+
+    /// Bytes it takes in memory, about.
+    pub fn bytes(&self) -> usize {
+        self.levels.iter().map(|level| size_of_val(&**level)).sum()
+    }
+
+    /// As [`proof`].
+    pub fn proof(&self, groups: Range<u32>) -> Vec<Leaf> {
+        let range = usize::try_from(groups.start).expect("64-bit")..usize::try_from(groups.end).expect("64-bit");
+        let mut out = Vec::with_capacity(2 * self.levels.len());
+        self.cut(0, self.levels[0].len(), &range, &mut out);
+        out
+    }
+
+    /// As [`collect`], over the leaves `[first, first + count)`.
+    fn cut(&self, first: usize, count: usize, wanted: &Range<usize>, out: &mut Vec<Leaf>) {
+        let end = first + count;
+        if wanted.end <= first || end <= wanted.start {
+            let level = count.next_power_of_two().trailing_zeros();
+            out.push(self.levels[usize::try_from(level).expect("64-bit")][first >> level]);
+        } else if count > 1 && !(wanted.start <= first && end <= wanted.end) {
+            let left = left_len(count);
+            self.cut(first, left, wanted, out);
+            self.cut(first + left, count - left, wanted, out);
+        }
+    }
+}
+
 /// What a reader needs beside the bytes of `groups` to check them: subtrees outside, left to right. Empty when
 /// `groups` is everything. `leaves` are those of the whole chunk; `groups` is not empty and inside.
 pub fn proof(leaves: &[Leaf], groups: Range<u32>) -> Vec<Leaf> {
@@ -205,6 +265,22 @@ mod tests {
         }
     }
 
+    /// Not a test: `nextest run -p common proofs --run-ignored only --no-capture`.
+    #[test]
+    #[ignore = "prints figures"]
+    #[allow(clippy::print_stdout, reason = "prints figures")]
+    fn speed_of_proofs() {
+        let (_, leaves) = hash_chunk(&bytes(4 << 20));
+        let tree = Tree::new(&leaves);
+        let time = |what: &str, cut: &dyn Fn(u32) -> Vec<Leaf>| {
+            let began = tokio::time::Instant::now();
+            let nodes: usize = (0..20_000).map(|n: u32| cut(n % 256).len()).sum();
+            println!("{what}: {:?} each, {} nodes", began.elapsed() / 20_000, nodes / 20_000);
+        };
+        time("from the leaves", &|n| proof(&leaves, n..n + 1));
+        time("from the tree", &|n| tree.proof(n..n + 1));
+    }
+
     proptest! {
         #[test]
         fn any_range_verifies_and_any_flipped_bit_does_not(
@@ -216,7 +292,12 @@ mod tests {
             let first = a.min(groups - 1);
             let last = (first + n).min(groups);
             let range = u32::try_from(first).unwrap()..u32::try_from(last).unwrap();
-            let proof = proof(&leaves, range);
+            let proof = proof(&leaves, range.clone());
+            if groups > 1 {
+                let tree = Tree::new(&leaves);
+                prop_assert_eq!(tree.id(), id);
+                prop_assert_eq!(&tree.proof(range), &proof);
+            }
             let (start, end) = (first * G, (last * G).min(len));
             let (start32, len32) = (u32::try_from(start).unwrap(), u32::try_from(len).unwrap());
             let mut part = data[start..end].to_vec();

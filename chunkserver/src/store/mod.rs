@@ -43,7 +43,6 @@ mod format;
 mod identity;
 mod index;
 mod lane;
-mod leaves;
 mod put;
 mod read;
 mod recover;
@@ -52,6 +51,7 @@ mod silent;
 #[cfg(test)]
 mod tests;
 mod touch;
+mod trees;
 
 pub use chunk::{Incoming, VerifiedChunk};
 pub use error::{OpenError, StoreError};
@@ -69,7 +69,6 @@ use common::world::World;
 use format::{Log, leaves_len};
 use index::Index;
 use lane::Lane;
-use leaves::LeafCache;
 use silent::Calls;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -80,6 +79,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
+use trees::TreeCache;
 
 /// Chunks of puts that wait for the disk, at most, per store; more wait to be let in. (Their bytes are bounded by
 /// the reservation that comes with them: [`Incoming::in_room`].)
@@ -94,8 +94,8 @@ const FLUSH_ROWS: u64 = 100_000;
 const FLUSH_BYTES: u64 = 4 << 30;
 /// How long rows may be behind it.
 const FLUSH_EVERY: Duration = Duration::from_secs(60);
-/// Bytes of hash trees kept in memory, per store: those of 16 GiB in chunks of 4 MiB.
-const LEAF_CACHE_LEN_MAX: usize = 32 << 20;
+/// Bytes of hash trees kept in memory, per store: those of 8 GiB in chunks of 4 MiB.
+const TREE_CACHE_LEN_MAX: usize = 32 << 20;
 
 /// How a store is set up.
 #[derive(Clone, Debug)]
@@ -151,7 +151,7 @@ struct Inner {
     config: StoreConfig,
     lanes: [Lane; 2],
     index: Index,
-    leaves: Mutex<LeafCache>,
+    trees: Mutex<TreeCache>,
     lately: read::Lately,
     /// Random, of this run: a row that carries it was written or verified since start.
     run: u64,

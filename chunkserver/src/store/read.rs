@@ -6,7 +6,7 @@ use super::silent::READ_MAX;
 use super::{Inner, Store, StoreError};
 use bytes::Bytes;
 use common::disk::AlignedBuf;
-use common::hash::{self, Leaf, Mismatch};
+use common::hash::{self, Leaf, Mismatch, Tree};
 use common::id::ChunkId;
 use common::segment::SegmentError;
 use common::units::{HASH_GROUP_LEN, len_u64, len_usize};
@@ -96,11 +96,8 @@ impl Inner {
         let groups = hash::groups_of(offset, end);
         let start = groups.start * HASH_GROUP_LEN;
         let stop = groups.end.saturating_mul(HASH_GROUP_LEN).min(chunk_len);
-        let proof = if groups == (0..hash::group_count(chunk_len)) {
-            Vec::new()
-        } else {
-            hash::proof(&self.leaves(id, &row)?, groups)
-        };
+        let proof =
+            if groups == (0..hash::group_count(chunk_len)) { Vec::new() } else { self.tree(id, &row)?.proof(groups) };
         let bytes = self.range(id, &row, start, len_usize(u64::from(stop - start)))?;
         Ok(Part { chunk: id, chunk_len, start, bytes, proof })
     }
@@ -116,23 +113,24 @@ impl Inner {
         Ok(Bytes::from_owner(bytes))
     }
 
-    /// The leaves of a chunk, from memory or from its record; they fold to its id.
-    fn leaves(&self, id: ChunkId, row: &Row) -> Result<Arc<[Leaf]>, StoreError> {
-        if let Some(leaves) = self.leaf_cache().get(id) {
-            return Ok(leaves);
+    /// The hash tree of a chunk of several groups, from memory or from its record; its root is the id.
+    fn tree(&self, id: ChunkId, row: &Row) -> Result<Arc<Tree>, StoreError> {
+        if let Some(tree) = self.tree_cache().get(id) {
+            return Ok(tree);
         }
         let mut trailer = vec![0; leaves_len(row.len)];
         self.body(id, row, row.len, &mut trailer)?;
-        let leaves: Arc<[Leaf]> = leaves_of(&trailer).expect("leaves_len is a number of leaves").into();
-        if hash::root_of(&leaves) != id {
+        let leaves = leaves_of(&trailer).expect("leaves_len is a number of leaves");
+        let tree = Arc::new(Tree::new(&leaves));
+        if tree.id() != id {
             return Err(self.found_damaged(id, row, "its hash tree does not match the id"));
         }
-        self.leaf_cache().insert(id, leaves.clone());
-        Ok(leaves)
+        self.tree_cache().insert(tree.clone());
+        Ok(tree)
     }
 
-    fn leaf_cache(&self) -> std::sync::MutexGuard<'_, super::LeafCache> {
-        self.leaves.lock().expect("no panic holds this lock")
+    fn tree_cache(&self) -> std::sync::MutexGuard<'_, super::TreeCache> {
+        self.trees.lock().expect("no panic holds this lock")
     }
 
     fn body(&self, id: ChunkId, row: &Row, from: u32, buf: &mut [u8]) -> Result<(), StoreError> {

@@ -6,8 +6,8 @@
 use super::format::{self, CHUNK, DEAD, KIND_CHUNK, KIND_TOMBSTONE, LOG, Log, LogRow, Row, leaves_len};
 use super::index::Index;
 use super::lane::Lane;
-use super::leaves::LeafCache;
-use super::{Inner, LEAF_CACHE_LEN_MAX, OpenError, PUTS_IN_FLIGHT_MAX, Recovered, StoreConfig};
+use super::trees::TreeCache;
+use super::{Inner, OpenError, PUTS_IN_FLIGHT_MAX, Recovered, StoreConfig, TREE_CACHE_LEN_MAX};
 use common::disk::Lock;
 use common::hash::hash_chunk;
 use common::id::ChunkId;
@@ -50,7 +50,7 @@ pub(super) fn open(world: World, config: StoreConfig, store: u128, lock: Lock) -
     let inner = Inner {
         lanes,
         index,
-        leaves: Mutex::new(LeafCache::new(LEAF_CACHE_LEN_MAX)),
+        trees: Mutex::new(TreeCache::new(TREE_CACHE_LEN_MAX)),
         lately: super::read::Lately::default(),
         run: world.random_u64().max(1),
         puts: Arc::new(Semaphore::new(PUTS_IN_FLIGHT_MAX)),
