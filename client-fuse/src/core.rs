@@ -6,6 +6,7 @@ use crate::config::{ClientConfig, MEMORY_MIN};
 use crate::inode::Inode;
 use crate::link::Servers;
 use crate::listings::Listings;
+use crate::locks::Locks;
 use crate::meta::Meta;
 use crate::report::Reports;
 use crate::stats::Counters;
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub(crate) chunks: Chunks,
     pub(crate) cache: ChunkCache,
     pub(crate) listings: Listings,
+    pub(crate) locks: Locks,
     /// Bytes that may still become unsaved, what they cost beside themselves included.
     pub(crate) unsaved: Semaphore,
     /// How many that is when nothing is unsaved.
@@ -117,6 +119,7 @@ impl Core {
             chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone(), reports),
             cache: ChunkCache::new(len_u64(memory - unsaved_max)),
             listings: Listings::default(),
+            locks: Locks::default(),
             unsaved: Semaphore::new(unsaved_max),
             #[cfg(test)]
             unsaved_max: len_u64(unsaved_max),

@@ -91,6 +91,9 @@ impl Inside {
 
     /// A failure of the file that this handle was not told yet.
     pub(crate) fn check(&self) -> Result<(), Fault> {
+        if self.core.locks.are_lost(self.inode.ino, self.core.meta.session().generation) {
+            return Err(Fault::new(Kind::NoSession, "locks were lost with the session: open the file again"));
+        }
         let state = self.inode.lock();
         let told = self.told.swap(state.errors, Ordering::AcqRel);
         if state.errors > told || self.number < state.lost_before {

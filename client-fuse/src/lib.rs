@@ -10,6 +10,7 @@
 //! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
 //! | `chunks`, `report` | touch, put and get on replicas; what to do when one fails; telling a server of a wrong copy |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
+//! | `locks` | `flock` and `fcntl` locks |
 //! | `opens` | what is open here, for those who remove it elsewhere |
 //! | `listings` | directories whose names are all known, under leases |
 //! | `core`, `link` | what all share; the seam to the servers |
@@ -39,6 +40,7 @@ pub mod handle;
 mod inode;
 mod link;
 mod listings;
+mod locks;
 mod meta;
 mod opens;
 mod plan;

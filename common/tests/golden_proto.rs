@@ -13,6 +13,7 @@ use common::proto::admin::*;
 use common::proto::chunk::*;
 use common::proto::keep::*;
 use common::proto::lease::*;
+use common::proto::lock::*;
 use common::proto::meta::*;
 use common::proto::opens::*;
 use common::time::Time;
@@ -67,6 +68,10 @@ fn attempt() -> Attempt {
     Attempt { session: SessionId(0xabcd), witness: LogIndex(77), epoch: Epoch(1) }
 }
 
+fn lock() -> Lock {
+    Lock { space: LockSpace::Whole, owner: 7, kind: LockKind::Exclusive, start: 1, end: LOCK_END, pid: 300 }
+}
+
 fn ops() -> Vec<(&'static str, Op)> {
     let (ino, parent) = (InodeId(300), InodeId::ROOT);
     let set = SetAttr { mode: Some(0o600), size: Some(1), mtime: Some(SetTime::Now), ..SetAttr::default() };
@@ -119,6 +124,8 @@ fn ops() -> Vec<(&'static str, Op)> {
         ("Commit", Op::Commit(commit)),
         ("Clone", Op::Clone(CloneRange { from: ino, from_at: 4096, to: parent, at: 1, len: 70_000 })),
         ("OpenAttending", Op::OpenAttending { label: "host".into(), slots: 16 }),
+        ("Lock", Op::Lock(LockAsk { ino, lock: lock(), wait: true, detect: false })),
+        ("CancelLock", Op::CancelLock { ino, number: 500 }),
     ]
 }
 
@@ -146,6 +153,8 @@ fn control_plane(out: &mut Golden) {
         Outcome::Renamed { replaced: Some((InodeId(4), 1)) },
         Outcome::Committed { attr: attr(), offset: 4096 },
         Outcome::Cloned { attr: attr(), len: 4096 },
+        Outcome::Locked(Locked::Queued(500)),
+        Outcome::Locked(Locked::Full),
     ];
     for outcome in outcomes {
         out.line("Applied", &Applied { outcome, index: LogIndex(500) });
@@ -162,6 +171,8 @@ fn control_plane(out: &mut Golden) {
         Query::GetXattr { ino, name: b"user.x".into() },
         Query::ListXattr { ino },
         Query::StatFs,
+        Query::LockHolder { ino, lock: lock() },
+        Query::LockWaits { ino, number: 500 },
     ];
     for query in queries {
         out.line("Ask", &Ask { session: SessionId(1), cred: Cred::default(), query });
@@ -191,6 +202,8 @@ fn answers(out: &mut Golden) {
         Answer::Value(b"v".into()),
         Answer::Names(vec![b"user.x".into()]),
         Answer::StatFs(FsStat { logical_bytes: 1, inodes: 2, replicas: 3, ..FsStat::default() }),
+        Answer::LockHolder(Some(LockHolder { session: SessionId(1), lock: lock() })),
+        Answer::LockWaits(true),
     ];
     for answer in answers {
         out.line("Answered", &Answered { answer, index: LogIndex(6) });

@@ -220,8 +220,8 @@ mod tests {
         let sessions = Sessions::new(std::iter::empty(), Instant::now());
         let leases = Arc::new(crate::leases::Leases::new(std::iter::empty(), Instant::now()));
         let (ctx, keep) = (QueryCtx::new(&config), crate::keep::Keep::new(1));
-        let opens = crate::opens::Opens::new(Instant::now());
-        let leading = Leading { term: 1, ctx, servers: Servers::new(1), keep, sessions, leases, opens };
+        let (opens, lock_news) = (crate::opens::Opens::new(Instant::now()), tokio::sync::Notify::new());
+        let leading = Leading { term: 1, ctx, servers: Servers::new(1), keep, sessions, leases, opens, lock_news };
         let copies = Copies::new(Pool::new(&World::real(), &Me::unknown(Role::Metaserver)));
         assert!(copies.check(&kv, &leading, &map(), &commit(&[1, 2])).await.is_ok());
     }

@@ -37,6 +37,8 @@ pub(crate) struct Leading {
     pub(crate) leases: Arc<Leases>,
     /// Who has removed files open.
     pub(crate) opens: Opens,
+    /// Some lock was let go of.
+    pub(crate) lock_news: tokio::sync::Notify,
 }
 
 /// The present one, if this node leads.
@@ -77,6 +79,7 @@ impl Leadership {
             keep: Keep::new(term),
             leases: Arc::new(Leases::new(sessions.iter().copied(), Instant::now())),
             opens: Opens::new(Instant::now()),
+            lock_news: tokio::sync::Notify::new(),
             sessions: Sessions::new(sessions.into_iter(), Instant::now()),
         });
         tracing::info!(term, "this metaserver leads");

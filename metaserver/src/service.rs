@@ -33,6 +33,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 const PROPOSAL_BYTES_MAX: u32 = 64 << 20;
 /// What a proposal counts for at least, in bytes.
 const PROPOSAL_BYTES_MIN: u32 = 4 << 10;
+/// How long a question whether a lock is still waited for is kept.
+const LOCK_HOLD: Duration = Duration::from_millis(250);
 /// How long a proposal may wait to be let in.
 const PROPOSAL_WAIT: Duration = Duration::from_secs(5);
 
@@ -219,6 +221,24 @@ impl Call {
         }
     }
 
+    /// Waits until a lock is not waited for any more, as far as this node knows, but not for long.
+    async fn wait_for_lock(&self, member: &Member, leading: &Leading, ino: InodeId, number: u64) -> Result<(), Fault> {
+        let granted = async {
+            loop {
+                let news = leading.lock_news.notified();
+                tokio::pin!(news);
+                news.as_mut().enable();
+                let mounted = member.state.mounted();
+                if !namespace::lock_waits(mounted.kv(), ino, number).map_err(|fail| self.fault(fail))? {
+                    return Ok(());
+                }
+                drop(mounted);
+                news.await;
+            }
+        };
+        tokio::time::timeout(LOCK_HOLD, granted).await.unwrap_or(Ok(()))
+    }
+
     async fn status(&self) -> Result<Status, Fault> {
         let (member, leading) = self.leading().await?;
         let map = self.map(&member, &leading)?;
@@ -402,7 +422,9 @@ fn names_changed_in(op: &Op) -> Vec<InodeId> {
         | Op::RemoveXattr { .. }
         | Op::Release { .. }
         | Op::Commit(_)
-        | Op::Clone(_) => Vec::new(),
+        | Op::Clone(_)
+        | Op::Lock(_)
+        | Op::CancelLock { .. } => Vec::new(),
     }
 }
 
@@ -414,7 +436,9 @@ fn is_small(query: &Query) -> bool {
         | Query::ReadLink { .. }
         | Query::Open { .. }
         | Query::GetXattr { .. }
-        | Query::StatFs => true,
+        | Query::StatFs
+        | Query::LockHolder { .. }
+        | Query::LockWaits { .. } => true,
         Query::Walk { .. } | Query::ReadDir { .. } | Query::Extents { .. } | Query::ListXattr { .. } => false,
     }
 }
@@ -439,7 +463,12 @@ impl Meta for Call {
             // Before it is: whatever becomes of this call, the session is watched, and ends if nobody uses it.
             leading.sessions.opened(session);
         }
-        match self.change(&member, &leading, request).await? {
+        let locks = matches!(request.op, Op::Lock(_) | Op::CancelLock { .. } | Op::CloseSession);
+        let done = self.change(&member, &leading, request).await?;
+        if locks {
+            leading.lock_news.notify_waiters();
+        }
+        match done {
             Done::Applied(applied) => {
                 if closes {
                     leading.sessions.ended(session);
@@ -454,6 +483,9 @@ impl Meta for Call {
     async fn query(self, _: Context, ask: Ask) -> Result<Answered, Fault> {
         let (member, leading) = self.leading().await?;
         self.touch(&member, &leading, ask.session).await?;
+        if let Query::LockWaits { ino, number } = ask.query {
+            self.wait_for_lock(&member, &leading, ino, number).await?;
+        }
         member.reads.wait().await?;
         let mut ctx = leading.ctx;
         (ctx.raw_capacity, ctx.raw_free) = leading.servers.space();

@@ -151,6 +151,8 @@ pub(crate) fn grows(op: &Op) -> bool {
         Op::Commit(commit) => commit.edits.iter().any(|edit| !matches!(edit.data, Source::Hole)),
         Op::OpenSession { .. }
         | Op::OpenAttending { .. }
+        | Op::Lock(_)
+        | Op::CancelLock { .. }
         | Op::CloseSession
         | Op::Unlink { .. }
         | Op::Rmdir { .. }

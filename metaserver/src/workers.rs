@@ -123,6 +123,7 @@ async fn expire(node: &Shared, member: &Member, leading: &Leading) -> Result<(),
         member.propose(&Command::ExpireSession { session, at: node.world.now() }).await?;
         leading.sessions.ended(session);
         leading.leases.ended(session);
+        leading.lock_news.notify_waiters();
         tracing::info!(%session, "a silent session was ended");
     }
     Ok(())

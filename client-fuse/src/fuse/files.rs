@@ -2,10 +2,12 @@
 
 use super::Shared;
 use super::inodes::without_privilege;
+use super::locks::Owners;
 use bytes::Bytes;
 use client_fuse::{Fallocate, Handle, OpenFlags, Seek};
 use common::fault::{Fault, Kind};
 use common::id::InodeId;
+use common::proto::lock::LockSpace;
 use common::proto::meta::{Cred, SetAttr};
 use fuser::{FopenFlags, ReplyData};
 use nix::fcntl::OFlag;
@@ -30,6 +32,8 @@ const COPY_MAX: u64 = 2 << 30;
 pub(super) struct OpenFile {
     handle: Handle,
     flags: OpenFlags,
+    /// What was locked through it and goes with it.
+    owners: Owners,
 }
 
 /// A write as the kernel asks for it.
@@ -74,6 +78,16 @@ impl OpenFiles {
     fn get(&self, number: u64) -> Result<Arc<OpenFile>, Fault> {
         let found = self.open.lock().expect("no panic holds this lock").get(&number).cloned();
         found.ok_or_else(|| Fault::new(Kind::Internal, format!("file handle {number} is not open")))
+    }
+
+    /// An owner locks through this open file, and may have to let go when it is closed.
+    pub(super) fn note_owner(&self, number: u64, owner: (LockSpace, u64)) {
+        if let Ok(file) = self.get(number) {
+            let mut owners = file.owners.lock().expect("no panic holds this lock");
+            if !owners.contains(&owner) {
+                owners.push(owner);
+            }
+        }
     }
 
     fn remove(&self, number: u64) -> Option<Arc<OpenFile>> {
@@ -121,7 +135,7 @@ impl Shared {
         } else if keep {
             answer |= FopenFlags::FOPEN_KEEP_CACHE;
         }
-        let number = self.files.insert(OpenFile { handle, flags: wanted });
+        let number = self.files.insert(OpenFile { handle, flags: wanted, owners: Owners::default() });
         (number, answer)
     }
 
@@ -158,13 +172,16 @@ impl Shared {
         Ok(())
     }
 
-    /// `close(2)`: nothing to do for who cannot write.
-    pub(super) async fn flush_file(&self, number: u64) -> Result<(), Fault> {
+    /// `close(2)` by `owner`: nothing to save for who cannot write; its locks go.
+    pub(super) async fn flush_file(&self, number: u64, owner: u64) -> Result<(), Fault> {
         let file = self.files.get(number)?;
-        if !file.flags.write {
-            return Ok(());
-        }
-        self.inodes.saved(file.handle.ino(), self.client.flush(&file.handle).await)
+        let ino = file.handle.ino();
+        let saved = match file.flags.write {
+            true => self.inodes.saved(ino, self.client.flush(&file.handle).await),
+            false => Ok(()),
+        };
+        let unlocked = self.drop_range_locks(ino, owner).await;
+        saved.and(unlocked)
     }
 
     /// `fsync(2)`.
@@ -176,7 +193,8 @@ impl Shared {
     /// The last `close`.
     pub(super) async fn release_file(&self, number: u64) -> Result<(), Fault> {
         let Some(file) = self.files.remove(number) else { return Ok(()) };
-        self.inodes.saved(file.handle.ino(), self.client.release(&file.handle).await)
+        let unlocked = self.drop_file_locks(&file.handle, &file.owners).await;
+        self.inodes.saved(file.handle.ino(), self.client.release(&file.handle).await).and(unlocked)
     }
 
     /// `fallocate(2)`.

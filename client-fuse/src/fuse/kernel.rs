@@ -2,6 +2,7 @@
 
 use super::attrs::{file_attr, ino, new_node, set_time};
 use super::files::{Opened, Write, open_flags, reply_pieces};
+use super::locks::Asked;
 use super::serve::{Op, Refuse};
 use super::{BACKGROUND_MAX, Shared, TTL, WRITE_MAX};
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use common::units::len_u32;
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
     OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -27,7 +28,9 @@ use tokio::time::Instant;
 pub(super) struct Kernel(pub(super) Arc<Shared>);
 
 /// Capabilities used where the kernel offers them; what each is for stands at the top of the module.
-const CAPABILITIES: [InitFlags; 9] = [
+const CAPABILITIES: [InitFlags; 11] = [
+    InitFlags::FUSE_POSIX_LOCKS,
+    InitFlags::FUSE_FLOCK_LOCKS,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -320,9 +323,9 @@ impl Filesystem for Kernel {
         self.0.serve(op("write", number), reply, work, move |_, reply, ()| reply.written(len));
     }
 
-    fn flush(&self, _: &Request, number: INodeNo, handle: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _: &Request, number: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         let shared = Arc::clone(&self.0);
-        let work = async move { shared.flush_file(handle.0).await };
+        let work = async move { shared.flush_file(handle.0, owner.0).await };
         self.0.serve(op("flush", number), reply, work, done_empty);
     }
 
@@ -480,6 +483,50 @@ impl Filesystem for Kernel {
             let (handle, answer) = shared.register(opened, flags);
             reply.created(&TTL, &file_attr(&attr), Generation(0), FileHandle(handle), answer);
         });
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let asked = Asked {
+            ino: ino(number),
+            handle: handle.0,
+            owner: owner.0,
+            start,
+            end,
+            kind,
+            pid,
+            wait: false,
+            thread: request.pid(),
+        };
+        self.0.get_lock(self.0.creds.of(request), asked, reply);
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        wait: bool,
+        reply: ReplyEmpty,
+    ) {
+        let (handle, owner) = (handle.0, owner.0);
+        let asked = Asked { ino: ino(number), handle, owner, start, end, kind, pid, wait, thread: request.pid() };
+        self.0.set_lock(self.0.creds.of(request), asked, reply);
     }
 
     fn lseek(&self, _: &Request, number: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

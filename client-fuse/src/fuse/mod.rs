@@ -18,6 +18,7 @@
 //! | --- | --- |
 //! | `ASYNC_READ`, `MAX_PAGES`, `BIG_WRITES` | several reads of one file at once; requests of 1 MiB |
 //! | `ASYNC_DIO` | the same for `O_DIRECT` |
+//! | `POSIX_LOCKS`, `FLOCK_LOCKS` | locks hold across mounts |
 //! | `PARALLEL_DIROPS` | lookups and listings of one directory at once |
 //! | `DO_READDIRPLUS`, `READDIRPLUS_AUTO` | attributes come with the listing when they are used |
 //! | `ATOMIC_O_TRUNC` | `open(O_TRUNC)` is one request |
@@ -25,8 +26,7 @@
 //! | `CACHE_SYMLINKS` | a symlink's target never changes |
 //! | `SPLICE_WRITE`, `SPLICE_MOVE` | large answers without a copy, where `fuser` comes to use it |
 //!
-//! Not asked for: `WRITEBACK_CACHE` (the kernel would own size and times), `POSIX_LOCKS` and `FLOCK_LOCKS` (locks are
-//! local to this mount until the metadata service has them), `EXPORT_SUPPORT`, `POSIX_ACL`.
+//! Not asked for: `WRITEBACK_CACHE` (the kernel would own size and times), `EXPORT_SUPPORT`, `POSIX_ACL`.
 //! `default_permissions` is on: the kernel checks, and the metaservers check again.
 //!
 //! Entries and attributes are believed by the kernel for [`TTL`]: two mounts may disagree for that long. Leases replace
@@ -43,6 +43,7 @@ mod errno;
 mod files;
 mod inodes;
 mod kernel;
+mod locks;
 mod serve;
 mod usage;
 
@@ -55,8 +56,8 @@ use fuser::{Config, MountOption, Session, SessionACL};
 use inodes::Inodes;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Semaphore, oneshot};
@@ -106,6 +107,8 @@ struct Shared {
     files: OpenFiles,
     dirs: OpenDirs,
     usage: Usage,
+    /// Tells the kernel what to forget; set once it is mounted.
+    notifier: OnceLock<fuser::Notifier>,
 }
 
 /// A mount that serves.
@@ -150,6 +153,7 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
         files: OpenFiles::default(),
         dirs: OpenDirs::default(),
         usage: Usage::default(),
+        notifier: OnceLock::new(),
     });
     shared.refresh_usage();
     let mut config = Config::default();
@@ -165,6 +169,7 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
     config.n_threads = Some(cores.clamp(THREADS.0, THREADS.1));
     config.clone_fd = true;
     let session = Session::new(kernel::Kernel(Arc::clone(&shared)), point, &config)?;
+    shared.notifier.get_or_init(|| session.notifier());
     let (sender, ended) = oneshot::channel();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let _ = sender.send(session.run()); // nobody waits any more: the program ends

@@ -11,6 +11,7 @@ use crate::layout::ClusterMap;
 use crate::name::Name;
 use crate::proto::keep::{KeepAnswer, KeepAsk};
 use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
+use crate::proto::lock::{Lock, LockAsk, LockHolder, Locked};
 use crate::proto::opens::{OpenAsk, OpenReport};
 use crate::time::Time;
 use bytes::Bytes;
@@ -268,6 +269,15 @@ pub enum Op {
         /// How many requests may be under way at once.
         slots: u16,
     },
+    /// Takes a lock, queues for it, or lets go.
+    Lock(LockAsk),
+    /// Stops waiting for a lock.
+    CancelLock {
+        /// The file.
+        ino: InodeId,
+        /// The number it waits under.
+        number: u64,
+    },
 }
 
 /// Which bytes come to be where, without being moved: both files refer to the same chunks afterwards.
@@ -433,6 +443,8 @@ pub enum Outcome {
         /// Bytes.
         len: u64,
     },
+    /// `Lock`. `CancelLock`: `Yes` if it was granted before that, else `No`.
+    Locked(Locked),
 }
 
 /// A change's outcome and where in the order of all changes it stands.
@@ -514,6 +526,20 @@ pub enum Query {
     },
     /// `StatFs`.
     StatFs,
+    /// Who is in the way of a lock. `LockHolder`.
+    LockHolder {
+        /// The file.
+        ino: InodeId,
+        /// The lock as this session would take it.
+        lock: Lock,
+    },
+    /// Whether a lock is still waited for; the answer comes when it is not, or after a while. `LockWaits`.
+    LockWaits {
+        /// The file.
+        ino: InodeId,
+        /// The number it waits under.
+        number: u64,
+    },
 }
 
 /// One entry of a listing.
@@ -606,6 +632,10 @@ pub enum Answer {
     Names(Vec<Vec<u8>>),
     /// `StatFs`.
     StatFs(FsStat),
+    /// `LockHolder`: the first one that is.
+    LockHolder(Option<LockHolder>),
+    /// `LockWaits`. False also for what nobody has asked for.
+    LockWaits(bool),
 }
 
 /// Use of the whole file system, logical: what users stored, not times replicas.

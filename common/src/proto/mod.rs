@@ -8,6 +8,7 @@ pub mod admin;
 pub mod chunk;
 pub mod keep;
 pub mod lease;
+pub mod lock;
 pub mod meta;
 pub mod opens;
 pub mod servers;

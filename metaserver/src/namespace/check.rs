@@ -7,11 +7,14 @@
 //! Memory: about 200 bytes an inode and 150 a chunk.
 
 use super::fix::{Counter, Fix};
+use super::lock;
 use super::remove::UNASKED;
 use super::rows::{config, counters};
-use crate::store::keys::{self, CHUNK, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, ORPHAN, PURGE, SESSION, XATTR};
+use crate::store::keys::{
+    self, CHUNK, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, PURGE, SESSION, XATTR,
+};
 use crate::store::values::{Body, ChunkRow, Counters, Data, Degraded, Dentry, ExtentRow, Inode, Listed, Purge};
-use crate::store::values::{SessionRow, Value};
+use crate::store::values::{LockRow, SessionRow, Value};
 use bytes::Bytes;
 use common::id::{ChunkId, InodeId, SessionId};
 use common::kv::{Family, KvError, KvRead};
@@ -59,6 +62,7 @@ pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
     check.entries()?;
     check.orphans(&orphans);
     check.holders(&orphans)?;
+    check.locks()?;
     check.xattrs()?;
     let references = check.extents()?;
     check.chunks(references)?;
@@ -309,6 +313,24 @@ impl Check<'_> {
             let fix = || vec![Fix::Holder { session, ino: InodeId(ino) }];
             self.expect_or(false, || format!("i{ino}: an orphan of {session} without a holder row"), fix);
         }
+        Ok(())
+    }
+
+    /// Locks do not contradict each other, who waits has somebody in the way, and both families agree.
+    fn locks(&mut self) -> Result<(), KvError> {
+        let mut owners: BTreeSet<_> = self.all(LOCKED, |key, _| Ok(key.to_vec()))?.into_iter().collect();
+        let mut seen = BTreeSet::new();
+        for (ino, row) in self.all(LOCK, |key, value| Ok((InodeId(first(key)), LockRow::decode(value)?)))? {
+            self.expect(lock::is_sound(&row), || format!("{ino}: impossible locks {row:?}"));
+            self.expect(self.inodes.contains_key(&ino.0), || format!("{ino}: locks of what is not there"));
+            for holder in lock::all(&row) {
+                let key = keys::locked(holder.session, holder.lock.owner, ino);
+                let known = owners.remove(&key) || seen.contains(&key);
+                self.expect(known, || format!("{ino}: a lock that its owner {} is not known to have", holder.session));
+                seen.insert(key);
+            }
+        }
+        self.expect(owners.is_empty(), || format!("owners of locks that are not there: {}", owners.len()));
         Ok(())
     }
 

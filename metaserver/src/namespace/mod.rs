@@ -24,12 +24,13 @@
 //! | `access` | permission bits |
 //! | `create`, `remove`, `rename`, `attr`, `xattr` | changes of the tree and of inodes |
 //! | `commit`, `clone`, `extents` | changes of what a file holds; the extent map and the reference counts |
+//! | `lock` | locks of programs, held and waited for |
 //! | `query`, `walk` | reads |
 //! | `cluster` | format, chunkservers, layout, map |
 //! | `keep` | which chunks belong on a server, which may be deleted, who is out |
 //! | `rows`, `check`, `fix` | single rows; the invariants above, checked over a whole store; mending what is wrong |
 //!
-//! Left out (with later issues): locks, trash, snapshots, quotas, access control lists; the rows of finished moves (kept and checked, nothing writes them yet).
+//! Left out (with later issues): trash, snapshots, quotas, access control lists; the rows of finished moves (kept and checked, nothing writes them yet).
 
 mod access;
 mod attr;
@@ -42,6 +43,7 @@ mod create;
 mod extents;
 mod fix;
 mod keep;
+mod lock;
 mod query;
 mod remove;
 mod rename;
@@ -59,6 +61,7 @@ pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
 pub use commit::validate as validate_commit;
 pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
 pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
+pub use lock::waits as lock_waits;
 pub use query::{QueryCtx, names, query};
 pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
 pub use rows::{config, counters};
@@ -154,5 +157,7 @@ fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
         Op::Release { ino } => remove::release(call, *ino),
         Op::Commit(commit) => commit::commit(call, commit),
         Op::Clone(range) => clone::clone_range(call, range),
+        Op::Lock(ask) => lock::lock(call, ask),
+        Op::CancelLock { ino, number } => lock::cancel(call, *ino, *number),
     }
 }

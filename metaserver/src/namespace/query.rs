@@ -7,7 +7,7 @@
 use super::command::{Fail, refuse};
 use super::extents::{Placed, overlapping};
 use super::rows::{config, counters, directory, inode, inode_of, need_entry, row};
-use super::{access, session, walk, xattr};
+use super::{access, lock, session, walk, xattr};
 use crate::store::keys::{self, DEGRADED, LIST};
 use crate::store::values::{Body, Config, Data, Degraded, Inode, Listed, Value, damaged};
 use common::auth::{Mac, Secret};
@@ -82,6 +82,8 @@ pub fn query(read: &dyn KvRead, index: LogIndex, ask: &Ask, ctx: &QueryCtx) -> R
         Query::GetXattr { ino, name } => Answer::Value(xattr::get(read, cred, *ino, name)?),
         Query::ListXattr { ino } => Answer::Names(xattr::list(read, cred, *ino)?),
         Query::StatFs => Answer::StatFs(reader.stat_fs()?),
+        Query::LockHolder { ino, lock } => Answer::LockHolder(lock::holder(read, ask.session, *ino, lock)?),
+        Query::LockWaits { ino, number } => Answer::LockWaits(lock::waits(read, *ino, *number)?),
     };
     Ok(Answered { answer, index })
 }

@@ -3,6 +3,7 @@
 use super::access;
 use super::command::{Done, Fail, refuse};
 use super::extents::FileMap;
+use super::lock;
 use super::rows::{Call, dir_counts, directory, find_inode, inode_of, need_entry, row};
 use crate::store::keys::{self, ATTEND, HOLDER, INODE, ORPHAN, PURGE, XATTR};
 use crate::store::values::{Body, Inode, Purge, Value, damaged};
@@ -192,6 +193,7 @@ pub(super) fn free(call: &mut Call<'_, '_>, ino: InodeId, inode: &Inode, at_once
             drop_data(call, *data, *extents, inode.replicas, at_once)?;
         }
     }
+    lock::forget(call, ino)?;
     call.txn.delete(INODE, keys::inode(ino));
     call.counters.inodes -= 1;
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::command::{Fail, refuse};
 use super::rows::{Call, config, row};
-use super::{remove, run as run_op};
+use super::{lock, remove, run as run_op};
 use crate::store::Txn;
 use crate::store::keys::{self, ATTEND, ENDED, ORPHAN, SESSION, SLOT};
 use crate::store::values::{SessionRow, SlotRow, Value};
@@ -142,6 +142,7 @@ pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), Fai
     for slot in slots {
         call.txn.delete(SLOT, slot);
     }
+    lock::end(call, session)?;
     call.txn.delete(ATTEND, keys::session(session));
     row.ended = true;
     call.txn.put(SESSION, key, row.encode());

@@ -17,6 +17,8 @@
 //! | orphan | session 16, ino 8 | empty |
 //! | holder | ino 8, session 16 | empty: the same as orphan |
 //! | attend | session 16 | empty |
+//! | lock | ino 8 | [`LockRow`](super::values::LockRow) |
+//! | locked | session 16, owner 8, ino 8 | empty |
 //! | purge | data id 8 | [`Purge`](super::values::Purge) |
 //! | horizon | bucket 2 | [`Horizon`](super::values::Horizon) |
 //! | moved | placement group 4 | [`Moved`](super::values::Moved) |
@@ -33,9 +35,9 @@ use common::name::Name;
 use common::time::Time;
 
 /// The names to open the store with, in the order of the constants below.
-pub const FAMILIES: [&str; 20] = [
+pub const FAMILIES: [&str; 22] = [
     "inode", "dentry", "list", "extent", "xattr", "chunk", "degraded", "session", "slot", "ended", "orphan", "purge",
-    "horizon", "moved", "server", "instance", "cluster", "raft", "attend", "holder",
+    "horizon", "moved", "server", "instance", "cluster", "raft", "attend", "holder", "lock", "locked",
 ];
 
 /// Inodes.
@@ -78,6 +80,10 @@ pub const RAFT: Family = Family(17);
 pub const ATTEND: Family = Family(18);
 /// Unlinked but open inodes, by inode: the same as [`ORPHAN`].
 pub const HOLDER: Family = Family(19);
+/// Locks of files.
+pub const LOCK: Family = Family(20);
+/// Who holds or waits for locks.
+pub const LOCKED: Family = Family(21);
 
 /// In [`CLUSTER`]: what was fixed when the cluster was formatted.
 pub const CONFIG: &[u8] = b"config";
@@ -153,6 +159,16 @@ pub fn holder(ino: InodeId, session: SessionId) -> Vec<u8> {
     [&ino.0.to_be_bytes()[..], &session.0.to_be_bytes()].concat()
 }
 
+/// Prefix of what an owner holds and waits for.
+pub fn locks_of(session: SessionId, owner: u64) -> Vec<u8> {
+    [&session.0.to_be_bytes()[..], &owner.to_be_bytes()].concat()
+}
+
+/// Key of an inode of which an owner holds or waits for locks.
+pub fn locked(session: SessionId, owner: u64, ino: InodeId) -> Vec<u8> {
+    [&locks_of(session, owner)[..], &ino.0.to_be_bytes()].concat()
+}
+
 /// Key of extents to take apart.
 pub fn purge(data: u64) -> [u8; 8] {
     data.to_be_bytes()
@@ -225,6 +241,7 @@ mod tests {
         assert_eq!(ended(at, s)[..12], [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2]);
         assert_eq!(last_session(&ended(at, s)), Some(s));
         assert_eq!(orphan(s, InodeId(4))[15..], [3, 0, 0, 0, 0, 0, 0, 0, 4]);
+        assert_eq!(locked(s, 5, InodeId(4))[15..], [3, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 4]);
         assert_eq!((first_u64(&holder(InodeId(4), s)), last_session(&holder(InodeId(4), s))), (Some(4), Some(s)));
         assert_eq!((first_session(&orphan(s, InodeId(4))), last_u64(&orphan(s, InodeId(4)))), (Some(s), Some(4)));
         assert_eq!(purge(7), [0, 0, 0, 0, 0, 0, 0, 7]);
@@ -256,6 +273,8 @@ mod tests {
             (RAFT, "raft"),
             (ATTEND, "attend"),
             (HOLDER, "holder"),
+            (LOCK, "lock"),
+            (LOCKED, "locked"),
         ];
         assert_eq!(pairs.len(), FAMILIES.len());
         for (family, name) in pairs {

@@ -11,6 +11,7 @@ use common::kv::KvError;
 use common::layout::{Domain, Layout};
 use common::name::Name;
 use common::proto::keep::KeepSettings;
+use common::proto::lock::LockHolder;
 use common::proto::meta::{Applied, Attr, FileKind};
 use common::time::Time;
 use serde::de::DeserializeOwned;
@@ -278,6 +279,29 @@ pub struct SlotRow {
 
 impl Value for SlotRow {
     const WHAT: &'static str = "slot";
+    const VERSION: u8 = 1;
+}
+
+/// The locks of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockRow {
+    /// Those that are held.
+    pub held: Vec<LockHolder>,
+    /// Those that are waited for, in the order they came.
+    pub queue: Vec<WaitingLock>,
+}
+
+/// A lock that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingLock {
+    /// The index at which it was asked for: its number.
+    pub number: u64,
+    /// Who wants what.
+    pub holder: LockHolder,
+}
+
+impl Value for LockRow {
+    const WHAT: &'static str = "lock";
     const VERSION: u8 = 1;
 }
 

@@ -7,6 +7,7 @@ mod commits;
 mod damage;
 mod files;
 mod keep;
+mod locks;
 mod posix;
 mod sessions;
 mod speed;

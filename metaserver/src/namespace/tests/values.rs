@@ -5,9 +5,11 @@ use crate::store::values::{
     Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, ExtentRow, FixRow, Horizon, Inode, InstanceRow,
     LayoutRow, Listed, Moved, Purge, ServerRow, SessionRow, SlotRow, Value,
 };
+use crate::store::values::{LockRow, WaitingLock};
 use bytes::Bytes;
 use common::id::DataVersion;
 use common::layout::{Domain, Layout};
+use common::proto::lock::{Lock, LockHolder, LockKind, LockSpace};
 use common::proto::meta::{Applied, FileKind};
 
 /// The value has these bytes, reads back from them, and from no others.
@@ -79,6 +81,10 @@ fn entries_and_extents() {
 fn sessions() {
     let row = SessionRow { label: "h".into(), slots: 4, opened: Time { secs: 1, nanos: 2 }, ended: false };
     golden(&row, "01 01 68 04 02 02 00");
+    let lock = Lock { space: LockSpace::Whole, owner: 7, kind: LockKind::Exclusive, start: 1, end: 300, pid: 5 };
+    let holder = LockHolder { session: SessionId(2), lock };
+    let row = LockRow { held: vec![holder], queue: vec![WaitingLock { number: 9, holder }] };
+    golden(&row, "01 01 02 01 07 01 01 ac02 05 01 09 02 01 07 01 01 ac02 05");
     golden(&SlotRow { seq: 0, reply: None }, "01 00 00");
     let applied = Applied { outcome: Outcome::Done, index: LogIndex(9) };
     golden(&SlotRow { seq: 3, reply: Some(Ok(applied)) }, "01 03 01 00 00 09");

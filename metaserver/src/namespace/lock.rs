@@ -1,0 +1,229 @@
+//! Locks of programs: held and waited for in the state machine, so that they hold across mounts and fail-overs.
+//!
+//! One row a file has all its locks and its queue; a row of (session, owner, inode) finds them from the other side. As on
+//! Linux, who asks is only held up by locks that are held, not by those who wait; when locks go, those who wait get theirs
+//! in the order they came, where nobody is in the way.
+//!
+//! Invariants:
+//! 1. Two locks that are held in one space overlap only if they have one owner or are both shared; those of one owner
+//!    and space do not overlap at all.
+//! 2. Each lock that waits is in conflict with one that is held.
+//! 3. A `locked` row is there exactly while its owner holds or waits for a lock of its inode.
+
+use super::command::{Fail, refuse};
+use super::rows::{Call, inode, row};
+use crate::store::keys::{self, LOCK, LOCKED};
+use crate::store::values::{LockRow, Value, WaitingLock, damaged};
+use common::fault::Kind;
+use common::id::{InodeId, SessionId};
+use common::kv::{KvError, KvRead, prefix_range};
+use common::proto::lock::{LOCK_END, LOCKS_MAX, Lock, LockAsk, LockHolder, LockKind, LockSpace, Locked};
+use common::proto::meta::Outcome;
+use std::collections::BTreeSet;
+
+/// Owners looked at to find out whether one would wait for itself, at most: then it is taken not to.
+const DEADLOCK_OWNERS_MAX: usize = 256;
+
+/// Who holds or waits.
+type Owner = (SessionId, u64);
+
+fn owner(holder: &LockHolder) -> Owner {
+    (holder.session, holder.lock.owner)
+}
+
+fn overlaps(a: &Lock, b: &Lock) -> bool {
+    a.space == b.space && a.start <= b.end && b.start <= a.end
+}
+
+/// Whether they cannot both be held.
+fn conflict(a: &LockHolder, b: &LockHolder) -> bool {
+    let exclusive = a.lock.kind == LockKind::Exclusive || b.lock.kind == LockKind::Exclusive;
+    overlaps(&a.lock, &b.lock) && exclusive && owner(a) != owner(b)
+}
+
+fn in_the_way<'a>(row: &'a LockRow, wanted: &'a LockHolder) -> impl Iterator<Item = &'a LockHolder> {
+    row.held.iter().filter(move |held| conflict(held, wanted))
+}
+
+/// Sets what the owner has in a range: what it had there goes, and what is left of it stays.
+fn put(row: &mut LockRow, wanted: &LockHolder) {
+    let (mut new, mut kept) = (wanted.lock, Vec::with_capacity(row.held.len() + 2));
+    for held in row.held.drain(..) {
+        let (lock, same) = (held.lock, owner(&held) == owner(wanted) && held.lock.space == wanted.lock.space);
+        let touches = lock.start <= new.end.saturating_add(1) && new.start <= lock.end.saturating_add(1);
+        if same && touches && lock.kind == new.kind {
+            (new.start, new.end) = (new.start.min(lock.start), new.end.max(lock.end)); // one lock from now on
+        } else if same && overlaps(&lock, &new) {
+            if lock.start < new.start {
+                kept.push(LockHolder { lock: Lock { end: new.start - 1, ..lock }, ..held });
+            }
+            if lock.end > new.end {
+                kept.push(LockHolder { lock: Lock { start: new.end + 1, ..lock }, ..held });
+            }
+        } else {
+            kept.push(held);
+        }
+    }
+    row.held = kept;
+    if new.kind != LockKind::Unlock {
+        row.held.push(LockHolder { session: wanted.session, lock: new });
+    }
+}
+
+/// Gives those who wait what nobody is in the way of any more.
+fn promote(row: &mut LockRow) {
+    let mut at = 0;
+    while at < row.queue.len() {
+        if in_the_way(row, &row.queue[at].holder).next().is_none() {
+            let granted = row.queue.remove(at);
+            put(row, &granted.holder);
+            at = 0; // it may have given up a stronger lock for this one
+        } else {
+            at += 1;
+        }
+    }
+}
+
+/// Takes a lock, queues for it, or lets go.
+pub(super) fn lock(call: &mut Call<'_, '_>, ask: &LockAsk) -> Result<Outcome, Fail> {
+    let LockAsk { ino, lock, wait, detect } = *ask;
+    if lock.start > lock.end || lock.end > LOCK_END {
+        return Err(refuse(Kind::Invalid, "the lock ends before it starts, or behind all files"));
+    }
+    inode(call.txn, ino)?;
+    let wanted = LockHolder { session: call.session, lock };
+    let mut row = read(call.txn, ino)?;
+    let blocked = lock.kind != LockKind::Unlock && in_the_way(&row, &wanted).next().is_some();
+    if lock.kind != LockKind::Unlock && row.held.len() + row.queue.len() + 2 > LOCKS_MAX {
+        return Ok(Outcome::Locked(Locked::Full));
+    }
+    let outcome = match (blocked, wait) {
+        (false, _) => {
+            put(&mut row, &wanted);
+            Locked::Yes
+        }
+        (true, false) => Locked::No,
+        (true, true) if detect && waits_for_itself(call.txn, &row, &wanted)? => Locked::Deadlock,
+        (true, true) => {
+            row.queue.push(WaitingLock { number: call.index.0, holder: wanted });
+            Locked::Queued(call.index.0)
+        }
+    };
+    if blocked && lock.space == LockSpace::Whole {
+        // As on Linux, who changes the kind of its `flock` gives up the one it had, and may lose it.
+        let none = LockHolder { lock: Lock { kind: LockKind::Unlock, ..lock }, ..wanted };
+        put(&mut row, &none);
+    }
+    promote(&mut row);
+    write(call, ino, row, [owner(&wanted)]);
+    Ok(Outcome::Locked(outcome))
+}
+
+/// Stops waiting. `Yes`: it was granted in the meantime.
+pub(super) fn cancel(call: &mut Call<'_, '_>, ino: InodeId, number: u64) -> Result<Outcome, Fail> {
+    let mut row = read(call.txn, ino)?;
+    let own = |waiting: &WaitingLock| waiting.number == number && waiting.holder.session == call.session;
+    let Some(at) = row.queue.iter().position(own) else { return Ok(Outcome::Locked(Locked::Yes)) };
+    let gone = row.queue.remove(at);
+    write(call, ino, row, [owner(&gone.holder)]);
+    Ok(Outcome::Locked(Locked::No))
+}
+
+/// The session has ended: its locks go.
+pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), Fail> {
+    let mut inodes = BTreeSet::new();
+    for found in call.txn.scan(LOCKED, prefix_range(&keys::session(session)), false) {
+        inodes.insert(InodeId(keys::last_u64(&found?.0).ok_or_else(|| damaged("locked", "the key is too short"))?));
+    }
+    for ino in inodes {
+        let mut row = read(call.txn, ino)?;
+        let owners: BTreeSet<Owner> = all(&row).filter(|holder| holder.session == session).map(owner).collect();
+        row.held.retain(|held| held.session != session);
+        row.queue.retain(|waiting| waiting.holder.session != session);
+        promote(&mut row);
+        write(call, ino, row, owners);
+    }
+    Ok(())
+}
+
+/// The inode is gone, and its locks with it.
+pub(super) fn forget(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), Fail> {
+    let row = read(call.txn, ino)?;
+    let owners: BTreeSet<Owner> = all(&row).map(owner).collect();
+    if !owners.is_empty() {
+        write(call, ino, LockRow::default(), owners);
+    }
+    Ok(())
+}
+
+/// The first lock that is in the way of one of this session.
+pub(super) fn holder(
+    read: &dyn KvRead,
+    session: SessionId,
+    ino: InodeId,
+    lock: &Lock,
+) -> Result<Option<LockHolder>, Fail> {
+    let row = self::read(read, ino)?;
+    let wanted = LockHolder { session, lock: *lock };
+    let first = in_the_way(&row, &wanted).min_by_key(|held| held.lock.start).copied();
+    Ok(first)
+}
+
+/// Whether a request for a lock still waits.
+pub fn waits(read: &dyn KvRead, ino: InodeId, number: u64) -> Result<bool, Fail> {
+    Ok(self::read(read, ino)?.queue.iter().any(|waiting| waiting.number == number))
+}
+
+/// Invariants 1 and 2, of one file.
+pub(super) fn is_sound(row: &LockRow) -> bool {
+    let own = |a: &LockHolder, b: &LockHolder| owner(a) == owner(b) && overlaps(&a.lock, &b.lock);
+    let pairs = row.held.iter().enumerate().flat_map(|(n, a)| row.held[..n].iter().map(move |b| (a, b)));
+    let held = pairs.into_iter().all(|(a, b)| !conflict(a, b) && !own(a, b));
+    held && row.queue.iter().all(|waiting| in_the_way(row, &waiting.holder).next().is_some())
+}
+
+/// All locks of a file, held and waited for.
+pub(super) fn all(row: &LockRow) -> impl Iterator<Item = &LockHolder> {
+    row.held.iter().chain(row.queue.iter().map(|waiting| &waiting.holder))
+}
+
+fn read(read: &dyn KvRead, ino: InodeId) -> Result<LockRow, KvError> {
+    Ok(row(read, LOCK, &keys::inode(ino))?.unwrap_or_default())
+}
+
+/// Writes a file's locks back, with the rows of the owners that may have come or gone.
+fn write(call: &mut Call<'_, '_>, ino: InodeId, row: LockRow, owners: impl IntoIterator<Item = Owner>) {
+    for who in owners {
+        let key = keys::locked(who.0, who.1, ino);
+        match all(&row).any(|holder| owner(holder) == who) {
+            true => call.txn.put(LOCKED, key, Vec::new()),
+            false => call.txn.delete(LOCKED, key),
+        }
+    }
+    match row.held.is_empty() && row.queue.is_empty() {
+        true => call.txn.delete(LOCK, keys::inode(ino)),
+        false => call.txn.put(LOCK, keys::inode(ino), row.encode()),
+    }
+}
+
+/// Whether those in the way of a lock wait, over any number of others, for the one who wants it.
+fn waits_for_itself(read: &dyn KvRead, row: &LockRow, wanted: &LockHolder) -> Result<bool, Fail> {
+    let mut seen: BTreeSet<Owner> = BTreeSet::new();
+    let mut left: Vec<Owner> = in_the_way(row, wanted).map(owner).collect();
+    while let Some(next) = left.pop() {
+        if next == owner(wanted) {
+            return Ok(true);
+        }
+        if !seen.insert(next) || seen.len() > DEADLOCK_OWNERS_MAX {
+            continue;
+        }
+        for found in read.scan(LOCKED, prefix_range(&keys::locks_of(next.0, next.1)), false) {
+            let short = || damaged("locked", "the key is too short");
+            let row = self::read(read, InodeId(keys::last_u64(&found?.0).ok_or_else(short)?))?;
+            let waiting = row.queue.iter().map(|waiting| &waiting.holder);
+            let waiting = waiting.filter(|holder| owner(holder) == next && holder.lock.space == LockSpace::Range);
+            left.extend(waiting.flat_map(|holder| in_the_way(&row, holder)).map(owner));
+        }
+    }
+    Ok(false)
+}
