@@ -4,8 +4,8 @@ use super::command::{Fail, refuse};
 use super::rows::{Call, config, row};
 use super::{lock, remove, run as run_op};
 use crate::store::Txn;
-use crate::store::keys::{self, ATTEND, ENDED, ORPHAN, SESSION, SLOT};
-use crate::store::values::{SessionRow, SlotRow, Value};
+use crate::store::keys::{self, ATTEND, CLUSTER, ENDED, ORPHAN, SESSION, SLOT};
+use crate::store::values::{SessionClock, SessionRow, SlotRow, Value};
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::kv::{KvError, KvRead, prefix_range};
@@ -17,6 +17,10 @@ use std::ops::Bound;
 pub const SESSION_TIMEOUT_MS: u64 = 60_000;
 /// How long an ended session is remembered at least, in seconds: longer than any request can be under way.
 const ENDED_KEPT_SECS: i64 = 3600;
+/// The most that the clock of ended sessions goes forward from one session's end or beginning to the next, in seconds. A
+/// leader's wall clock that jumps makes it forget no more than that too early; without sessions that come and go it goes
+/// slower than the time, which does no harm.
+const CLOCK_STEP_MAX_SECS: i64 = 60;
 /// Ended sessions forgotten with each new one, at most.
 const FORGET_MAX: usize = 16;
 /// The longest label, in bytes; longer ones are cut.
@@ -146,14 +150,31 @@ pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), Fai
     call.txn.delete(ATTEND, keys::session(session));
     row.ended = true;
     call.txn.put(SESSION, key, row.encode());
-    call.txn.put(ENDED, keys::ended(call.at, session), Vec::new());
+    let now = clock(call)?;
+    call.txn.put(ENDED, keys::ended(now, session), Vec::new());
     call.counters.sessions -= 1;
     Ok(())
 }
 
+/// The time by the clock of ended sessions, which goes on to now.
+fn clock(call: &mut Call<'_, '_>) -> Result<Time, Fail> {
+    let before: Option<SessionClock> = row(call.txn, CLUSTER, keys::SESSION_CLOCK)?;
+    let clock = before.map_or(SessionClock { now: call.at, seen: call.at }, |before| step(before, call.at));
+    if before != Some(clock) {
+        call.txn.put(CLUSTER, keys::SESSION_CLOCK, clock.encode());
+    }
+    Ok(clock.now)
+}
+
+/// Goes on by what has passed since it was last looked at: never back, and not by more than [`CLOCK_STEP_MAX_SECS`].
+fn step(clock: SessionClock, at: Time) -> SessionClock {
+    let passed = at.secs.saturating_sub(clock.seen.secs).clamp(0, CLOCK_STEP_MAX_SECS);
+    SessionClock { now: Time { secs: clock.now.secs.saturating_add(passed), nanos: 0 }, seen: at }
+}
+
 /// Forgets some sessions that ended long ago.
 fn forget_ended(call: &mut Call<'_, '_>) -> Result<(), Fail> {
-    let before = Time { secs: call.at.secs.saturating_sub(ENDED_KEPT_SECS), nanos: 0 };
+    let before = Time { secs: clock(call)?.secs.saturating_sub(ENDED_KEPT_SECS), nanos: 0 };
     let range = (Bound::Unbounded, Bound::Excluded(keys::ended(before, SessionId(0))));
     let old = call.txn.scan(ENDED, range, false).take(FORGET_MAX).collect::<Result<Vec<_>, _>>()?;
     for (key, _) in old {
@@ -205,6 +226,22 @@ mod tests {
     use common::disk::RealDisk;
     use common::kv::memory::MemoryKv;
     use common::proto::meta::Cred;
+
+    #[test]
+    fn the_clock_of_ended_sessions_follows_the_time_but_no_jump() {
+        let time = |secs| Time { secs, nanos: 0 };
+        let mut clock = SessionClock { now: time(1000), seen: time(1000) };
+        // The leader's time, and what is shown then.
+        for (at, shows) in
+            [(1000, 1000), (1030, 1030), (1000, 1030), (1030, 1060), (9_000_000, 1120), (9_000_059, 1179)]
+        {
+            clock = step(clock, time(at));
+            assert_eq!(clock.now.secs, shows, "at {at}");
+        }
+        clock = step(clock, time(-5));
+        assert_eq!((clock.now.secs, clock.seen.secs), (1179, -5), "back: it waits there");
+        assert_eq!(step(clock, time(40)).now.secs, 1224);
+    }
 
     #[test]
     fn what_fails_leaves_nothing_behind() {

@@ -89,6 +89,8 @@ pub const LOCKED: Family = Family(21);
 pub const CONFIG: &[u8] = b"config";
 /// In [`CLUSTER`]: numbers that change with every command.
 pub const COUNTERS: &[u8] = b"counters";
+/// In [`CLUSTER`]: the clock by which ended sessions are forgotten.
+pub const SESSION_CLOCK: &[u8] = b"session-clock";
 /// In [`CLUSTER`]: the last corrections.
 pub const FIX: &[u8] = b"fix";
 /// In [`CLUSTER`]: the layout table.

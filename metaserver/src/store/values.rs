@@ -268,6 +268,20 @@ impl Value for SessionRow {
     const VERSION: u8 = 1;
 }
 
+/// A clock that goes with the leaders' wall clocks but does not jump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionClock {
+    /// What it shows.
+    pub now: Time,
+    /// The leader's time when it was last looked at.
+    pub seen: Time,
+}
+
+impl Value for SessionClock {
+    const WHAT: &'static str = "session clock";
+    const VERSION: u8 = 1;
+}
+
 /// The last request of a slot that took effect, and what it was answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotRow {

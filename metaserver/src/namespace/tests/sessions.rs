@@ -99,10 +99,17 @@ fn ended_sessions_are_forgotten_after_an_hour() {
         world.command(&Command::Client { request, at }).map_err(|fault| fault.kind)
     };
     assert_eq!(open(&mut world, 2, 3500), Err(Kind::NoSession));
-    open(&mut world, 10, 3500).unwrap();
-    assert_eq!(open(&mut world, 2, 3700), Err(Kind::NoSession), "still there when this one began");
-    open(&mut world, 11, 3700).unwrap();
-    open(&mut world, 2, 3701).unwrap();
+    open(&mut world, 10, 360_000).unwrap();
+    open(&mut world, 11, 360_060).unwrap();
+    assert_eq!(open(&mut world, 2, 360_060), Err(Kind::NoSession), "a clock that jumps forgets nobody");
+    // 60 s went by with each of these.
+    for n in 0..57 {
+        open(&mut world, 20 + n, 360_120 + 60 * i64::try_from(n).unwrap()).unwrap();
+    }
+    assert_eq!(open(&mut world, 2, 363_600), Err(Kind::NoSession), "not quite an hour");
+    open(&mut world, 100, 363_600).unwrap();
+    open(&mut world, 101, 363_660).unwrap();
+    open(&mut world, 2, 363_661).unwrap();
     world.check();
 }
 
