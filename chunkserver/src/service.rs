@@ -7,7 +7,7 @@
 //! is refused for another reason is answered, after the bytes that come with it were read and thrown away.
 
 use crate::chain;
-use crate::store::{Incoming, StoreError, StoreSet};
+use crate::store::{Incoming, Part, StoreError, StoreSet};
 use common::auth::{Attempt, Mac, Receipt};
 use common::fault::{Fault, Kind};
 use common::hello::{self, Me, Peer, Plane, Role};
@@ -22,8 +22,10 @@ use common::units::{CHUNK_SIZE_MAX, HASH_GROUP_LEN, len_usize};
 use common::wire::{DATA_MAX, Pool, Wire};
 use common::world::World;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -54,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) room: Room,
     verifies: Semaphore,
+    /// Reads that are at the disks.
+    reading: Arc<AtomicUsize>,
     stores: StoreSet,
     registration: RwLock<Option<Arc<Registration>>>,
     /// Requests of clients since start: repair yields while it rises.
@@ -112,6 +116,7 @@ impl Shared {
             pool,
             room: Room::new(),
             verifies: Semaphore::new(VERIFIES_MAX),
+            reading: Arc::default(),
             stores,
             registration: RwLock::new(None),
             client_requests: AtomicU64::new(0),
@@ -192,7 +197,19 @@ async fn connection(shared: &Shared, mut conn: Conn, from: &str) {
             Ok(Ok(None)) | Err(_) => return,
             Ok(Err(error)) => return closed(&peer, &error),
         };
-        if let Err(error) = handle(shared, &peer, &mut wire, id, request).await {
+        let handled = match request {
+            ChunkRequest::Get { session, token, chunk, offset, len } => {
+                match get(shared, wire, id, (session, token), chunk, offset, len).await {
+                    (Some(back), sent) => {
+                        wire = back;
+                        sent
+                    }
+                    (None, sent) => return sent.err().into_iter().for_each(|error| closed(&peer, &error)),
+                }
+            }
+            request => handle(shared, &peer, &mut wire, id, request).await,
+        };
+        if let Err(error) = handled {
             return closed(&peer, &error);
         }
     }
@@ -216,12 +233,7 @@ async fn handle(shared: &Shared, peer: &Peer, wire: &mut Wire, id: u32, request:
         ChunkRequest::Put { auth, chunk, chain } => chain::put(shared, wire, id, auth, chunk, chain).await?,
         ChunkRequest::PutSmall { auth, chunks } => put_small(shared, wire, id, auth, chunks).await?,
         ChunkRequest::Touch { auth, chunks } => touch(shared, auth, &chunks).await,
-        ChunkRequest::Get { session, token, chunk, offset, len } => {
-            match get(shared, session, token, chunk, offset, len).await {
-                Ok((answer, bytes, _room)) => return send(wire, id, &answer, &[&bytes]).await,
-                Err(fault) => Err(fault),
-            }
-        }
+        ChunkRequest::Get { .. } => Err(Fault::new(Kind::Internal, "a read is served elsewhere")),
         ChunkRequest::List { pg, after, limit } => list(shared, peer, pg, after, limit).await,
         ChunkRequest::Ping => ping(shared),
         ChunkRequest::Verify { session, token, chunk } => verify(shared, peer, session, token, chunk).await,
@@ -372,23 +384,92 @@ async fn touch(shared: &Shared, auth: WriteAuth, chunks: &[ChunkRef]) -> Answer 
     Ok(ChunkAnswer::Touched(signed.collect()))
 }
 
+/// A connection that comes back when what goes out on it was sent, or did not go.
+type Sending = Pin<Box<dyn Future<Output = (Wire, io::Result<()>)> + Send>>;
+
+/// How far an answer went.
+enum Sent {
+    All(Wire, io::Result<()>),
+    Some(Sending),
+}
+
+/// Serves a read. The answer to a lone one goes out, as far as the connection takes it at once, from the thread that has read
+/// the disk: so nobody waits until an async thread has woken up (a random read of 4 KiB through a mount, one at a time: p50
+/// 0.34 ms without, 0.30 ms with this). With several reads under way that thread is awake. `None`: the disk still has the
+/// connection.
 async fn get(
+    shared: &Shared,
+    mut wire: Wire,
+    id: u32,
+    (session, token): (SessionId, Mac),
+    chunk: ChunkId,
+    offset: u32,
+    len: u32,
+) -> (Option<Wire>, io::Result<()>) {
+    let room = match admit(shared, session, token, chunk, len).await {
+        Ok(room) => room,
+        Err(fault) => {
+            let sent = send(&mut wire, id, &ChunkAnswer::Failed(fault), &[]).await;
+            return (Some(wire), sent);
+        }
+    };
+    let slot = Arc::new(Mutex::new(Some((wire, room))));
+    let (taken, reading) = (Arc::clone(&slot), Arc::clone(&shared.reading));
+    reading.fetch_add(1, Ordering::Relaxed);
+    let then = move |part: Part| {
+        let alone = reading.load(Ordering::Relaxed) <= 1;
+        let (wire, room) = taken.lock().expect("no panic holds this lock").take()?; // else nobody waits any more
+        let mut sending = answer_get(wire, id, part, room);
+        if !alone {
+            return Some(Sent::Some(sending));
+        }
+        Some(match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready((wire, sent)) => Sent::All(wire, sent),
+            Poll::Pending => Sent::Some(sending), // polled again at once, with a waker
+        })
+    };
+    let outcome = shared.stores().read_then(chunk, offset, len, then).await;
+    shared.reading.fetch_sub(1, Ordering::Relaxed);
+    let error = match outcome {
+        Ok(Some(Sent::All(wire, sent))) => return (Some(wire), sent),
+        Ok(Some(Sent::Some(rest))) => {
+            let (wire, sent) = rest.await;
+            return (Some(wire), sent);
+        }
+        Ok(None) => unreachable!("only we take it otherwise, below"),
+        Err(error) => error,
+    };
+    let held = slot.lock().expect("no panic holds this lock").take();
+    let Some((mut wire, _room)) = held else {
+        return (None, Err(io::Error::new(io::ErrorKind::TimedOut, error.to_string())));
+    };
+    let sent = send(&mut wire, id, &ChunkAnswer::Failed(error.into()), &[]).await;
+    (Some(wire), sent)
+}
+
+fn answer_get(mut wire: Wire, id: u32, part: Part, room: OwnedSemaphorePermit) -> Sending {
+    Box::pin(async move {
+        let _room = room;
+        let Part { chunk_len, start, bytes, proof, .. } = part;
+        let answer = ChunkAnswer::Got { chunk_len, start, len: common::units::len_u32(bytes.len()), proof };
+        let sent = send(&mut wire, id, &answer, &[&bytes]).await;
+        (wire, sent)
+    })
+}
+
+/// Whether a read may be served; room for its bytes.
+async fn admit(
     shared: &Shared,
     session: SessionId,
     token: Mac,
     chunk: ChunkId,
-    offset: u32,
     len: u32,
-) -> Result<(ChunkAnswer, bytes::Bytes, OwnedSemaphorePermit), Fault> {
+) -> Result<OwnedSemaphorePermit, Fault> {
     if len == 0 || len > CHUNK_SIZE_MAX {
         return Err(Fault::new(Kind::Invalid, format!("{chunk}: a read of {len} bytes")));
     }
     shared.registration()?.check_read(chunk, session, token)?;
-    let room = shared.room.get(u64::from(len) + 2 * u64::from(HASH_GROUP_LEN)).await?;
-    let part = shared.stores().read(chunk, offset, len).await?;
-    let len = common::units::len_u32(part.bytes.len());
-    let answer = ChunkAnswer::Got { chunk_len: part.chunk_len, start: part.start, len, proof: part.proof };
-    Ok((answer, part.bytes, room))
+    shared.room.get(u64::from(len) + 2 * u64::from(HASH_GROUP_LEN)).await
 }
 
 /// Looks at a copy that a reader says is wrong. What is found is counted and logged by the store.

@@ -74,8 +74,24 @@ impl Store {
     /// `NotFound`, `Range`. `Corrupt`: this copy is known to be damaged, or its hash tree just turned out to be. `Disk`:
     /// the disk does not read it. `Slow`.
     pub async fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
+        self.read_then(id, offset, len, |part| part).await
+    }
+
+    /// [`Store::read`], and then something quick that does not block, on the thread that has read.
+    ///
+    /// # Errors
+    /// As there. After `Slow` it may still be done.
+    pub(super) async fn read_then<T: Send + 'static>(
+        &self,
+        id: ChunkId,
+        offset: u32,
+        len: u32,
+        then: impl FnOnce(Part) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
         let slow = || Err(StoreError::Slow { doing: "read", dir: self.dir().to_path_buf(), waited: READ_MAX });
-        self.watched_read(move |store| store.inner.read(id, offset, len)).await.unwrap_or_else(slow)
+        self.watched_read(move |store| store.inner.read(id, offset, len), |part| part.map(then))
+            .await
+            .unwrap_or_else(slow)
     }
 
     /// True if there is a copy that is not known to be damaged. It is not vouched for: see [`Store::touch`].

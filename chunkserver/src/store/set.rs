@@ -212,16 +212,30 @@ impl StoreSet {
     /// # Errors
     /// As there; `NotFound` only if no directory has it.
     pub async fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
+        self.read_then(id, offset, len, |part| part).await
+    }
+
+    /// [`StoreSet::read`], and then something quick that does not block, on the thread that has read.
+    ///
+    /// # Errors
+    /// As there. After `Slow` it may still be done.
+    pub async fn read_then<T: Send + 'static>(
+        &self,
+        id: ChunkId,
+        offset: u32,
+        len: u32,
+        then: impl FnOnce(Part) -> T + Clone + Send + 'static,
+    ) -> Result<T, StoreError> {
         let mut worst = StoreError::NotFound { chunk: id };
         for store in self.stores.iter() {
             if store.is_silent() {
                 worst = store.slow("read");
                 continue;
             }
-            match store.read(id, offset, len).await {
+            match store.read_then(id, offset, len, then.clone()).await {
                 Err(StoreError::NotFound { .. }) => {}
                 Err(error) => worst = error,
-                Ok(part) => return Ok(part),
+                Ok(done) => return Ok(done),
             }
         }
         Err(worst)

@@ -75,17 +75,19 @@ impl Store {
         done
     }
 
-    /// Reads, watched.
-    pub(super) async fn watched_read<T: Send + 'static>(
+    /// Reads, watched; `then` follows on the same thread, when nothing of this store is in use any more.
+    pub(super) async fn watched_read<R: 'static, T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Store) -> T + Send + 'static,
+        work: impl FnOnce(&Store) -> R + Send + 'static,
+        then: impl FnOnce(R) -> T + Send + 'static,
     ) -> Option<T> {
         let store = self.clone();
         let watched = self.inner.world.blocking(move || {
             let number = store.inner.calls().begin_read();
             let done = work(&store);
             store.inner.calls().reads.remove(&number);
-            done
+            drop(store); // whoever hears of the outcome may open the directory again
+            then(done)
         });
         let done = timeout(READ_MAX, watched).await.ok();
         if done.is_none() {
