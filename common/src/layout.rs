@@ -1,21 +1,24 @@
 //! Placement is computed, not stored: chunk id -> placement group -> ordered list of servers.
 //!
-//! The table comes from a weighted rendezvous order (Thaler & Ravishankar 1998, with the logarithmic weights of
-//! Schindelhauer & Schomaker 2005), one per placement group, walked so that replicas land in different zones, else
-//! racks, else hosts. So a server's share follows its weight, and a change of one server moves only its own share.
+//! A table is made from the one before ([`Layout::next`]): replicas in different zones, else racks, else hosts, each server's
+//! share by its weight within 5 %, and no more moves than that takes. Behind the replicas, and where nothing else decides,
+//! servers stand in a weighted rendezvous order (Thaler & Ravishankar 1998, with the logarithmic weights of Schindelhauer &
+//! Schomaker 2005), one per placement group.
 //!
 //! Invariants:
 //! 1. `groups.len() == pg_count`, and a list names no server twice.
 //! 2. The first `replicas` servers of a list are in as many different failure domains as there are; the rest
 //!    (`FALL_THROUGH`) is where writers go when some of the first are not writable.
-//! 3. The same servers, weights, domains and `pg_count` give the same table on every machine.
+//! 3. The same table before, servers, weights and domains give the same table.
 //!
 //! Left out: bounded sets of replica groups (copysets); moves in steps (now, was) come with rebalance.
 
 use crate::id::{ChunkId, ClusterId, Epoch, LayoutVersion, NodeId, PgId, ServerId};
-use crate::units::FALL_THROUGH;
+use crate::units::{FALL_THROUGH, REPLICAS_MAX};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+
+mod balance;
 
 /// Where a server stands. Two replicas of a chunk go into different zones if they can, else racks, else hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -92,6 +95,15 @@ impl Layout {
         Layout { version, groups }
     }
 
+    /// The layout after this one for these servers: with `replicas` places in each group shared out by weight and as far
+    /// apart as the domains allow, and as few moves as that takes (`layout/balance.rs`). Pure.
+    pub fn next(&self, replicas: u8, candidates: &[Candidate]) -> Layout {
+        let candidates: Vec<Candidate> = candidates.iter().filter(|c| c.weight > 0).cloned().collect();
+        let heads = balance::heads(&self.groups, usize::from(replicas), &candidates);
+        let groups = (0u32..).map(PgId).zip(heads).map(|(pg, head)| with_fall_through(pg, head, &candidates)).collect();
+        Layout { version: LayoutVersion(self.version.0 + 1), groups }
+    }
+
     /// Number of placement groups.
     pub fn pg_count(&self) -> u32 {
         u32::try_from(self.groups.len()).expect("at most 65,536 groups")
@@ -125,12 +137,24 @@ impl ClusterMap {
 
 /// The rendezvous order of all candidates for one group, spread over domains, cut to what is ever used.
 fn group_order(pg: PgId, replicas: u8, candidates: &[Candidate]) -> Vec<ServerId> {
+    continued(pg, &[], usize::from(replicas) + FALL_THROUGH, candidates)
+}
+
+/// A group's first servers and behind them where more replicas go, and where to fall through to.
+fn with_fall_through(pg: PgId, head: Vec<ServerId>, candidates: &[Candidate]) -> Vec<ServerId> {
+    continued(pg, &head, usize::from(REPLICAS_MAX) + FALL_THROUGH, candidates)
+}
+
+/// `head` and more servers in rendezvous order, spread over domains, `len` in all if there are so many.
+fn continued(pg: PgId, head: &[ServerId], len: usize, candidates: &[Candidate]) -> Vec<ServerId> {
     let mut scored: Vec<(f64, &Candidate)> =
         candidates.iter().filter(|c| c.weight > 0).map(|c| (score(pg, c), c)).collect();
     scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.server.cmp(&b.1.server)));
     let mut rest: Vec<&Candidate> = scored.into_iter().map(|(_, c)| c).collect();
-    let mut chosen: Vec<&Candidate> = Vec::new();
-    let wanted = (usize::from(replicas) + FALL_THROUGH).min(rest.len());
+    let wanted = len.min(rest.len());
+    let place = |id: &ServerId| candidates.iter().find(|c| c.server == *id);
+    let mut chosen: Vec<&Candidate> = head.iter().filter_map(place).collect();
+    rest.retain(|c| !head.contains(&c.server));
     while chosen.len() < wanted {
         let next = most_distant(&chosen, &rest);
         chosen.push(rest.remove(next));

@@ -16,10 +16,8 @@ use crate::opens::{Asked, Found};
 use crate::raft::{Member, Message, Reply, decode, encode};
 use crate::space::{LOOK_EVERY, Others};
 use common::fault::{Fault, Kind};
-use common::id::LayoutVersion;
-use common::layout::{Candidate, Layout};
+use common::layout::Candidate;
 use common::rpc::Caller;
-use common::units::REPLICAS_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -145,8 +143,7 @@ async fn layout(node: &Shared, member: &Member, leading: &Leading) -> Result<(),
             weight: server.weight,
         };
         let candidates: Vec<Candidate> = now.servers.iter().map(candidate).collect();
-        let version = LayoutVersion(now.layout.version.0 + 1);
-        let new = Layout::compute(version, now.layout.pg_count(), REPLICAS_MAX, &candidates);
+        let new = now.layout.next(now.replicas, &candidates);
         Ok::<_, Fault>((new.groups != now.layout.groups).then_some(new))
     });
     let set = match made.await {
