@@ -108,6 +108,15 @@ impl Client {
         reply
     }
 
+    /// The cluster map, for an administrator, without a session.
+    pub async fn map_for_admin(config: &ClientConfig, world: &World) -> Result<ClusterMap, Fault> {
+        let me = Me::new(Hello { role: Role::Admin, cluster: config.cluster, epoch: Epoch(0), id: 0 });
+        let tasks = Tasks::new();
+        let map = Caller::new(world, &tasks, &me, &config.metaservers).cluster_map(config.op_timeout).await;
+        tasks.shutdown(STOP_GRACE).await;
+        map
+    }
+
     async fn query(&self, cred: &Cred, query: Query) -> Result<Answer, Fault> {
         self.core.meta.query(cred, query, self.core.meta.deadline()).await
     }

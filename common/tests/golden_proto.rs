@@ -368,6 +368,22 @@ fn orders(out: &mut Golden) {
         failed: Some("f".into()),
     };
     out.line("Ordered", &Ordered::Fsck(look));
+    for order in [
+        Order::Keep(KeepAdmin::Gc),
+        Order::SetWeight { server: ServerId(2), weight: 300 },
+        Order::RemoveServer { server: ServerId(2) },
+        Order::TransferLeader { to: NodeId(3) },
+        Order::Events { limit: 300 },
+        Order::Chunks { path: b"/a".to_vec() },
+    ] {
+        out.line("Order", &order);
+    }
+    let event = Event { number: 1, index: LogIndex(300), at, by: "b".into(), what: "w".into() };
+    let part = FileChunk { at: 0, len: 300, chunk, replicas: 3 };
+    for answer in [Ordered::Keep(KeepAdminReply::Ordered(5)), Ordered::Events(vec![event]), Ordered::Chunks(vec![part])]
+    {
+        out.line("Ordered", &answer);
+    }
 }
 
 #[test]

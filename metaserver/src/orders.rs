@@ -2,17 +2,27 @@
 
 use crate::fsck::Jobs;
 use crate::leading::Leading;
+use crate::namespace::{self, Command, Done};
 use crate::node::Shared;
-use crate::raft::Member;
+use crate::raft::{Member, node_of};
+use crate::store::keys::DEGRADED;
+use crate::store::values::{Degraded, Value};
 use common::auth::AdminKey;
 use common::fault::{Fault, Kind};
 use common::hello::{Peer, Role};
-use common::proto::admin::{ORDER_AGE_MAX_S, Order, Ordered, Signed};
+use common::id::{ChunkId, NodeId, ServerId};
+use common::kv::{KvError, KvRead};
+use common::proto::admin::{EVENTS_PER_ANSWER, ORDER_AGE_MAX_S, Order, Ordered, Signed};
+use common::units::len_usize;
 use common::wire::Pool;
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// The longest name of who ordered something, in bytes.
 const BY_LEN_MAX: usize = 255;
+
+/// Chunks that are named when a server cannot be removed, at most.
+const LAST_COPIES_MAX: usize = 16;
 
 /// See the module.
 pub(crate) struct Orders {
@@ -40,14 +50,112 @@ impl Orders {
         leading: Arc<Leading>,
         signed: Signed,
     ) -> Result<Ordered, Fault> {
-        match signed.order {
+        let Signed { order, by, .. } = signed;
+        match order {
             Order::Fsck(ask) => {
-                let job = self.jobs.start(&self.node, (member, leading), self.pool.clone(), ask)?;
+                let job = self.jobs.start(&self.node, (member, leading), self.pool.clone(), (ask, by))?;
                 Ok(Ordered::FsckStarted { job })
             }
             Order::FsckLook { job, after } => Ok(Ordered::Fsck(self.jobs.look(job, after)?)),
+            Order::Keep(_) => Err(Fault::new(Kind::Internal, "this order is carried out elsewhere")),
+            Order::SetWeight { server, weight } => {
+                let what = format!("weight of chunkserver {server}: {weight}");
+                self.note(&member, by, what, Some(Command::SetServerWeight { server, weight })).await?;
+                leading.servers.rows_changed(true); // the layout follows
+                Ok(Ordered::Done)
+            }
+            Order::RemoveServer { server } => {
+                self.refuse_needed(&member, &leading, server).await?;
+                let what = format!("chunkserver {server} removed");
+                self.note(&member, by, what, Some(Command::RemoveServer { server })).await?;
+                leading.servers.rows_changed(true);
+                Ok(Ordered::Done)
+            }
+            Order::TransferLeader { to } => self.transfer(&member, by, to).await,
+            Order::Events { limit } => {
+                member.reads.wait().await?;
+                let limit = len_usize(limit.min(EVENTS_PER_ANSWER).into());
+                let events = namespace::events(member.state.mounted().kv(), limit);
+                Ok(Ordered::Events(events.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
+            }
+            Order::Chunks { path } => {
+                member.reads.wait().await?;
+                let state = member.state.clone();
+                let read = move || crate::fsck::chunks_of(&*state.mounted().kv().snapshot(), &path);
+                Ok(Ordered::Chunks(self.node.world.blocking(read).await?))
+            }
         }
     }
+
+    /// Proposes what was ordered, with a note of it.
+    async fn note(&self, member: &Member, by: String, what: String, command: Option<Command>) -> Result<Done, Fault> {
+        tracing::info!(by, what, "an administrator ordered");
+        let (at, command) = (self.node.world.now(), command.map(Box::new));
+        member.propose(&Command::Ordered { by, what, at, command }).await
+    }
+
+    /// Another voter that keeps up shall lead.
+    async fn transfer(&self, member: &Member, by: String, to: NodeId) -> Result<Ordered, Fault> {
+        let metrics = member.metrics();
+        let voter = metrics.membership_config.voter_ids().find(|id| node_of(*id) == to);
+        let Some(voter) = voter else {
+            return Err(Fault::new(Kind::NotFound, format!("{to} is no metaserver that votes")));
+        };
+        if voter == member.identity.raft_id {
+            return Ok(Ordered::Done);
+        }
+        self.note(member, by, format!("metaserver {to} shall lead"), None).await?;
+        let asked = member.group.trigger().transfer_leader(voter).await;
+        asked.map_err(|error| Fault::new(Kind::Unavailable, error.to_string()))?;
+        Ok(Ordered::Done)
+    }
+
+    /// Refuses if a server may hold what nobody else does.
+    async fn refuse_needed(&self, member: &Member, leading: &Leading, server: ServerId) -> Result<(), Fault> {
+        member.reads.wait().await?;
+        let internal = |error: KvError| Fault::new(Kind::Internal, error.to_string());
+        let (map, last) = {
+            let mounted = member.state.mounted();
+            let map = namespace::cluster_map(mounted.kv()).map_err(internal)?;
+            let map = map.ok_or_else(crate::leading::not_formatted)?;
+            (map, last_copies(mounted.kv(), server).map_err(internal)?)
+        };
+        if !map.servers.contains_key(&server) {
+            return Err(Fault::new(Kind::NotFound, format!("there is no chunkserver {server}")));
+        }
+        let refuse = |text: String| Err(Fault::new(Kind::Refused, text));
+        if !last.is_empty() {
+            let ids: Vec<String> = last.iter().map(ChunkId::hex).collect();
+            return refuse(format!("{server} holds the last copies of these chunks, and others: {}", ids.join(" ")));
+        }
+        let status = leading.servers.status(&map).into_iter().find(|status| status.server == server);
+        let degraded = namespace::counters(member.state.mounted().kv()).map_err(internal)?.degraded;
+        match status {
+            Some(status) if status.up && status.chunks > 0 => refuse(format!(
+                "{server} still holds {} chunks: `dfs admin server drain {}` first, and wait until it is empty",
+                status.chunks, server.0
+            )),
+            Some(status) if !status.up && degraded > 0 => refuse(format!(
+                "{server} is down and {degraded} chunks have too few copies: wait until repair is through"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Chunks that only this server is known to hold, the first 16.
+fn last_copies(read: &dyn KvRead, server: ServerId) -> Result<Vec<ChunkId>, KvError> {
+    let mut last = Vec::new();
+    for found in read.scan(DEGRADED, (Bound::Unbounded, Bound::Unbounded), false) {
+        let (key, value) = found?;
+        if Degraded::decode(&value)?.servers == [server] {
+            last.extend(key.last_chunk::<32>().map(|id| ChunkId(*id)));
+        }
+        if last.len() == LAST_COPIES_MAX {
+            break;
+        }
+    }
+    Ok(last)
 }
 
 /// True to the key, if there is one, and not too old.

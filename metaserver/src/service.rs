@@ -14,6 +14,7 @@ use common::hello::{Peer, Role};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
 use common::name::Name;
+use common::proto::admin::{Order, Ordered};
 use common::proto::keep::{KEEP_BATCH_MAX, KeepAdmin, KeepAdminReply, KeepAnswer, KeepAsk, KeepOrders, KeepStatus};
 use common::proto::lease::{LeaseAsk, Leased, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls};
 use common::proto::meta::{
@@ -552,9 +553,19 @@ impl Meta for Call {
             Admin::Format { .. } => self.format(request).await,
             Admin::Status => Ok(AdminReply::Status(Box::new(self.status().await?))),
             Admin::NodeStatus => Ok(AdminReply::Node(self.node_status())),
+            Admin::Keep(ask @ (KeepAdmin::Status | KeepAdmin::Explain { .. })) => {
+                self.keep_admin(ask).await.map(AdminReply::Keep)
+            }
+            Admin::Keep(_) if self.node().admin_key.is_some() => {
+                Err(Fault::new(Kind::Refused, "this needs the administrator's key: it must come as a signed order"))
+            }
             Admin::Keep(ask) => self.keep_admin(ask).await.map(AdminReply::Keep),
             Admin::Order(signed) => {
                 self.service.orders.check(&self.peer, &signed)?;
+                if let Order::Keep(ask) = signed.order {
+                    let reply = self.keep_admin(ask).await?;
+                    return Ok(AdminReply::Ordered(Box::new(Ordered::Keep(reply))));
+                }
                 let (member, leading) = self.leading().await?;
                 let done = self.service.orders.carry_out(member, leading, *signed).await?;
                 Ok(AdminReply::Ordered(Box::new(done)))

@@ -5,9 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
 use serde_json::Value;
-use tests::cluster::Cluster;
+use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::content::Content;
 use tests::damage::flip_stored;
+use tests::wait::wait_until;
 
 const CHUNK: u64 = 4 << 20;
 /// Three chunks.
@@ -37,7 +38,8 @@ fn count(found: &Value, kind: &str) -> u64 {
 fn fsck_tells_what_is_damaged_missing_and_lost() {
     let cluster = Cluster::start_with(1, 3);
     let (content, local) = (Content::new(9, 1, 1), tempfile::tempdir().unwrap());
-    for (name, file) in [("victim", content), ("other", Content::new(9, 2, 1))] {
+    let other = Content::new(9, 2, 1);
+    for (name, file) in [("victim", content), ("other", other)] {
         file.write_file(&local.path().join(name), LEN).unwrap();
     }
     cluster.dfs(&["mkdir", "/d"]).must();
@@ -56,24 +58,29 @@ fn fsck_tells_what_is_damaged_missing_and_lost() {
     let ended = tests::command::run(&mut command, tests::cluster::COMMAND_LIMIT).must_fail_cleanly();
     assert!(ended.err.contains("not signed with the administrator's key"), "{ended}");
 
-    let damage = |server: &str| assert_eq!(flip_stored(&cluster.data(server), &content.bytes(DAMAGED_AT, 32)), 1);
-    damage("chunk-1");
+    let damage = |server: &str, content: Content| {
+        assert_eq!(flip_stored(&cluster.data(server), &content.bytes(DAMAGED_AT, 32)), 1);
+    };
+    damage("chunk-1", other);
     let (found, code) = fsck(&cluster, &["--data"]);
     assert_eq!(
         (code, count(&found, "corrupt"), count(&found, "short"), count(&found, "lost")),
         (1, 1, 1, 0),
         "{found:#}"
     );
-    must_be_clean(&cluster, &["/other", "--data"]);
+    must_be_clean(&cluster, &["/d", "--data"]);
+    // The check has told the server that its copy is damaged: it fetches another one.
+    wait_until("the copy to be sound again", PROCESS_LIMIT, || fsck(&cluster, &["/other", "--data"]).1 == 0);
 
-    damage("chunk-2");
-    damage("chunk-3");
-    let (found, code) = fsck(&cluster, &["--data"]);
+    for server in ["chunk-1", "chunk-2", "chunk-3"] {
+        damage(server, content);
+    }
+    let (found, code) = fsck(&cluster, &["/d", "--data"]);
     assert_eq!((code, count(&found, "lost")), (1, 1), "{found:#}");
     let lost = found["findings"].as_array().unwrap().iter().find(|finding| finding["kind"] == "lost").unwrap();
     let wanted = serde_json::json!([{ "path": "/d/victim", "from": CHUNK, "to": 2 * CHUNK }]);
     assert_eq!(lost["files"], wanted, "{found:#}");
-    assert_eq!(fsck(&cluster, &["--data", "--repair"]).1, 1, "what is lost stays lost");
+    assert_eq!(fsck(&cluster, &["--repair", "--data", "/d"]).1, 1, "what is lost stays lost");
     cluster.dfs(&["cat", "/other"]).must();
 
     // A server that does not answer: what it has is not called lost, and not called fine.

@@ -3,8 +3,8 @@
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::size_text;
-use super::fsck;
 use super::keep;
+use super::{fsck, servers};
 use clap::Subcommand;
 use client_fuse::{Client, ClientConfig};
 use common::auth::AdminKey;
@@ -43,6 +43,24 @@ pub(crate) enum AdminCommand {
     /// Check everything: the namespace's invariants and counts, and every chunk on every server. Ends with 1 if
     /// something is wrong
     Fsck(fsck::FsckArgs),
+    /// Chunkservers: list, weights, drain, remove
+    #[command(subcommand)]
+    Server(servers::ServerCommand),
+    /// Metaservers: list, change of the leader
+    #[command(subcommand)]
+    Meta(servers::MetaCommand),
+    /// Where data belongs
+    #[command(subcommand)]
+    Layout(servers::LayoutCommand),
+    /// What administrators did, and when
+    Events {
+        /// At most this many, the newest
+        #[arg(long, default_value_t = 100)]
+        last: u32,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Garbage collection: run it now, pause it, explain why a chunk is there
     Gc {
         #[command(flatten)]
@@ -107,6 +125,10 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
             Ok(0)
         }
         AdminCommand::Fsck(args) => fsck::run(&Orders::new(target)?, args).await,
+        AdminCommand::Server(command) => servers::server(target, command).await.map(|()| 0),
+        AdminCommand::Meta(command) => servers::meta(target, command).await.map(|()| 0),
+        AdminCommand::Layout(command) => servers::layout(target, command).await.map(|()| 0),
+        AdminCommand::Events { last, json } => servers::events(target, last, json).await.map(|()| 0),
         AdminCommand::Gc { what } => keep::gc(target, what).await.map(|()| 0),
         AdminCommand::Keep { flags } => keep::settings(target, flags).await.map(|()| 0),
     }
@@ -130,6 +152,58 @@ pub(crate) async fn ask(world: &World, addresses: &[String], request: Admin, lim
     config.label = "dfs admin".into();
     let answer = Client::admin(&config, world, request).await;
     answer.map_err(|fault: Fault| Failure::fault("ask", addresses.join(","), &fault))
+}
+
+/// The cluster, as its leader sees it.
+pub(crate) async fn cluster_status(target: &Target) -> Outcome<Status> {
+    let config = target.client_config("admin")?;
+    let limit = STATUS_LIMIT.min(config.op_timeout);
+    match ask(&World::real(), &config.metaservers, Admin::Status, limit).await? {
+        AdminReply::Status(status) => Ok(*status),
+        other => Err(Failure::new(format!("status: unexpected answer {other:?}"))),
+    }
+}
+
+/// How the cluster is, in one word, and why: `ok`, `warning` (nothing is lost, something is to be done), `critical` (one
+/// more fault may stop it or lose data).
+pub(crate) fn health(status: &Status) -> (&'static str, Vec<String>) {
+    let (mut why, mut critical) = (Vec::new(), false);
+    let voters = status.metaservers.len();
+    let down = status.metaservers.iter().filter(|(node, _, log)| *node != status.leader.node && log.is_none()).count();
+    if down > 0 {
+        critical |= (voters - down) * 2 <= voters + 1;
+        why.push(format!("{down} of {voters} metaservers do not answer"));
+    }
+    let names = |list: Vec<&ServerStatus>| list.iter().map(|s| s.server.to_string()).collect::<Vec<_>>().join(" ");
+    let down: Vec<&ServerStatus> = status.servers.iter().filter(|server| !server.up).collect();
+    if !down.is_empty() {
+        critical |= status.servers.len() - down.len() < usize::from(status.fs.replicas);
+        why.push(format!("{} of {} chunkservers are down: {}", down.len(), status.servers.len(), names(down)));
+    }
+    if status.degraded > 0 {
+        why.push(format!("{} chunks have fewer copies than they should", status.degraded));
+    }
+    let fenced: Vec<&ServerStatus> = status.servers.iter().filter(|server| server.fenced_dirs > 0).collect();
+    if !fenced.is_empty() {
+        why.push(format!("directories are out of use after disk errors on {}", names(fenced)));
+    }
+    let corrupt: Vec<&ServerStatus> = status.servers.iter().filter(|server| server.corrupt > 0).collect();
+    if !corrupt.is_empty() {
+        why.push(format!("damaged copies were found on {}", names(corrupt)));
+    }
+    if status.fs.raw_capacity > 0 && status.fs.raw_free < status.fs.raw_capacity / 20 {
+        why.push("less than 5 % of the space is free".to_owned());
+    }
+    (
+        if critical {
+            "critical"
+        } else if why.is_empty() {
+            "ok"
+        } else {
+            "warning"
+        },
+        why,
+    )
 }
 
 /// Sends orders, signed.
@@ -184,6 +258,11 @@ async fn nodes_text(world: &World, addresses: &[String]) -> String {
 pub(crate) fn status_text(status: &Status) -> String {
     let mut text = String::new();
     // writing to a string cannot fail
+    let (word, why) = health(status);
+    let _ = writeln!(text, "health {word}");
+    for reason in why {
+        let _ = writeln!(text, "  {reason}");
+    }
     let _ = writeln!(text, "cluster {} epoch {}, {} client sessions", status.cluster, status.epoch.0, status.sessions);
     let _ = writeln!(text, "\n{:<5} {:<22} {:<9} {:>6} {:>10}", "META", "ADDRESS", "STATE", "TERM", "LOG");
     for (node, address, matched) in &status.metaservers {
@@ -244,9 +323,9 @@ fn dedup_ratio(status: &Status) -> f64 {
     if status.fs.chunk_bytes == 0 { 1.0 } else { status.fs.logical_bytes as f64 / status.fs.chunk_bytes as f64 }
 }
 
-/// The cluster as JSON.
-pub(crate) fn status_json(status: &Status) -> serde_json::Value {
-    let metaservers: Vec<serde_json::Value> = status
+/// Its metaservers as JSON.
+pub(crate) fn metaserver_json(status: &Status) -> Vec<serde_json::Value> {
+    status
         .metaservers
         .iter()
         .map(|(node, address, matched)| {
@@ -260,10 +339,18 @@ pub(crate) fn status_json(status: &Status) -> serde_json::Value {
                 "log": if leads { Some(status.leader.last_log.0) } else { matched.map(|index| index.0) },
             })
         })
-        .collect();
+        .collect()
+}
+
+/// The cluster as JSON.
+pub(crate) fn status_json(status: &Status) -> serde_json::Value {
+    let metaservers = metaserver_json(status);
+    let (health, why) = health(status);
     let servers: Vec<serde_json::Value> = status.servers.iter().map(server_json).collect();
     let fs = &status.fs;
     serde_json::json!({
+        "health": health,
+        "why": why,
         "cluster": status.cluster.to_string(),
         "epoch": status.epoch.0,
         "leader": status.leader.node.0,
@@ -284,7 +371,8 @@ pub(crate) fn status_json(status: &Status) -> serde_json::Value {
     })
 }
 
-fn server_json(server: &ServerStatus) -> serde_json::Value {
+/// A chunkserver as JSON.
+pub(crate) fn server_json(server: &ServerStatus) -> serde_json::Value {
     serde_json::json!({
         "server": server.server.0,
         "addr": server.addr,

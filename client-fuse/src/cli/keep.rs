@@ -1,10 +1,11 @@
 //! `dfs admin gc`, `scrub`, `keep`: how far repair, garbage collection and scrub are, and what an administrator orders.
 
-use super::admin::ask;
+use super::admin::{Orders, ask};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::size_text;
 use clap::Subcommand;
+use common::proto::admin::{Order, Ordered};
 use common::proto::keep::{Explained, KeepAdmin, KeepAdminReply, KeepChange, KeepReport, KeepSettings, KeepStatus};
 use common::proto::meta::{Admin, AdminReply};
 use common::world::World;
@@ -67,6 +68,12 @@ pub(crate) struct KeepFlags {
 }
 
 async fn keep(target: &Target, what: KeepAdmin, limit: Duration) -> Outcome<KeepAdminReply> {
+    if !matches!(what, KeepAdmin::Status | KeepAdmin::Explain { .. }) {
+        return match Orders::new(target)?.send("admin", Order::Keep(what)).await? {
+            Ordered::Keep(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        };
+    }
     let config = target.client_config("admin")?;
     match ask(&World::real(), &config.metaservers, Admin::Keep(what), limit).await? {
         AdminReply::Keep(reply) => Ok(reply),

@@ -28,6 +28,7 @@ mod progress;
 mod put;
 mod remote;
 mod remove;
+mod servers;
 pub(crate) mod show;
 mod umount;
 

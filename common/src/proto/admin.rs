@@ -4,7 +4,8 @@
 //! says that it was done already.
 
 use crate::auth::Mac;
-use crate::id::{ChunkId, LogIndex};
+use crate::id::{ChunkId, LogIndex, NodeId, ServerId};
+use crate::proto::keep::{KeepAdmin, KeepAdminReply};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,41 @@ pub enum Order {
         /// Findings from this one on.
         after: u32,
     },
+    /// What changes repair, garbage collection and scrub. [`Ordered::Keep`].
+    Keep(KeepAdmin),
+    /// Sets a chunkserver's share; 0 drains it: its data goes to the others. [`Ordered::Done`].
+    SetWeight {
+        /// Which.
+        server: ServerId,
+        /// Relative to the others'.
+        weight: u32,
+    },
+    /// Forgets a chunkserver that is drained. `Refused` while it holds something. [`Ordered::Done`].
+    RemoveServer {
+        /// Which.
+        server: ServerId,
+    },
+    /// Another metaserver shall lead. [`Ordered::Done`]: it was asked to.
+    TransferLeader {
+        /// Which.
+        to: NodeId,
+    },
+    /// The newest events. [`Ordered::Events`].
+    Events {
+        /// At most this many, at most [`EVENTS_PER_ANSWER`].
+        limit: u32,
+    },
+    /// The chunks of a file, in order. [`Ordered::Chunks`].
+    Chunks {
+        /// Its path.
+        path: Vec<u8>,
+    },
 }
+
+/// Events in one answer, at most.
+pub const EVENTS_PER_ANSWER: u32 = 10_000;
+/// Chunks in one answer, at most.
+pub const CHUNKS_PER_ANSWER: usize = 10_000;
 
 /// What it answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +87,40 @@ pub enum Ordered {
     },
     /// `FsckLook`.
     Fsck(FsckLook),
+    /// `Keep`.
+    Keep(KeepAdminReply),
+    /// `Events`: newest first.
+    Events(Vec<Event>),
+    /// `Chunks`: for each the range of the file that begins there and the copies it should have.
+    Chunks(Vec<FileChunk>),
+}
+
+/// Something an administrator did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts up.
+    pub number: u64,
+    /// Where it stands in the log.
+    pub index: LogIndex,
+    /// When.
+    pub at: Time,
+    /// Who.
+    pub by: String,
+    /// What.
+    pub what: String,
+}
+
+/// A part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileChunk {
+    /// First byte in the file.
+    pub at: u64,
+    /// How many bytes of it.
+    pub len: u64,
+    /// Where they are. `None`: in the metadata.
+    pub chunk: Option<ChunkId>,
+    /// Copies wanted.
+    pub replicas: u8,
 }
 
 /// What to check.

@@ -7,7 +7,7 @@ use crate::store::values::{Body, Data, Dentry, ExtentRow, Inode, Value};
 use common::fault::{Fault, Kind};
 use common::id::{ChunkId, InodeId, LogIndex, SessionId};
 use common::kv::{KvError, KvRead, prefix_range};
-use common::proto::admin::{FileRange, Finding, FindingKind};
+use common::proto::admin::{CHUNKS_PER_ANSWER, FileChunk, FileRange, Finding, FindingKind};
 use common::proto::meta::{Answer, Ask, Cred, FileKind, Query};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -20,14 +20,7 @@ const DEPTH_MAX: usize = 4096;
 /// The chunks of all files at or below a path.
 pub(super) fn chunks_below(read: &dyn KvRead, path: &[u8]) -> Result<BTreeSet<ChunkId>, Fault> {
     let internal = |error: KvError| store_failed(&error);
-    let config = namespace::config(read).map_err(internal)?.ok_or_else(crate::leading::not_formatted)?;
-    let query = Query::Walk { from: InodeId::ROOT, path: path.to_vec(), follow: false };
-    let ask = Ask { session: SessionId(0), cred: Cred::default(), query };
-    let start = match namespace::query(read, LogIndex(0), &ask, &QueryCtx::new(&config)).map_err(fault)?.answer {
-        Answer::Walked { attr, .. } => attr.ino,
-        other => return Err(Fault::new(Kind::Internal, format!("walk: answered {other:?}"))),
-    };
-    let (mut todo, mut chunks) = (vec![start], BTreeSet::new());
+    let (mut todo, mut chunks) = (vec![find(read, path)?], BTreeSet::new());
     let mut seen = BTreeSet::new();
     while let Some(ino) = todo.pop() {
         if !seen.insert(ino) {
@@ -53,6 +46,40 @@ pub(super) fn chunks_below(read: &dyn KvRead, path: &[u8]) -> Result<BTreeSet<Ch
         }
     }
     Ok(chunks)
+}
+
+/// What a file is made of, from its start, at most [`CHUNKS_PER_ANSWER`] parts.
+pub(crate) fn chunks_of(read: &dyn KvRead, path: &[u8]) -> Result<Vec<FileChunk>, Fault> {
+    let internal = |error: KvError| store_failed(&error);
+    let ino = find(read, path)?;
+    let row = read.get(INODE, &keys::inode(ino)).map_err(internal)?;
+    let inode = Inode::decode(&row.unwrap_or_default()).map_err(internal)?;
+    let Body::File { data, .. } = inode.body else {
+        return Err(Fault::new(Kind::Invalid, "is no regular file"));
+    };
+    let rows = read.scan(EXTENT, prefix_range(&data.to_be_bytes()), false).take(CHUNKS_PER_ANSWER);
+    rows.map(|found| {
+        let (key, value) = found.map_err(internal)?;
+        let row = ExtentRow::decode(&value).map_err(internal)?;
+        let chunk = match row.data {
+            Data::Chunk { id, .. } => Some(id),
+            Data::Inline { .. } => None,
+        };
+        Ok(FileChunk { at: keys::last_u64(&key).unwrap_or(0), len: row.len, chunk, replicas: inode.replicas })
+    })
+    .collect()
+}
+
+/// The inode at the end of a path.
+fn find(read: &dyn KvRead, path: &[u8]) -> Result<InodeId, Fault> {
+    let config = namespace::config(read).map_err(|error| store_failed(&error))?;
+    let config = config.ok_or_else(crate::leading::not_formatted)?;
+    let query = Query::Walk { from: InodeId::ROOT, path: path.to_vec(), follow: false };
+    let ask = Ask { session: SessionId(0), cred: Cred::default(), query };
+    match namespace::query(read, LogIndex(0), &ask, &QueryCtx::new(&config)).map_err(fault)?.answer {
+        Answer::Walked { attr, .. } => Ok(attr.ino),
+        other => Err(Fault::new(Kind::Internal, format!("walk: answered {other:?}"))),
+    }
 }
 
 fn fault(fail: Fail) -> Fault {

@@ -13,6 +13,8 @@
 mod chunks;
 mod files;
 
+pub(crate) use files::chunks_of;
+
 use crate::leading::Leading;
 use crate::namespace::{self, Command, FIXES_MAX, Fix};
 use crate::node::Shared;
@@ -60,6 +62,8 @@ pub(super) struct Work {
     pub(super) secret: Secret,
     pub(super) ask: FsckAsk,
     job: Arc<Job>,
+    /// Who ordered it.
+    by: String,
 }
 
 impl Jobs {
@@ -76,7 +80,7 @@ impl Jobs {
         node: &Shared,
         (member, leading): (Member, Arc<Leading>),
         pool: Pool,
-        ask: FsckAsk,
+        (ask, by): (FsckAsk, String),
     ) -> Result<u64, Fault> {
         let mut slot = self.job();
         if slot.as_ref().is_some_and(|job| job.is_running()) {
@@ -97,7 +101,7 @@ impl Jobs {
         let job = Arc::new(Job { id, state: Mutex::new(Progress { look, seen: Instant::now() }) });
         *slot = Some(job.clone());
         let secret = leading.ctx.secret;
-        let work = Work { node: node.clone(), member, leading, pool, secret, ask, job };
+        let work = Work { node: node.clone(), member, leading, pool, secret, ask, job, by };
         node.tasks.spawn_until_stop(work.run());
         Ok(id)
     }
@@ -219,7 +223,10 @@ impl Work {
         let scan = self.job.state().look.index;
         for (batch, fixes) in (1u32..).zip(fixes.chunks(FIXES_MAX)) {
             self.go_on()?;
-            let command = Command::Fix { scan, batch, fixes: fixes.to_vec(), at: self.node.world.now() };
+            let at = self.node.world.now();
+            let what = format!("fsck --repair: {} corrections", fixes.len());
+            let command = Some(Box::new(Command::Fix { scan, batch, fixes: fixes.to_vec(), at }));
+            let command = Command::Ordered { by: self.by.clone(), what, at, command };
             self.member.propose(&command).await?;
             self.job.update(|look| look.repaired += len_u64(fixes.len()));
         }

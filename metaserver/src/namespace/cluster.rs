@@ -138,6 +138,20 @@ pub(super) fn set_weight(call: &mut Call<'_, '_>, server: ServerId, weight: u32)
     Ok(Done::WeightSet)
 }
 
+/// Forgets a server that has weight 0 and no place in the layout. The caller knows that it holds nothing that is needed.
+pub(super) fn remove_server(call: &mut Call<'_, '_>, server: ServerId) -> Result<Done, Fail> {
+    let key = keys::server(server);
+    let Some(found) = row::<ServerRow>(call.txn, SERVER, &key)? else { return Ok(Done::Noted) };
+    let layout: LayoutRow = row(call.txn, CLUSTER, keys::LAYOUT)?.ok_or_else(|| damaged("layout", "missing"))?;
+    if found.weight > 0 || layout.0.groups.iter().any(|group| group.contains(&server)) {
+        return Err(refuse(Kind::Refused, format!("{server} has a place in the layout: drain it first")));
+    }
+    call.txn.delete(SERVER, key);
+    call.txn.delete(INSTANCE, keys::instance(found.instance));
+    call.counters.map_version += 1;
+    Ok(Done::Noted)
+}
+
 /// A chunkserver that has registered.
 pub type ServerEntry = (ServerId, ServerRow);
 

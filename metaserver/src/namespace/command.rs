@@ -112,6 +112,22 @@ pub enum Command {
         /// When.
         at: Time,
     },
+    /// What an administrator ordered: carried out, and noted if that succeeded. Answers as the command inside.
+    Ordered {
+        /// Who.
+        by: String,
+        /// What, in words.
+        what: String,
+        /// When.
+        at: Time,
+        /// No other `Ordered`. `None`: it was done outside the state machine. [`Done::Noted`].
+        command: Option<Box<Command>>,
+    },
+    /// A chunkserver that holds nothing any more is forgotten. [`Done::Noted`].
+    RemoveServer {
+        /// Which.
+        server: ServerId,
+    },
 }
 
 /// What applying a command answers.

@@ -28,6 +28,7 @@
 //! | `query`, `walk` | reads |
 //! | `cluster` | format, chunkservers, layout, map |
 //! | `keep` | which chunks belong on a server, which may be deleted, who is out |
+//! | `event` | who did what, when |
 //! | `rows`, `check`, `fix` | single rows; the invariants above, checked over a whole store; mending what is wrong |
 //!
 //! Left out (with later issues): trash, snapshots, quotas, access control lists; the rows of finished moves (kept and checked, nothing writes them yet).
@@ -40,6 +41,7 @@ mod cluster;
 mod command;
 mod commit;
 mod create;
+mod event;
 mod extents;
 mod fix;
 mod keep;
@@ -59,6 +61,7 @@ pub use check::{Problem, check, problems};
 pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
 pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
 pub use commit::validate as validate_commit;
+pub use event::{EVENTS_MAX, events};
 pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
 pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
 pub use lock::waits as lock_waits;
@@ -68,6 +71,7 @@ pub use rows::{config, counters};
 pub use session::{SESSION_TIMEOUT_MS, is_open as session_is_open, sessions};
 
 use crate::store::Txn;
+use common::fault::{Fault, Kind};
 use common::id::{LogIndex, SessionId};
 use common::kv::KvError;
 use common::proto::meta::{Cred, Op, Outcome};
@@ -96,6 +100,20 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
             system(txn, index, Time::default(), |call| cluster::set_weight(call, *server, *weight))
         }
         Command::Fix { scan, batch, fixes, at } => system(txn, index, *at, |call| fix::fix(call, *scan, *batch, fixes)),
+        Command::Ordered { by, what, at, command } => {
+            let reply = match command.as_deref() {
+                Some(Command::Ordered { .. }) => Err(Fault::new(Kind::Invalid, "an order within an order")),
+                Some(command) => apply(txn, index, command)?,
+                None => Ok(Done::Noted),
+            };
+            if reply.is_ok() {
+                let _noted = system(txn, index, *at, |call| event::record(call, by, what))?;
+            }
+            Ok(reply)
+        }
+        Command::RemoveServer { server } => {
+            system(txn, index, Time::default(), |call| cluster::remove_server(call, *server))
+        }
         Command::Purge { limit } => system(txn, index, Time::default(), |call| remove::purge(call, *limit)),
         Command::Settle { held, dropped, at } => system(txn, index, *at, |call| remove::settle(call, held, dropped)),
         Command::Condemn { epoch, chunks } => {

@@ -25,6 +25,7 @@
 //! | server | server 4 | [`ServerRow`](super::values::ServerRow) |
 //! | instance | instance 16 | [`InstanceRow`](super::values::InstanceRow): finds a server that registers again |
 //! | cluster | `config`, `counters`, `layout`, `fix` | [`Config`](super::values::Config), ... |
+//! | event | number 8 | [`EventRow`](super::values::EventRow) |
 //! | raft | the metaserver's own: last applied, membership | `raft/` |
 //!
 //! Families are told apart by name on disk; a new one goes last in [`FAMILIES`].
@@ -35,9 +36,9 @@ use common::name::Name;
 use common::time::Time;
 
 /// The names to open the store with, in the order of the constants below.
-pub const FAMILIES: [&str; 22] = [
+pub const FAMILIES: [&str; 23] = [
     "inode", "dentry", "list", "extent", "xattr", "chunk", "degraded", "session", "slot", "ended", "orphan", "purge",
-    "horizon", "moved", "server", "instance", "cluster", "raft", "attend", "holder", "lock", "locked",
+    "horizon", "moved", "server", "instance", "cluster", "raft", "attend", "holder", "lock", "locked", "event",
 ];
 
 /// Inodes.
@@ -84,6 +85,9 @@ pub const HOLDER: Family = Family(19);
 pub const LOCK: Family = Family(20);
 /// Who holds or waits for locks.
 pub const LOCKED: Family = Family(21);
+
+/// What administrators did.
+pub const EVENT: Family = Family(22);
 
 /// In [`CLUSTER`]: what was fixed when the cluster was formatted.
 pub const CONFIG: &[u8] = b"config";
@@ -191,6 +195,11 @@ pub fn server(server: ServerId) -> [u8; 4] {
     server.0.to_be_bytes()
 }
 
+/// Key of an event.
+pub fn event(number: u64) -> [u8; 8] {
+    number.to_be_bytes()
+}
+
 /// Key of an instance.
 pub fn instance(instance: u128) -> [u8; 16] {
     instance.to_be_bytes()
@@ -248,7 +257,7 @@ mod tests {
         assert_eq!((first_session(&orphan(s, InodeId(4))), last_u64(&orphan(s, InodeId(4)))), (Some(s), Some(4)));
         assert_eq!(purge(7), [0, 0, 0, 0, 0, 0, 0, 7]);
         assert_eq!((horizon(258), moved(PgId(1)), server(ServerId(2))), ([1, 2], [0, 0, 0, 1], [0, 0, 0, 2]));
-        assert_eq!(instance(1)[15], 1);
+        assert_eq!((instance(1)[15], event(2)[7]), (1, 2));
         assert_eq!((last_u64(b"short"), first_u64(b"short")), (None, None));
     }
 
@@ -277,6 +286,7 @@ mod tests {
             (HOLDER, "holder"),
             (LOCK, "lock"),
             (LOCKED, "locked"),
+            (EVENT, "event"),
         ];
         assert_eq!(pairs.len(), FAMILIES.len());
         for (family, name) in pairs {

@@ -476,3 +476,21 @@ impl Value for FixRow {
     const WHAT: &'static str = "fix";
     const VERSION: u8 = 1;
 }
+
+/// Something an administrator did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRow {
+    /// Where it stands in the log.
+    pub index: LogIndex,
+    /// When.
+    pub at: Time,
+    /// Who.
+    pub by: String,
+    /// What.
+    pub what: String,
+}
+
+impl Value for EventRow {
+    const WHAT: &'static str = "event";
+    const VERSION: u8 = 1;
+}

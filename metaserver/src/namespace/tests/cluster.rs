@@ -97,3 +97,49 @@ fn without_a_cluster_there_is_no_map() {
     let reply = apply(&mut Txn::new(&kv), LogIndex(1), &register(None, 1, "a:1")).unwrap();
     assert_eq!(reply.unwrap_err().kind, Kind::Refused);
 }
+
+#[test]
+fn orders_are_noted_if_they_succeed_and_the_oldest_notes_go() {
+    use super::super::{EVENTS_MAX, events};
+    let mut world = World::new();
+    registered(world.command(&register(None, 100, "a:1")));
+    let order = |what: &str, command| Command::Ordered {
+        by: "me".into(),
+        what: what.into(),
+        at: Time { secs: 5, nanos: 0 },
+        command: Some(Box::new(command)),
+    };
+    let weight = |server| Command::SetServerWeight { server: ServerId(server), weight: 0 };
+    assert_eq!(world.command(&order("one", weight(1))), Ok(Done::WeightSet));
+    assert_eq!(world.command(&order("two", weight(9))).unwrap_err().kind, Kind::NotFound);
+    let nested = order("three", order("four", weight(1)));
+    assert_eq!(world.command(&nested).unwrap_err().kind, Kind::Invalid);
+    assert_eq!(world.command(&order("five", Command::RemoveServer { server: ServerId(1) })), Ok(Done::Noted));
+    assert!(servers(&*world.kv).unwrap().is_empty());
+    let told: Vec<String> = events(&*world.kv, 10).unwrap().into_iter().map(|event| event.what).collect();
+    assert_eq!(told, ["five", "one"]);
+    for _ in 0..EVENTS_MAX {
+        let at = Time { secs: 6, nanos: 0 };
+        let note = Command::Ordered { by: String::new(), what: String::new(), at, command: None };
+        world.command(&note).unwrap();
+    }
+    let kept = events(&*world.kv, usize::MAX).unwrap();
+    assert_eq!((kept.len() as u64, kept[0].number), (EVENTS_MAX, EVENTS_MAX + 2));
+}
+
+#[test]
+fn a_server_with_a_place_in_the_layout_stays() {
+    let mut world = World::new();
+    registered(world.command(&register(None, 100, "a:1")));
+    let remove = Command::RemoveServer { server: ServerId(1) };
+    assert_eq!(world.command(&remove).unwrap_err().kind, Kind::Refused, "it has a weight");
+    let candidate = Candidate { server: ServerId(1), domain: Domain::default(), weight: 1 };
+    let layout = Layout::compute(LayoutVersion(1), 16, 3, &[candidate]);
+    world.command(&Command::SetLayout(layout.clone())).unwrap();
+    world.command(&Command::SetServerWeight { server: ServerId(1), weight: 0 }).unwrap();
+    assert_eq!(world.command(&remove).unwrap_err().kind, Kind::Refused, "it has places");
+    world.command(&Command::SetLayout(layout.next(3, &[]))).unwrap();
+    assert_eq!(world.command(&remove), Ok(Done::Noted));
+    assert_eq!(world.command(&remove), Ok(Done::Noted), "asked again");
+    assert_eq!(registered(world.command(&register(None, 100, "a:1"))), (2, true), "it comes as another one");
+}

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::values::{
-    Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, ExtentRow, FixRow, Horizon, Inode, InstanceRow,
+    Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, EventRow, ExtentRow, FixRow, Horizon, Inode, InstanceRow,
     LayoutRow, Listed, Moved, Purge, ServerRow, SessionRow, SlotRow, Value,
 };
 use crate::store::values::{LockRow, WaitingLock};
@@ -58,6 +58,12 @@ fn inodes() {
 fn the_last_corrections() {
     let row = FixRow { scan: LogIndex(300), batch: 2, at: LogIndex(301) };
     golden(&row, "01 ac02 02 ad02");
+}
+
+#[test]
+fn events() {
+    let row = EventRow { index: LogIndex(300), at: Time { secs: 1, nanos: 2 }, by: "a".into(), what: "b".into() };
+    golden(&row, "01 ac02 02 02 01 61 01 62");
 }
 
 #[test]

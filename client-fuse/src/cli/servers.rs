@@ -1,0 +1,372 @@
+//! `dfs admin server`, `meta`, `layout` and `events`: who is there, with what share, and what was done to it.
+
+use super::admin::{Orders, cluster_status, metaserver_json, server_json, status_text};
+use super::connect::Target;
+use super::failure::{Failure, Outcome};
+use super::format::{size_text, time_text};
+use super::progress::Progress;
+use super::remote::Remote;
+use clap::Subcommand;
+use common::id::{ChunkId, NodeId, ServerId};
+use common::layout::{ClusterMap, Layout};
+use common::proto::admin::{EVENTS_PER_ANSWER, FileChunk, Order, Ordered};
+use common::proto::meta::Status;
+use common::world::World;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::Duration;
+
+/// Between two looks at a server that is being emptied.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What can be done with chunkservers.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// All chunkservers with their weights, domains and shares
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Set a server's share of the data relative to the others' (by itself it is the capacity in GiB). Data moves
+    Weight {
+        /// The server's number
+        server: u32,
+        /// The weight; 0 takes it out
+        weight: u32,
+    },
+    /// Move everything from a server to the others: weight 0. It goes on serving meanwhile
+    Drain {
+        /// The server's number
+        server: u32,
+        /// Wait until it is empty. Ctrl-C stops the waiting, not the draining; `weight` takes it back
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Forget a server that was drained. Refused while it holds what others do not
+    Remove {
+        /// The server's number
+        server: u32,
+        /// Really
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// What can be done with metaservers.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum MetaCommand {
+    /// All metaservers and how far they are
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let another metaserver lead
+    TransferLeader {
+        /// Its node id
+        to: u64,
+    },
+}
+
+/// What can be seen of the layout.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum LayoutCommand {
+    /// Each server's places and share
+    Show {
+        /// As JSON, with the whole table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Where a chunk (64 hex digits) or the chunks of a file belong, and why
+    Explain {
+        /// A path, or a chunk id
+        what: OsString,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A server's share of the places of replicas.
+struct Share {
+    places: u64,
+    wanted: f64,
+}
+
+/// For each server its places among the first `replicas` of all groups, and how many its weight asks for.
+#[expect(clippy::as_conversions, reason = "counts far below 2^53, for people")]
+fn shares(map: &ClusterMap) -> BTreeMap<ServerId, Share> {
+    let weight: u64 = map.servers.values().map(|server| u64::from(server.weight)).sum();
+    let heads = map.layout.groups.iter().map(|group| &group[..group.len().min(usize::from(map.replicas))]);
+    let mut places: BTreeMap<ServerId, u64> = BTreeMap::new();
+    let mut total = 0u64;
+    for server in heads.flatten() {
+        *places.entry(*server).or_default() += 1;
+        total += 1;
+    }
+    let share = |(id, server): (&ServerId, &common::layout::ServerInfo)| {
+        let wanted = total as f64 * f64::from(server.weight) / weight.max(1) as f64;
+        (*id, Share { places: places.get(id).copied().unwrap_or(0), wanted })
+    };
+    map.servers.iter().map(share).collect()
+}
+
+async fn map(target: &Target) -> Outcome<ClusterMap> {
+    let config = target.client_config("admin")?;
+    let servers = config.metaservers.join(",");
+    let map = client_fuse::Client::map_for_admin(&config, &World::real()).await;
+    map.map_err(|fault| Failure::fault("ask", servers, &fault))
+}
+
+fn done(what: Ordered) -> Outcome {
+    match what {
+        Ordered::Done => Ok(()),
+        other => Err(Failure::new(format!("unexpected answer {other:?}"))),
+    }
+}
+
+/// Runs `dfs admin server`.
+pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
+    match command {
+        ServerCommand::List { json } => {
+            let (map, status) = (map(target).await?, cluster_status(target).await?);
+            list_servers(&map, &status, json);
+            Ok(())
+        }
+        ServerCommand::Weight { server, weight } => {
+            let order = Order::SetWeight { server: ServerId(server), weight };
+            done(Orders::new(target)?.send("set the weight", order).await?)?;
+            say!("s{server} has weight {weight}; the layout follows, and the data with it");
+            Ok(())
+        }
+        ServerCommand::Drain { server, wait } => {
+            let order = Order::SetWeight { server: ServerId(server), weight: 0 };
+            done(Orders::new(target)?.send("drain", order).await?)?;
+            if wait { wait_empty(target, ServerId(server)).await } else { Ok(()) }
+        }
+        ServerCommand::Remove { server, yes } => {
+            if !yes {
+                return Err(Failure::new(format!("remove s{server}: say --yes if you mean it")));
+            }
+            done(Orders::new(target)?.send("remove", Order::RemoveServer { server: ServerId(server) }).await?)?;
+            say!("s{server} is forgotten: stop its process and keep its disks until `dfs admin fsck` is clean");
+            Ok(())
+        }
+    }
+}
+
+async fn wait_empty(target: &Target, server: ServerId) -> Outcome {
+    let bar = Progress::counts();
+    let mut most = 0;
+    loop {
+        let status = cluster_status(target).await?;
+        let Some(found) = status.servers.iter().find(|found| found.server == server) else {
+            return Err(Failure::new(format!("there is no {server}")));
+        };
+        most = most.max(found.chunks);
+        bar.set(most - found.chunks, most, "chunks moved");
+        if found.chunks == 0 && found.up {
+            bar.finish();
+            say!("{server} is empty: `dfs admin server remove {} --yes`", server.0);
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn list_servers(map: &ClusterMap, status: &Status, json: bool) {
+    let shares = shares(map);
+    if json {
+        let rows = status.servers.iter().map(|server| {
+            let mut row = server_json(server);
+            if let (Some(info), Some(share)) = (map.servers.get(&server.server), shares.get(&server.server)) {
+                row["weight"] = info.weight.into();
+                row["writable"] = info.writable.into();
+                row["places"] = share.places.into();
+                row["places_wanted"] = share.wanted.into();
+                row["zone"] = info.domain.zone.clone().into();
+                row["rack"] = info.domain.rack.clone().into();
+                row["host"] = info.domain.host.clone().into();
+            }
+            row
+        });
+        return say!("{}", serde_json::Value::from(rows.collect::<Vec<_>>()));
+    }
+    say!(
+        "{:<6} {:<22} {:<10} {:>7} {:>16} {:>10} {:>11} {:>11}  DOMAIN",
+        "SERVER",
+        "ADDRESS",
+        "STATE",
+        "WEIGHT",
+        "PLACES (WANTED)",
+        "CHUNKS",
+        "BYTES",
+        "FREE"
+    );
+    for server in &status.servers {
+        let (Some(info), Some(share)) = (map.servers.get(&server.server), shares.get(&server.server)) else { continue };
+        let state = match (server.up, info.writable, info.weight) {
+            (false, ..) => "down",
+            (true, _, 0) if server.chunks > 0 => "draining",
+            (true, _, 0) => "empty",
+            (true, false, _) => "read-only",
+            (true, true, _) => "up",
+        };
+        say!(
+            "{:<6} {:<22} {:<10} {:>7} {:>16} {:>10} {:>11} {:>11}  {}/{}/{}",
+            server.server.to_string(),
+            server.addr,
+            state,
+            info.weight,
+            format!("{} ({:.0})", share.places, share.wanted),
+            server.chunks,
+            size_text(server.chunk_bytes),
+            size_text(server.free),
+            info.domain.zone,
+            info.domain.rack,
+            info.domain.host
+        );
+    }
+}
+
+/// Runs `dfs admin meta`.
+pub(crate) async fn meta(target: &Target, command: MetaCommand) -> Outcome {
+    match command {
+        MetaCommand::List { json } => {
+            let status = cluster_status(target).await?;
+            match json {
+                true => say!("{}", serde_json::Value::from(metaserver_json(&status))),
+                false => {
+                    let text = status_text(&status);
+                    let table = text.split("\n\n").find(|part| part.starts_with("META")).unwrap_or_default();
+                    say!("{}", table.trim_end());
+                }
+            }
+            Ok(())
+        }
+        MetaCommand::TransferLeader { to } => {
+            let orders = Orders::new(target)?;
+            done(orders.send("transfer", Order::TransferLeader { to: NodeId(to) }).await?)?;
+            for _ in 0..TRANSFER_LOOKS {
+                if cluster_status(target).await.is_ok_and(|status| status.leader.node == NodeId(to)) {
+                    say!("m{to} leads");
+                    return Ok(());
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            Err(Failure::new(format!("m{to} was asked to lead, and does not yet")).advice("see `dfs admin meta list`"))
+        }
+    }
+}
+
+/// Looks for the new leader, each [`LOOK_EVERY`].
+const TRANSFER_LOOKS: u32 = 20;
+
+/// Runs `dfs admin events`.
+pub(crate) async fn events(target: &Target, last: u32, json: bool) -> Outcome {
+    let order = Order::Events { limit: last.min(EVENTS_PER_ANSWER) };
+    let Ordered::Events(events) = Orders::new(target)?.send("events", order).await? else {
+        return Err(Failure::new("events: an answer that does not fit"));
+    };
+    let rows = events.into_iter().rev();
+    if json {
+        let row = |e: common::proto::admin::Event| serde_json::json!({ "number": e.number, "index": e.index.0, "secs": e.at.secs, "by": e.by, "what": e.what });
+        say!("{}", serde_json::Value::from(rows.map(row).collect::<Vec<_>>()));
+    } else {
+        rows.for_each(|event| say!("{:>6}  {}  {:<24} {}", event.number, time_text(event.at), event.by, event.what));
+    }
+    Ok(())
+}
+
+/// Runs `dfs admin layout`.
+pub(crate) async fn layout(target: &Target, command: LayoutCommand) -> Outcome {
+    let map = map(target).await?;
+    match command {
+        LayoutCommand::Show { json } => show(&map, json),
+        LayoutCommand::Explain { what, json } => {
+            let id = what.to_str().and_then(ChunkId::from_hex);
+            let chunks = match id {
+                Some(id) => vec![FileChunk { at: 0, len: 0, chunk: Some(id), replicas: map.replicas }],
+                None => {
+                    let path = Remote::new(&what).as_bytes().to_vec();
+                    match Orders::new(target)?.send("explain", Order::Chunks { path }).await? {
+                        Ordered::Chunks(chunks) => chunks,
+                        other => return Err(Failure::new(format!("explain: unexpected answer {other:?}"))),
+                    }
+                }
+            };
+            explain(&map, &chunks, json);
+        }
+    }
+    Ok(())
+}
+
+fn show(map: &ClusterMap, json: bool) {
+    let Layout { version, groups } = &map.layout;
+    let shares = shares(map);
+    if json {
+        let groups: Vec<Vec<u32>> = groups.iter().map(|group| group.iter().map(|server| server.0).collect()).collect();
+        let servers: Vec<serde_json::Value> = shares
+            .iter()
+            .map(|(id, share)| serde_json::json!({"server": id.0, "places": share.places, "wanted": share.wanted}))
+            .collect();
+        return say!(
+            "{}",
+            serde_json::json!({"version": version.0, "replicas": map.replicas, "servers": servers, "groups": groups})
+        );
+    }
+    say!("layout {version}: {} placement groups, {} replicas", groups.len(), map.replicas);
+    say!("{:<6} {:>7} {:>8} {:>8} {:>7}  DOMAIN", "SERVER", "WEIGHT", "PLACES", "WANTED", "OFF");
+    for (id, share) in &shares {
+        let Some(info) = map.servers.get(id) else { continue };
+        let off = if share.wanted > 0.0 { (places(share) / share.wanted - 1.0) * 100.0 } else { 0.0 };
+        let domain = &info.domain;
+        let place = format!("{}/{}/{}", domain.zone, domain.rack, domain.host);
+        let id = id.to_string();
+        say!("{id:<6} {:>7} {:>8} {:>8.0} {off:>6.1}%  {place}", info.weight, share.places, share.wanted);
+    }
+}
+
+#[expect(clippy::as_conversions, reason = "counts far below 2^53, for people")]
+fn places(share: &Share) -> f64 {
+    share.places as f64
+}
+
+fn explain(map: &ClusterMap, chunks: &[FileChunk], json: bool) {
+    let mut rows = Vec::new();
+    for part in chunks {
+        let Some(id) = part.chunk else {
+            rows.push(serde_json::json!({"at": part.at, "len": part.len, "inline": true}));
+            if !json {
+                say!("bytes {} to {}: kept with the metadata", part.at, part.at + part.len);
+            }
+            continue;
+        };
+        let (pg, order) = map.layout.place(&id);
+        let homes = &order[..order.len().min(usize::from(part.replicas))];
+        rows.push(serde_json::json!({
+            "at": part.at, "len": part.len, "chunk": id.hex(), "pg": pg.0, "replicas": part.replicas,
+            "servers": homes.iter().map(|server| server.0).collect::<Vec<_>>(),
+            "then": order[homes.len()..].iter().map(|server| server.0).collect::<Vec<_>>(),
+        }));
+        if json {
+            continue;
+        }
+        if part.len > 0 {
+            say!("bytes {} to {}:", part.at, part.at + part.len);
+        }
+        say!("chunk {} in {pg} (its first bits), {} copies, layout {}", id.hex(), part.replicas, map.layout.version);
+        for (place, server) in order.iter().enumerate() {
+            let Some(info) = map.servers.get(server) else { continue };
+            let role = if place < homes.len() { "replica" } else { "if those take no writes" };
+            let state = if info.up { "up" } else { "down" };
+            let domain = &info.domain;
+            let at = format!("{}/{}/{}", domain.zone, domain.rack, domain.host);
+            say!("  {:<6} {:<22} {state:<5} {at:<24} {role}", server.to_string(), info.addr);
+        }
+    }
+    if json {
+        say!("{}", serde_json::Value::from(rows));
+    }
+}
