@@ -292,7 +292,7 @@ mod tests {
     }
 
     fn empty() -> Layout {
-        Layout { version: LayoutVersion(0), groups: vec![Vec::new(); GROUPS as usize] }
+        Layout { version: LayoutVersion(0), groups: vec![Vec::new(); crate::units::len_usize(GROUPS.into())] }
     }
 
     fn load(layout: &Layout) -> BTreeMap<ServerId, u32> {
@@ -342,14 +342,16 @@ mod tests {
     /// Zones of about equal weight, so that the domains leave the weights a way.
     fn cluster() -> impl Strategy<Value = Vec<Candidate>> {
         (3u32..6, 2u32..5).prop_flat_map(|(zones, per_zone)| {
-            prop::collection::vec(10u32..20, (zones * per_zone) as usize).prop_map(move |weights| {
-                let place = |(n, weight): (u32, u32)| server(n + 1, n % zones, n / zones % 2, weight);
-                let mut all: Vec<Candidate> = (0..).zip(weights).map(place).collect();
-                if zones == 3 {
-                    all.iter_mut().for_each(|c| c.weight = 10); // each zone holds one replica of everything
-                }
-                all
-            })
+            prop::collection::vec(10u32..20, crate::units::len_usize((zones * per_zone).into())).prop_map(
+                move |weights| {
+                    let place = |(n, weight): (u32, u32)| server(n + 1, n % zones, n / zones % 2, weight);
+                    let mut all: Vec<Candidate> = (0..).zip(weights).map(place).collect();
+                    if zones == 3 {
+                        all.iter_mut().for_each(|c| c.weight = 10); // each zone holds one replica of everything
+                    }
+                    all
+                },
+            )
         })
     }
 
