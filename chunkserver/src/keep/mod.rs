@@ -7,6 +7,7 @@
 //! | `queue` | what is missing, most endangered first, pure |
 //! | `pull` | fetches what is missing from whoever has it |
 //! | `garbage` | asks whether what should not be here may go, and deletes it under the rules of DESIGN 7 |
+//! | `scrub` | reads everything again, slowly |
 //! | `pace` | how fast, pure |
 //!
 //! Every step may be repeated, and nothing of it is remembered over a restart: the next pass finds what is left to do.
@@ -17,6 +18,7 @@ mod pace;
 mod pass;
 mod pull;
 mod queue;
+mod scrub;
 
 use crate::Config;
 use crate::service::Shared;
@@ -50,6 +52,7 @@ pub(crate) struct Keeper {
     pace: Mutex<Pace>,
     orders: watch::Sender<KeepOrders>,
     numbers: Mutex<Numbers>,
+    scrub: Mutex<scrub::Progress>,
     /// Degraded chunks that are here, to be told to the metaservers.
     holds: Mutex<Vec<ChunkId>>,
 }
@@ -75,12 +78,15 @@ pub(crate) fn start(shared: &Arc<Shared>, tasks: &Tasks, config: &Config) {
         pace: Mutex::new(Pace::new(Instant::now())),
         orders: watch::Sender::default(),
         numbers: Mutex::default(),
+        scrub: Mutex::default(),
         holds: Mutex::default(),
     });
     let own = Arc::clone(&keeper);
     spawn(tasks, "keep report", async move { own.report().await });
     let own = Arc::clone(&keeper);
     spawn(tasks, "keep pass", async move { own.passes().await });
+    let own = Arc::clone(&keeper);
+    spawn(tasks, "scrub", async move { own.scrubs().await });
     for _ in 0..pull::PULLS {
         let own = Arc::clone(&keeper);
         spawn(tasks, "keep pull", async move { own.pulls().await });
@@ -100,6 +106,10 @@ fn spawn(tasks: &Tasks, name: &'static str, body: impl Future<Output = ()> + Sen
 impl Keeper {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().expect("no panic holds this lock")
+    }
+
+    fn scrub(&self) -> MutexGuard<'_, scrub::Progress> {
+        self.scrub.lock().expect("no panic holds this lock")
     }
 
     fn numbers(&self) -> MutexGuard<'_, Numbers> {
@@ -122,7 +132,7 @@ impl Keeper {
     }
 
     fn state(&self) -> KeepReport {
-        let numbers = *self.numbers();
+        let (numbers, scrub) = (*self.numbers(), *self.scrub());
         let mut queue = self.queue();
         let missing = queue.numbers(Instant::now());
         KeepReport {
@@ -139,7 +149,9 @@ impl Keeper {
             compared: numbers.compared,
             gc_done: numbers.gc_done,
             passes: numbers.passes,
-            ..KeepReport::default()
+            scrub_percent: u8::try_from((scrub.done * 100).checked_div(scrub.all).unwrap_or(0).min(100)).unwrap_or(100),
+            scrub_rounds: scrub.rounds,
+            scrub_damaged: scrub.damaged,
         }
     }
 

@@ -66,6 +66,11 @@ pub(crate) enum AdminCommand {
         #[command(flatten)]
         what: keep::GcArgs,
     },
+    /// Verify every stored byte: now, or pause and resume what goes on all the time
+    Scrub {
+        #[command(subcommand)]
+        command: keep::ScrubCommand,
+    },
     /// Repair, garbage collection and scrub: show how far they are, and change their settings
     Keep {
         #[command(flatten)]
@@ -130,6 +135,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
         AdminCommand::Layout(command) => servers::layout(target, command).await.map(|()| 0),
         AdminCommand::Events { last, json } => servers::events(target, last, json).await.map(|()| 0),
         AdminCommand::Gc { what } => keep::gc(target, what).await.map(|()| 0),
+        AdminCommand::Scrub { command } => keep::scrub(target, command).await.map(|()| 0),
         AdminCommand::Keep { flags } => keep::settings(target, flags).await.map(|()| 0),
     }
 }

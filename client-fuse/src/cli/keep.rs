@@ -111,6 +111,33 @@ pub(crate) async fn gc(target: &Target, what: GcArgs) -> Outcome {
     }
 }
 
+/// `dfs admin scrub ...`
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(crate) enum ScrubCommand {
+    /// Verify everything now, as fast as the limit allows; `dfs admin status` shows how far it is
+    Run,
+    /// Verify nothing until `resume`
+    Pause,
+    /// Verify again
+    Resume,
+}
+
+/// Runs `dfs admin scrub ...`.
+pub(crate) async fn scrub(target: &Target, command: ScrubCommand) -> Outcome {
+    let paused = match command {
+        ScrubCommand::Run => {
+            keep(target, KeepAdmin::Scrub, ASK_LIMIT).await?;
+            say!("scrub begins");
+            return Ok(());
+        }
+        ScrubCommand::Pause => true,
+        ScrubCommand::Resume => false,
+    };
+    set(target, KeepChange { scrub_paused: Some(paused), ..KeepChange::default() }).await?;
+    say!("scrub is {}", if paused { "paused" } else { "on" });
+    Ok(())
+}
+
 async fn pause(target: &Target, paused: bool) -> Outcome {
     set(target, KeepChange { delete_paused: Some(paused), ..KeepChange::default() }).await?;
     say!("deletion is {}", if paused { "paused" } else { "on" });
@@ -275,6 +302,12 @@ pub(crate) fn text(status: &KeepStatus) -> String {
         all.deleted,
         size_text(all.deleted_bytes)
     );
+    let rounds: Vec<String> = status
+        .reports
+        .iter()
+        .map(|(id, _, r)| format!("{id} {} rounds and {} %", r.scrub_rounds, r.scrub_percent))
+        .collect();
+    let _ = writeln!(text, "scrub: {} damaged copies found; {}", all.scrub_damaged, rounds.join(", "));
     if !status.out.is_empty() {
         let out: Vec<String> = status.out.iter().map(ToString::to_string).collect();
         let _ = writeln!(text, "out, their share taken over by others: {}", out.join(" "));
