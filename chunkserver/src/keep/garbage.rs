@@ -97,6 +97,11 @@ impl Keeper {
 
     /// Drops copies of chunks that belong elsewhere, once every owner has confirmed this very round. How many went.
     async fn drop_moved(&self, of: &Arc<Registration>, lens: &BTreeMap<ChunkId, u32>, kept: Vec<(ChunkId, u8)>) -> u64 {
+        // A server without a place in the layout was taken out, and comes back into it if it is up again: then all this is
+        // its own once more. (Of one that is drained, the copies too many do no harm.)
+        if !of.map.layout.groups.iter().any(|order| order.contains(&of.server)) {
+            return 0;
+        }
         // Rounds by their owners: most chunks of a group have the same.
         let mut rounds: BTreeMap<Vec<ServerId>, Vec<(ChunkRef, u64)>> = BTreeMap::new();
         for (id, target) in kept {
