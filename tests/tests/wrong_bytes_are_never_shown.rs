@@ -62,32 +62,40 @@ fn known(cluster: &Cluster) -> u64 {
 }
 
 #[test]
-fn another_replica_serves_the_read_and_when_all_are_damaged_it_fails() {
+fn another_replica_serves_the_read() {
     tests::skip_if!(no_mount);
     let content = Content::new(4, 1, 1);
     let local = tempfile::tempdir().unwrap();
     let back = local.path().join("back");
     let mut cluster = prepare(content, local.path());
-
+    let mount = cluster.mount("two-damaged");
     for server in ["chunk-1", "chunk-2"] {
         damage(&cluster, content, server);
-        get(&cluster, &back).must();
-        content.check_file(&back, LEN).unwrap();
-        std::fs::remove_file(&back).unwrap();
     }
-    // No server has looked: the readers have told them, in the background.
-    wait_until("the servers know of damaged copies", PROCESS_LIMIT, || known(&cluster) > 0);
-    let mount = cluster.mount("two-damaged");
     for at in places() {
         let bytes = read(&mount, at - 10, 5000).unwrap();
         content.check(at - 10, &bytes).unwrap();
     }
     let log = cluster.log("two-damaged");
     assert!(log.contains("damaged replica") && log.contains("chunk="), "met and nobody said so:\n{log}");
+    // No server has looked: the reader has told them, in the background.
+    wait_until("the servers know of damaged copies", PROCESS_LIMIT, || known(&cluster) > 0);
     let told = ["chunk-1", "chunk-2"].iter().filter(|server| cluster.log(server).contains("damaged copy found"));
     assert!(told.count() > 0, "a server that looked says what it found");
+    get(&cluster, &back).must();
+    content.check_file(&back, LEN).unwrap();
+}
 
-    damage(&cluster, content, "chunk-3");
+#[test]
+fn when_all_replicas_are_damaged_the_read_fails_and_says_what_is_lost() {
+    tests::skip_if!(no_mount);
+    let content = Content::new(4, 4, 1);
+    let local = tempfile::tempdir().unwrap();
+    let back = local.path().join("back");
+    let mut cluster = prepare(content, local.path());
+    for server in ["chunk-1", "chunk-2", "chunk-3"] {
+        damage(&cluster, content, server);
+    }
     let ended = get(&cluster, &back).must_fail_cleanly();
     assert!(ended.err.contains("/victim"), "the error names the file: {ended}");
     assert!(ended.err.contains("chunk"), "the error names the chunk: {ended}");

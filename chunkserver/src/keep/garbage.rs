@@ -17,10 +17,13 @@ use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 /// Deletes under way at a time: they share their syncs.
 const DELETES_AT_ONCE: usize = 64;
+/// How long a server has no place in the layout before it drops what the owners have.
+const OUTSIDE_MIN: Duration = Duration::from_secs(20);
 /// How long an owner may take to confirm: it may have to read and hash what it vouches for.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 
@@ -97,9 +100,7 @@ impl Keeper {
 
     /// Drops copies of chunks that belong elsewhere, once every owner has confirmed this very round. How many went.
     async fn drop_moved(&self, of: &Arc<Registration>, lens: &BTreeMap<ChunkId, u32>, kept: Vec<(ChunkId, u8)>) -> u64 {
-        // A server without a place in the layout was taken out, and comes back into it if it is up again: then all this is
-        // its own once more. (Of one that is drained, the copies too many do no harm.)
-        if !of.map.layout.groups.iter().any(|order| order.contains(&of.server)) {
+        if !self.is_settled(of) {
             return 0;
         }
         // Rounds by their owners: most chunks of a group have the same.
@@ -122,6 +123,17 @@ impl Keeper {
             }
         }
         dropped
+    }
+
+    /// A server without a place in the layout was drained, or was out and comes back into it in a moment: then all this is
+    /// its own once more.
+    fn is_settled(&self, of: &Registration) -> bool {
+        let mut outside = self.outside.lock().expect("no panic holds this lock");
+        if of.map.layout.groups.iter().any(|order| order.contains(&of.server)) {
+            *outside = None;
+            return true;
+        }
+        outside.get_or_insert_with(Instant::now).elapsed() >= OUTSIDE_MIN
     }
 
     async fn drop_confirmed(&self, of: &Registration, owners: &[ServerId], rounds: &[(ChunkRef, u64)]) -> u64 {

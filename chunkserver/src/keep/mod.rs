@@ -53,6 +53,8 @@ pub(crate) struct Keeper {
     orders: watch::Sender<KeepOrders>,
     numbers: Mutex<Numbers>,
     scrub: Mutex<scrub::Progress>,
+    /// Since when the layout has no place for this server; `None`: it has.
+    outside: Mutex<Option<tokio::time::Instant>>,
     /// Degraded chunks that are here, to be told to the metaservers.
     holds: Mutex<Vec<ChunkId>>,
 }
@@ -80,6 +82,7 @@ pub(crate) fn start(shared: &Arc<Shared>, tasks: &Tasks, config: &Config) {
         numbers: Mutex::default(),
         scrub: Mutex::default(),
         holds: Mutex::default(),
+        outside: Mutex::new(None),
     });
     let own = Arc::clone(&keeper);
     spawn(tasks, "keep report", async move { own.report().await });
