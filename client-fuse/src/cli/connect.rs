@@ -13,6 +13,7 @@ use common::id::{ClusterId, InodeId};
 use common::proto::meta::{Attr, Cred};
 use common::world::World;
 use serde::Deserialize;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -161,7 +162,10 @@ async fn connect(config: ClientConfig) -> Result<Client, Fault> {
         connected = &mut connecting => return connected,
         () = tokio::time::sleep(SAY_WAITING_AFTER) => {}
     }
-    eprintln!("dfs: no answer from {servers} yet; trying for {} s (--op-timeout)", limit.as_secs());
+    // A program that calls this wants one line, at the end.
+    if std::io::stderr().is_terminal() {
+        eprintln!("dfs: no answer from {servers} yet; trying for {} s (--op-timeout)", limit.as_secs());
+    }
     connecting.await
 }
 
