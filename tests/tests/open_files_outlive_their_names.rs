@@ -49,8 +49,11 @@ fn what_one_mount_removes_stays_for_the_other_until_it_closes_it() {
     a.write_all_at(b"still writable", 0).unwrap();
     a.sync_all().unwrap();
     assert_eq!(&read(&a)[..14], b"still writable");
-    assert_eq!(std::fs::read(here.join("replaced")).unwrap(), b"new");
-    assert_eq!(File::open(here.join("removed")).unwrap_err().raw_os_error(), Some(nix::libc::ENOENT));
+    // The kernel believes a name for up to a second.
+    let replaced_here = || std::fs::read(here.join("replaced")).unwrap() == b"new";
+    wait_until("the name to lead to the new file", GONE_LIMIT, replaced_here);
+    let gone = || File::open(here.join("removed")).is_err_and(|e| e.raw_os_error() == Some(nix::libc::ENOENT));
+    wait_until("the removed name to be gone", GONE_LIMIT, gone);
 
     // A new leader asks again; a mount that dies holds nothing.
     cluster.kill(&[cluster.leader()]);

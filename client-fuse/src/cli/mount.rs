@@ -152,8 +152,14 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
             return Err(if wrong { failure } else { failure.advice(advice) });
         }
     };
-    let registered = Registered::of(point)?;
-    registered.enter(&args.mountpoint.display().to_string())?;
+    // It looks at the mount, whose answers may need this thread.
+    let (place, shown) = (point.to_owned(), args.mountpoint.display().to_string());
+    let registered = tokio::task::spawn_blocking(move || {
+        let registered = Registered::of(&place)?;
+        registered.enter(&shown)?;
+        Ok::<_, Failure>(registered)
+    });
+    let registered = registered.await.map_err(|e| Failure::at("mount", point.display(), e))??;
     tracing::info!(point = %point.display(), "mounted");
     if args.report {
         report_ready();
