@@ -13,6 +13,7 @@ use common::proto::chunk::{ChunkRef, ChunkRequest, WriteAuth};
 use common::wire::{DATA_MAX, Pool, Target, Wire};
 use common::world::World;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 use support::{CLUSTER, Cluster, EPOCH, LIMIT, PG_COUNT, SECRET, auth, bytes, chunk_of, config, serve_meta};
@@ -272,9 +273,8 @@ async fn a_restarted_server_has_its_name_and_its_chunks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn before_it_has_registered_it_says_so_and_later_it_serves() {
-    let reserved = TcpNet.bind("127.0.0.1:0").await.unwrap();
-    let (meta_addr, dir) = (reserved.local_addr(), tempfile::tempdir().unwrap());
-    drop(reserved);
+    let port = common::net::free_port(&BTreeSet::new(), || World::real().random_u64()).unwrap();
+    let (meta_addr, dir) = (format!("127.0.0.1:{port}"), tempfile::tempdir().unwrap());
     let server = chunkserver::start(config(&meta_addr, dir.path()), World::real()).await.unwrap();
     let pool = Pool::new(&World::real(), &Me::unknown(Role::Client));
     let anyone = Target { server: ServerId(0), addr: server.addr().to_owned() };

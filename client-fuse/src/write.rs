@@ -14,6 +14,7 @@
 use crate::chunks::{Outgoing, Stored};
 use crate::core::Core;
 use crate::inode::{Flight, Inode, PIECE_COST, State, Upload, Uploaded};
+use crate::leases::Change;
 use crate::meta::{Pending, unexpected};
 use crate::plan::{Job, Planned, plan};
 use crate::session::Session;
@@ -22,7 +23,7 @@ use bytes::Bytes;
 use common::auth::Attempt;
 use common::fault::{Fault, Kind};
 use common::id::LayoutVersion;
-use common::proto::meta::{Applied, Commit, Cred, Edit, Op, Outcome, Source};
+use common::proto::meta::{Applied, Commit, Cred, Edit, Op, Outcome, Source, Submitted};
 use common::units::{COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, len_u32, len_u64, len_usize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ const TAKE_MAX: usize = 1 << 20;
 const INLINE_FLIGHT_MAX: u64 = 16 << 10;
 /// Bytes one file may get inline while it is open here, so that metadata does not fill with data.
 const INLINE_FILE_MAX: u64 = 4 << 20;
+/// How often a writer that waits for room says so: what is on its way may have landed, and the rest must follow.
+const PRESSURE_TICK: Duration = Duration::from_millis(100);
 /// Hashing up to this many bytes is done in place, in bytes.
 const HASH_IN_PLACE_MAX: u64 = 64 << 10;
 /// The pause before a failed flight is tried again: twice as long each time, up to [`RETRY_PAUSE_MAX`].
@@ -107,10 +110,20 @@ impl Core {
         let permit = match self.unsaved.try_acquire_many(len) {
             Ok(permit) => permit,
             Err(_) => {
-                self.pressure.notify_one();
-                let waited = timeout_at(deadline, self.unsaved.acquire_many(len)).await;
+                let asking = async {
+                    loop {
+                        self.pressure.notify_one();
+                        tokio::time::sleep(PRESSURE_TICK).await;
+                    }
+                };
+                let room = async {
+                    tokio::select! {
+                        permit = self.unsaved.acquire_many(len) => permit.expect("never closed"),
+                        () = asking => unreachable!("it asks for ever"),
+                    }
+                };
                 let full = |_| Fault::new(Kind::Unavailable, "write: too much is unsaved and cannot be stored");
-                waited.map_err(full)?.expect("never closed")
+                timeout_at(deadline, room).await.map_err(full)?
             }
         };
         permit.forget(); // given back when the bytes are saved, replaced or dropped
@@ -373,14 +386,16 @@ impl Core {
         for _ in 0..ATTEMPTS_MAX {
             let op = Op::Commit(batch.commit(inode, self.meta.attempt().attempt));
             let mut pending = self.meta.prepare(session, &Cred::default(), op, deadline).await?;
+            let leased = self.config.leases;
+            pending.change = leased.then(|| self.leases.change(&pending.request.op, self.world.uptime()));
             match self.meta.send(&mut pending, deadline).await {
-                Ok(applied) => return self.landed(inode, &batch, applied),
+                Ok(submitted) => return self.saved(inode, &batch, &mut pending, submitted),
                 Err(fault) if matches!(fault.kind, Kind::TouchAgain | Kind::PutAgain) => {
                     add(&self.counters.commit_retries, 1);
                     // No copy of the old attempt may be run later, over what comes after it.
                     match self.meta.settle(&mut pending.guard, deadline).await {
-                        Ok(Some(applied)) => return self.landed(inode, &batch, applied),
-                        Ok(None) => drop(pending),
+                        Ok(Some(applied)) => return self.saved(inode, &batch, &mut pending, applied.into()),
+                        Ok(None) => pending.change.into_iter().for_each(Change::undone),
                         Err(fault) => {
                             *open = Some((pending, batch));
                             return Err(fault);
@@ -398,8 +413,11 @@ impl Core {
                 }
                 Err(fault) => {
                     return match self.meta.settle(&mut pending.guard, deadline).await {
-                        Ok(Some(applied)) => self.landed(inode, &batch, applied),
-                        Ok(None) => Err(fault),
+                        Ok(Some(applied)) => self.saved(inode, &batch, &mut pending, applied.into()),
+                        Ok(None) => {
+                            pending.change.into_iter().for_each(Change::undone);
+                            Err(fault)
+                        }
                         Err(_) => {
                             *open = Some((pending, batch));
                             Err(fault)
@@ -422,7 +440,7 @@ impl Core {
         let deadline = self.meta.deadline();
         if !pending.guard.is_settling() {
             match self.meta.send(&mut pending, deadline).await {
-                Ok(applied) => return self.landed(inode, &batch, applied),
+                Ok(submitted) => return self.saved(inode, &batch, &mut pending, submitted),
                 Err(fault) if fault.kind == Kind::NoSession => {
                     self.meta.reopen(&pending.guard.session().clone(), deadline).await?;
                     return Err(fault);
@@ -435,8 +453,11 @@ impl Core {
             }
         }
         match self.meta.settle(&mut pending.guard, deadline).await {
-            Ok(Some(applied)) => self.landed(inode, &batch, applied),
-            Ok(None) => Ok(()), // it never happened: begin anew
+            Ok(Some(applied)) => self.saved(inode, &batch, &mut pending, applied.into()),
+            Ok(None) => {
+                pending.change.into_iter().for_each(Change::undone);
+                Ok(()) // it never happened: begin anew
+            }
             Err(fault) if fault.kind == Kind::NoSession => {
                 self.meta.reopen(&pending.guard.session().clone(), deadline).await?;
                 Err(fault)
@@ -455,6 +476,21 @@ impl Core {
         let replicas = inode.lock().attr.replicas;
         batch.stored = Some(self.chunks.store(auth, replicas, &batch.chunks, true, deadline).await?);
         Ok(())
+    }
+
+    /// A commit was applied: the file follows, then what is believed of it.
+    fn saved(
+        &self,
+        inode: &Arc<Inode>,
+        batch: &Batch,
+        pending: &mut Pending,
+        submitted: Submitted,
+    ) -> Result<(), Fault> {
+        let landed = self.landed(inode, batch, submitted.applied.clone());
+        if let Some(change) = pending.change.take() {
+            change.done(&pending.request.op, &Ok(submitted), pending.request.session, self.world.uptime());
+        }
+        landed
     }
 
     /// A commit was applied: its flights become committed extents in one step.

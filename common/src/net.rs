@@ -2,8 +2,10 @@
 
 use crate::task::Tasks;
 use futures::future::BoxFuture;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -12,6 +14,13 @@ use tracing::warn;
 
 /// How long to wait after a failed `accept`: it usually means that the process is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The lowest port that [`free_port`] chooses.
+pub const FREE_PORT_MIN: u16 = 10_000;
+/// Where ports end that the kernel does not give to outgoing connections, if the kernel does not say.
+const FREE_PORT_END: u16 = 32_768;
+/// How many random ports are tried.
+const FREE_PORT_TRIES: u32 = 1000;
 
 /// A connection: bytes both ways, in order.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -34,6 +43,27 @@ pub trait Listener: Send + 'static {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<(Conn, String)>>;
     /// The address it listens at, `ip:port`.
     fn local_addr(&self) -> String;
+}
+
+/// A port of 127.0.0.1 that nobody listens on and that is not in `taken`, below those the kernel gives to outgoing
+/// connections: one of these may be gone when a server starts again. For clusters on one machine, whose servers must know
+/// each other's ports before they start; `random` chooses.
+///
+/// # Errors
+/// `AddrInUse`: none was found.
+pub fn free_port(taken: &BTreeSet<u16>, mut random: impl FnMut() -> u64) -> io::Result<u16> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let first: Option<u16> = range.split_whitespace().next().and_then(|word| word.parse().ok());
+    let end = first.filter(|first| *first > FREE_PORT_MIN + 1000).unwrap_or(FREE_PORT_END);
+    for _ in 0..FREE_PORT_TRIES {
+        let within = u16::try_from(random() % u64::from(end - FREE_PORT_MIN)).expect("below a u16");
+        let port = FREE_PORT_MIN + within;
+        if !taken.contains(&port) && std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    let none = format!("no free port on 127.0.0.1 between {FREE_PORT_MIN} and {end}");
+    Err(io::Error::new(io::ErrorKind::AddrInUse, none))
 }
 
 /// Accepts connections until `tasks` stop, at most `most` at once, and runs `serve` for each on a task of its own, which

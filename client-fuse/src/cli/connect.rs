@@ -17,6 +17,9 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// A command makes what it wrote durable before it ends, and nobody looks at it sooner: no chunk is cut short because its
+/// input was slow, so that equal data becomes equal chunks.
+const COMMAND_WRITE_BEHIND: Duration = Duration::from_secs(24 * 3600);
 /// After this long without an answer a person is told what is waited for.
 const SAY_WAITING_AFTER: Duration = Duration::from_secs(4);
 
@@ -132,7 +135,7 @@ impl Target {
     /// Connects, runs a command with the caller's identity, and closes the session. Returns the command's number of
     /// failed paths.
     pub(crate) async fn with_client(&self, command: impl AsyncFnOnce(&Shell) -> Outcome<u64>) -> Outcome<u64> {
-        let config = self.client_config("command line")?;
+        let config = ClientConfig { write_behind: COMMAND_WRITE_BEHIND, ..self.client_config("command line")? };
         let servers = config.metaservers.join(",");
         let connected = connect(config).await;
         let client = connected.map_err(|fault| cannot_connect(&servers, &fault))?;

@@ -7,22 +7,16 @@
 use super::process::{Process, write_atomically};
 use crate::cli::admin::Shape;
 use crate::cli::failure::{Failure, Outcome};
+use common::net::free_port;
 use common::world::World;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// The most servers of one kind: this is one machine.
 pub(crate) const SERVERS_MAX: u32 = 64;
-/// The lowest port chosen.
-const PORT_MIN: u16 = 10_000;
-/// Where ports end that the kernel does not give to outgoing connections, if the kernel does not say.
-const PORT_END_DEFAULT: u16 = 32_768;
-/// How many random ports are tried for one server.
-const PORT_TRIES: u32 = 1000;
 /// Placement groups of a development cluster.
 const PG_COUNT: u32 = 256;
 /// Free space a chunkserver keeps for itself, in bytes: small, this is somebody's laptop.
@@ -282,28 +276,13 @@ fn extend(old: Option<Plan>, wanted: &Wanted) -> Outcome<Plan> {
 }
 
 fn add_members(members: &mut Vec<Member>, kind: &str, wanted: u32, taken: &mut BTreeSet<u16>) -> Outcome {
+    let world = World::real();
     while members.len() < usize::try_from(wanted).expect("64-bit") {
-        let port = free_port(taken)?;
+        let port = free_port(taken, || world.random_u64()).map_err(|error| Failure::new(error.to_string()))?;
         taken.insert(port);
         members.push(Member { name: format!("{kind}-{}", members.len() + 1), port });
     }
     Ok(())
-}
-
-/// A port nobody listens on, below those the kernel gives to outgoing connections (else it may be gone at a restart).
-fn free_port(taken: &BTreeSet<u16>) -> Outcome<u16> {
-    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let first: Option<u16> = range.split_whitespace().next().and_then(|word| word.parse().ok());
-    let end = first.filter(|first| *first > PORT_MIN + 1000).unwrap_or(PORT_END_DEFAULT);
-    let world = World::real();
-    for _ in 0..PORT_TRIES {
-        let within = u16::try_from(world.random_u64() % u64::from(end - PORT_MIN)).expect("below a u16");
-        let port = PORT_MIN + within;
-        if !taken.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    Err(Failure::new(format!("no free port on 127.0.0.1 between {PORT_MIN} and {end}")))
 }
 
 #[cfg(test)]
