@@ -4,8 +4,8 @@
 
 use crate::config::ClientConfig;
 use crate::core::Core;
+use crate::leases::{Entry, OnForget};
 use crate::link::{RealServers, Servers};
-use crate::listings::Effect;
 use crate::meta::unexpected;
 use crate::report::Reports;
 use crate::stats::Stats;
@@ -14,6 +14,7 @@ use common::hello::{Hello, Me, Role};
 use common::id::{Epoch, InodeId};
 use common::layout::ClusterMap;
 use common::name::Name;
+use common::proto::lease::{LEASE_ATTRS_MAX, LeasedListing};
 use common::proto::meta::{
     Admin, AdminReply, Answer, Attr, Cred, DirEntry, FsStat, LISTING_MAX, NewNode, Op, Outcome, Query, RenameMode,
     SetAttr, XattrMode,
@@ -118,40 +119,61 @@ impl Client {
     }
 
     async fn query(&self, cred: &Cred, query: Query) -> Result<Answer, Fault> {
-        self.core.meta.query(cred, query, self.core.meta.deadline()).await
+        self.core.query(cred, query, self.core.meta.deadline()).await
     }
 
-    async fn submit(&self, cred: &Cred, op: Op) -> Result<Outcome, Fault> {
-        Ok(self.core.meta.submit(cred, op, self.core.meta.deadline()).await?.outcome)
+    pub(crate) async fn submit(&self, cred: &Cred, op: Op) -> Result<Outcome, Fault> {
+        self.core.change(cred, op, self.core.meta.deadline()).await
     }
 
-    /// A change of names, which the listings learn.
-    pub(crate) async fn change_names(
-        &self,
-        cred: &Cred,
-        op: Op,
-        names: Vec<(InodeId, Name, Effect)>,
-    ) -> Result<Outcome, Fault> {
-        let change = self.core.listings.change(names);
-        let result = self.submit(cred, op).await;
-        change.done(&result);
-        result
+    /// Whom to tell of inodes that this client does not answer for any more without asking. Returns when nobody believes
+    /// what it was told of them; until then nobody else changes them (for the term of a lease, at most). Once.
+    pub fn on_forget(&self, tell: OnForget) {
+        self.core.leases.on_forget(tell);
+    }
+
+    /// Attributes of an inode that may be believed without asking again, and for how long at most. `None`: somebody else
+    /// may change them, or something of the file is unsaved here.
+    pub fn certain(&self, ino: InodeId) -> Option<(Attr, Duration)> {
+        if self.core.find(ino).is_some_and(|inode| inode.lock().is_unsaved()) {
+            return None;
+        }
+        self.core.leases.attr(ino, self.core.world.uptime())
+    }
+
+    /// As [`Client::certain`], and that this name leads to it.
+    pub fn certain_as(&self, dir: InodeId, name: &Name, ino: InodeId) -> Option<(Attr, Duration)> {
+        let entry = self.core.leases.entry(dir, name, self.core.world.uptime());
+        if entry == Entry::Leads(ino) { self.certain(ino) } else { None }
+    }
+
+    /// True if nobody else changes the inode now.
+    pub fn is_leased(&self, ino: InodeId) -> bool {
+        self.core.leases.holds(ino, self.core.world.uptime())
+    }
+
+    /// True if the file is open here.
+    pub fn is_open(&self, ino: InodeId) -> bool {
+        self.core.find(ino).is_some_and(|inode| inode.lock().handles > 0)
     }
 
     /// One name in a directory.
     pub async fn lookup(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<Attr, Fault> {
-        if self.core.listings.lacks(parent, name, self.core.world.uptime()) {
-            return Err(Fault::new(Kind::NotFound, format!("no entry {name} in {parent}")));
+        let known = match self.core.leases.entry(parent, name, self.core.world.uptime()) {
+            Entry::Absent => return Err(Fault::new(Kind::NotFound, format!("no entry {name} in {parent}"))),
+            Entry::Leads(ino) => self.core.known_attr(ino),
+            Entry::Unknown => None,
+        };
+        if let Some(attr) = known {
+            return Ok(attr);
         }
-        match self.query(cred, Query::Lookup { parent, name: name.clone() }).await {
-            Ok(Answer::Attr(attr)) => Ok(self.core.seen(attr)),
-            Ok(other) => Err(unexpected("lookup", &other)),
-            Err(fault) => {
-                if fault.kind == Kind::NotFound {
-                    self.core.missed(cred, parent);
-                }
-                Err(fault)
-            }
+        let found = self.query(cred, Query::Lookup { parent, name: name.clone() }).await;
+        if found.as_ref().err().is_none_or(|fault| fault.kind == Kind::NotFound) {
+            self.core.looked(cred, parent);
+        }
+        match found? {
+            Answer::Attr(attr) => Ok(self.core.seen(attr)),
+            other => Err(unexpected("lookup", &other)),
         }
     }
 
@@ -166,6 +188,9 @@ impl Client {
 
     /// Attributes, with the size and time of unsaved writes of this client.
     pub async fn getattr(&self, cred: &Cred, ino: InodeId) -> Result<Attr, Fault> {
+        if let Some(attr) = self.core.known_attr(ino) {
+            return Ok(attr);
+        }
         match self.query(cred, Query::GetAttr { ino }).await? {
             Answer::Attr(attr) => Ok(self.core.seen(attr)),
             other => Err(unexpected("getattr", &other)),
@@ -195,7 +220,7 @@ impl Client {
         mode: u32,
     ) -> Result<Attr, Fault> {
         let op = Op::Create { parent, name: name.clone(), node, mode, exclusive: true, access: 0 };
-        match self.change_names(cred, op, vec![(parent, name.clone(), Effect::Added)]).await? {
+        match self.submit(cred, op).await? {
             Outcome::Created { attr, .. } => Ok(attr),
             other => Err(unexpected("create", &other)),
         }
@@ -212,7 +237,7 @@ impl Client {
     /// A further name for an inode.
     pub async fn link(&self, cred: &Cred, ino: InodeId, parent: InodeId, name: &Name) -> Result<Attr, Fault> {
         let op = Op::Link { ino, parent, name: name.clone() };
-        match self.change_names(cred, op, vec![(parent, name.clone(), Effect::Added)]).await? {
+        match self.submit(cred, op).await? {
             Outcome::Attr(attr) => Ok(self.core.seen(attr)),
             other => Err(unexpected("link", &other)),
         }
@@ -223,7 +248,7 @@ impl Client {
         let removal = self.core.removal();
         let keep = removal.keep;
         let op = Op::Unlink { parent, name: name.clone(), keep };
-        match self.change_names(cred, op, vec![(parent, name.clone(), Effect::Removed)]).await? {
+        match self.submit(cred, op).await? {
             Outcome::Removed { ino, nlink } => {
                 self.removed(keep, ino, nlink);
                 Ok(())
@@ -241,7 +266,7 @@ impl Client {
     /// Removes an empty directory.
     pub async fn rmdir(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<(), Fault> {
         let op = Op::Rmdir { parent, name: name.clone() };
-        match self.change_names(cred, op, vec![(parent, name.clone(), Effect::Removed)]).await? {
+        match self.submit(cred, op).await? {
             Outcome::Removed { .. } | Outcome::Done => Ok(()),
             other => Err(unexpected("rmdir", &other)),
         }
@@ -258,10 +283,8 @@ impl Client {
         let removal = self.core.removal();
         let keep = removal.keep;
         let (from_name, to_name) = (from.1.clone(), to.1.clone());
-        // The old name may stay: where both names are of one file, or change places.
-        let names = vec![(from.0, from.1.clone(), Effect::Added), (to.0, to.1.clone(), Effect::Added)];
         let op = Op::Rename { from: from.0, from_name, to: to.0, to_name, mode, keep };
-        match self.change_names(cred, op, names).await? {
+        match self.submit(cred, op).await? {
             Outcome::Renamed { replaced } => {
                 if let Some((ino, nlink)) = replaced {
                     self.removed(keep, ino, nlink);
@@ -272,7 +295,7 @@ impl Client {
         }
     }
 
-    /// Entries behind `after` (0: from the start), at most `limit` (at most 4096).
+    /// Entries behind `after` (0: from the start), at most `limit` (at most 4096; what is leased whole comes whole).
     pub async fn readdir(
         &self,
         cred: &Cred,
@@ -282,6 +305,17 @@ impl Client {
         attrs: bool,
     ) -> Result<Listing, Fault> {
         let limit = limit.clamp(1, LISTING_MAX);
+        if after == 0
+            && attrs
+            && let Some(LeasedListing { mut entries, parent, .. }) = self.core.listed(cred, ino).await
+        {
+            let whole = entries.len();
+            entries.truncate(LEASE_ATTRS_MAX);
+            for entry in &mut entries {
+                entry.attr = entry.attr.take().map(|attr| self.core.seen(attr));
+            }
+            return Ok(Listing { end: entries.len() == whole, entries, parent });
+        }
         match self.query(cred, Query::ReadDir { ino, after, limit, attrs }).await? {
             Answer::Listing { mut entries, end, parent } => {
                 for entry in &mut entries {

@@ -149,7 +149,7 @@ impl Core {
             layout: stored.layout,
             mtime: None,
         };
-        match self.meta.submit(&Cred::default(), Op::Commit(commit), deadline).await?.outcome {
+        match self.change(&Cred::default(), Op::Commit(commit), deadline).await? {
             Outcome::Committed { attr, .. } => {
                 let mut state = inode.lock();
                 state.extents.committed(attr.version, ranges.into_iter());

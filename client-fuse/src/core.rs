@@ -4,8 +4,8 @@ use crate::cache::ChunkCache;
 use crate::chunks::Chunks;
 use crate::config::{ClientConfig, MEMORY_MIN};
 use crate::inode::Inode;
+use crate::leases::Leases;
 use crate::link::Servers;
-use crate::listings::Listings;
 use crate::locks::Locks;
 use crate::meta::Meta;
 use crate::report::Reports;
@@ -38,7 +38,7 @@ pub(crate) struct Core {
     pub(crate) meta: Arc<Meta>,
     pub(crate) chunks: Chunks,
     pub(crate) cache: ChunkCache,
-    pub(crate) listings: Listings,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) locks: Locks,
     /// Bytes that may still become unsaved, what they cost beside themselves included.
     pub(crate) unsaved: Semaphore,
@@ -118,7 +118,7 @@ impl Core {
         let core = Arc::new(Core {
             chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone(), reports),
             cache: ChunkCache::new(len_u64(memory - unsaved_max)),
-            listings: Listings::default(),
+            leases: Arc::default(),
             locks: Locks::default(),
             unsaved: Semaphore::new(unsaved_max),
             #[cfg(test)]
@@ -284,12 +284,36 @@ impl Core {
             let core = self.clone();
             self.tasks.spawn_until_stop(async move {
                 let op = Op::Release { ino };
-                if let Err(fault) = core.meta.submit(&Cred::default(), op, core.meta.deadline()).await {
+                if let Err(fault) = core.change(&Cred::default(), op, core.meta.deadline()).await {
                     // The end of the session lets go of it.
                     warn!(op = "release", inode = %ino, error = %fault, "a removed file stays until this session ends");
                 }
             });
         }
+    }
+
+    /// Brings what is known of an open file up to date with attributes that came.
+    pub(crate) fn adopt(&self, attr: &Attr) {
+        if let Some(inode) = self.find(attr.ino) {
+            inode.lock().adopt(attr);
+        }
+    }
+
+    /// Attributes that are certain now, with what is unsaved here.
+    pub(crate) fn known_attr(&self, ino: InodeId) -> Option<Attr> {
+        if !self.config.leases {
+            return None;
+        }
+        let uptime = self.world.uptime();
+        if let Some((attr, _)) = self.leases.attr(ino, uptime) {
+            return Some(self.seen(attr));
+        }
+        // Of a file that this client is saving, all but what it saves is as it was.
+        let inode = self.find(ino)?;
+        let state = inode.lock();
+        let before = self.leases.attr_before_saves(ino, uptime)?;
+        let newer = if state.attr.version > before.version { &state.attr } else { &before };
+        state.refreshed.then(|| state.with_unsaved(newer))
     }
 
     /// Brings what is known of an open file up to date with attributes that came, and adds what is unsaved to them.
@@ -312,8 +336,9 @@ impl Core {
                 () = self.pressure.notified() => true,
                 () = tokio::time::sleep(WRITE_BEHIND_TICK) => false,
             };
-            let now = Instant::now();
-            for inode in self.files() {
+            let (now, files) = (Instant::now(), self.files());
+            let pressed = pressed && is_mostly_dirty(&files);
+            for inode in files {
                 let sealed = {
                     let mut state = inode.lock();
                     let old = state.dirty_since.is_some_and(|since| since + self.config.write_behind <= now);
@@ -339,4 +364,14 @@ impl Core {
         drop(state);
         self.unsaved.add_permits(len_usize(dropped));
     }
+}
+
+/// True if less of the budget is on its way to the servers than waits to be sent. Else what is on its way will make room:
+/// a window that is still being filled is not cut for it, so that equal data becomes equal chunks.
+fn is_mostly_dirty(files: &[Arc<Inode>]) -> bool {
+    let (dirty, flying) = files.iter().fold((0, 0), |(dirty, flying), inode| {
+        let held = inode.lock().budget_held();
+        (dirty + held.0, flying + held.1)
+    });
+    dirty >= flying
 }

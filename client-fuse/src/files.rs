@@ -5,7 +5,6 @@ use crate::core::Core;
 use crate::extents::Part;
 use crate::handle::{Handle, Inside, OpenFlags};
 use crate::inode::Inode;
-use crate::listings::Effect;
 use crate::meta::unexpected;
 use bytes::{Bytes, BytesMut};
 use common::fault::{Fault, Kind};
@@ -78,9 +77,9 @@ impl Client {
         flags: OpenFlags,
     ) -> Result<(Handle, bool, Attr), Fault> {
         let _opening = self.core.opening().await?;
-        let (made, node) = (vec![(parent, name.clone(), Effect::Added)], NewNode::File);
+        let node = NewNode::File;
         let op = Op::Create { parent, name: name.clone(), node, mode, exclusive, access: flags.access() };
-        match self.change_names(cred, op, made).await? {
+        match self.submit(cred, op).await? {
             Outcome::Created { attr, new, parent: directory } => {
                 let run = new.then_some(ExtentRun { extents: Vec::new(), covered: u64::MAX });
                 let flags = OpenFlags { truncate: flags.truncate && !new, ..flags };
@@ -94,7 +93,7 @@ impl Client {
     pub async fn open(&self, cred: &Cred, ino: InodeId, flags: OpenFlags) -> Result<Handle, Fault> {
         let _opening = self.core.opening().await?;
         let query = Query::Open { ino, access: flags.access() };
-        match self.core.meta.query(cred, query, self.core.meta.deadline()).await? {
+        match self.core.query(cred, query, self.core.meta.deadline()).await? {
             Answer::Opened { attr, run } => self.opened(cred, &attr, Some(run), flags).await,
             other => Err(unexpected("open", &other)),
         }
@@ -334,7 +333,7 @@ impl Core {
                 Some(needless.and_then(|size| inode.hold_beyond(size)).ok_or(fault)?)
             }
         };
-        match self.meta.submit(cred, Op::SetAttr { ino: inode.ino, set }, deadline).await?.outcome {
+        match self.change(cred, Op::SetAttr { ino: inode.ino, set }, deadline).await? {
             Outcome::Attr(attr) => {
                 if let Some(held) = held {
                     self.unsaved.add_permits(len_usize(held.drop_unsaved(errors)));
@@ -361,7 +360,7 @@ impl Core {
             layout: LayoutVersion(0),
             mtime: None,
         };
-        match self.meta.submit(&Cred::default(), Op::Commit(commit), deadline).await?.outcome {
+        match self.change(&Cred::default(), Op::Commit(commit), deadline).await? {
             Outcome::Committed { attr, .. } => {
                 let mut state = inode.lock();
                 state.extents.committed(attr.version, std::iter::once(at..at + len));
@@ -383,7 +382,7 @@ impl Core {
         self.save(source, deadline).await?;
         let _alone = self.alone(target, deadline).await?;
         self.save(target, deadline).await?;
-        match self.meta.submit(cred, Op::Clone(range), deadline).await?.outcome {
+        match self.change(cred, Op::Clone(range), deadline).await? {
             Outcome::Cloned { attr, len } => {
                 let mut state = target.lock();
                 if len > 0 {

@@ -76,6 +76,9 @@ pub(crate) struct State {
     pub(crate) fragments: BTreeMap<u64, u32>,
     /// The session unsaved data was taken under.
     pub(crate) generation: u64,
+    /// `attr` was taken from an answer that came after the file was opened here: while the lease of it lasts, it is what
+    /// others see, but for what this client saves.
+    pub(crate) refreshed: bool,
 }
 
 /// Unsaved bytes on their way.
@@ -136,6 +139,7 @@ impl Inode {
             inlined: 0,
             fragments: BTreeMap::new(),
             generation,
+            refreshed: false,
             attr,
         };
         Inode { ino: state.attr.ino, state: Mutex::new(state), changed: Notify::new(), gate: RwLock::new(()) }
@@ -208,6 +212,11 @@ impl State {
     /// Whether flights may not land now.
     pub(crate) fn is_held(&self) -> bool {
         self.held
+    }
+
+    /// What `dirty` and what flights hold of the client's budget.
+    pub(crate) fn budget_held(&self) -> (u64, u64) {
+        (self.reserved, self.flights.iter().map(|flight| flight.reserved).sum())
     }
 
     /// The file's length with what is unsaved.

@@ -12,7 +12,7 @@
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
 //! | `locks` | `flock` and `fcntl` locks |
 //! | `opens` | what is open here, for those who remove it elsewhere |
-//! | `listings` | directories whose names are all known, under leases |
+//! | `leases` | attributes and names that are answered from memory, under leases |
 //! | `core`, `link` | what all share; the seam to the servers |
 //! | [`config`], [`stats`] | limits; counters |
 //!
@@ -24,8 +24,8 @@
 //!    again as long as that can succeed.
 //! 5. Every call ends within the operation timeout, give or take one round trip.
 //!
-//! Left out, for the next issue: leases of attributes and data. A `Client` trusts what it cached of a file only until the
-//! next `open`.
+//! 6. With [`ClientConfig::leases`], every answer is what the metaservers would say now: what is answered from memory is
+//!    under a lease. Without (a command, which ends soon), an open file is read as it was when it was opened.
 
 mod cache;
 mod chunks;
@@ -38,8 +38,8 @@ mod extents;
 pub mod files;
 pub mod handle;
 mod inode;
+mod leases;
 mod link;
-mod listings;
 mod locks;
 mod meta;
 mod opens;
@@ -58,4 +58,5 @@ pub use client::{Client, Listing};
 pub use config::ClientConfig;
 pub use files::{Fallocate, Progress, Seek};
 pub use handle::{Handle, OpenFlags};
+pub use leases::OnForget;
 pub use stats::Stats;

@@ -8,7 +8,7 @@ use common::id::{ChunkId, ServerId, SessionId};
 use common::layout::ClusterMap;
 use common::proto::chunk::{ChunkRef, WriteAuth};
 use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
-use common::proto::meta::{Alive, Answered, Applied, Ask, Request};
+use common::proto::meta::{Alive, Answered, Ask, Request, Submitted};
 use common::proto::opens::{OpenAsk, OpenReport};
 use common::rpc::Caller;
 use common::task::Tasks;
@@ -25,14 +25,14 @@ pub(crate) type Hop = (ServerId, Result<Receipt, Fault>);
 pub(crate) trait Servers: Send + Sync + 'static {
     /// Sends a change to whoever leads, again and again if need be: its slot and number make that safe. `NoSession`:
     /// no copy that this call sent was run.
-    fn submit<'a>(&'a self, request: &'a Request, deadline: Instant) -> BoxFuture<'a, Result<Applied, Fault>>;
+    fn submit<'a>(&'a self, request: &'a Request, deadline: Instant) -> BoxFuture<'a, Result<Submitted, Fault>>;
     /// Asks the leader.
     fn query<'a>(&'a self, ask: &'a Ask, deadline: Instant) -> BoxFuture<'a, Result<Answered, Fault>>;
     /// Keeps a session alive.
     fn keep_alive(&self, session: SessionId, deadline: Instant) -> BoxFuture<'_, Result<Alive, Fault>>;
     /// The cluster map.
     fn cluster_map(&self, deadline: Instant) -> BoxFuture<'_, Result<ClusterMap, Fault>>;
-    /// Asks for a listing lease.
+    /// Asks for a lease of a directory and what is in it.
     fn lease<'a>(&'a self, ask: &'a LeaseAsk, deadline: Instant) -> BoxFuture<'a, Result<Leased, Fault>>;
     /// Waits for what is to be forgotten.
     fn recalls(&self, call: RecallCall, deadline: Instant) -> BoxFuture<'_, Result<Recalls, Fault>>;
@@ -92,7 +92,7 @@ fn left(deadline: Instant) -> Duration {
 }
 
 impl Servers for RealServers {
-    fn submit<'a>(&'a self, request: &'a Request, deadline: Instant) -> BoxFuture<'a, Result<Applied, Fault>> {
+    fn submit<'a>(&'a self, request: &'a Request, deadline: Instant) -> BoxFuture<'a, Result<Submitted, Fault>> {
         Box::pin(self.caller.submit(request, left(deadline)))
     }
 

@@ -86,7 +86,7 @@ impl Client {
         ino: InodeId,
         lock: Lock,
     ) -> Result<Option<(LockHolder, bool)>, Fault> {
-        match self.core.meta.query(cred, Query::LockHolder { ino, lock }, self.core.meta.deadline()).await? {
+        match self.core.query(cred, Query::LockHolder { ino, lock }, self.core.meta.deadline()).await? {
             Answer::LockHolder(holder) => {
                 let own = self.core.meta.session().id;
                 Ok(holder.map(|holder| (holder, holder.session == own)))
@@ -115,7 +115,7 @@ impl Client {
 
 impl Core {
     async fn ask_lock(self: &Arc<Self>, cred: &Cred, op: Op) -> Result<Locked, Fault> {
-        match self.meta.submit(cred, op, self.meta.deadline()).await?.outcome {
+        match self.change(cred, op, self.meta.deadline()).await? {
             Outcome::Locked(locked) => Ok(locked),
             other => Err(unexpected("lock", &other)),
         }
@@ -154,7 +154,7 @@ impl Core {
             if too_many || interrupted().await {
                 break None;
             }
-            match self.meta.query(cred, Query::LockWaits { ino, number }, self.meta.deadline()).await {
+            match self.query(cred, Query::LockWaits { ino, number }, self.meta.deadline()).await {
                 Ok(Answer::LockWaits(true)) => {}
                 // Not in the queue of a session that is gone, either.
                 Ok(Answer::LockWaits(false)) if self.meta.session().id == session => return Ok(Locked::Yes),

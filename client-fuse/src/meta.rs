@@ -5,6 +5,7 @@
 //! it certainly did not happen in the old one: `NoSession` says so ([`Servers::submit`]).
 
 use crate::config::ClientConfig;
+use crate::leases::Change;
 use crate::link::Servers;
 use crate::session::{SLOTS, Session, SlotGuard};
 use crate::stats::{Counters, add};
@@ -13,7 +14,7 @@ use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
 use common::proto::chunk::WriteAuth;
 use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
-use common::proto::meta::{Alive, Answer, Applied, Ask, Cred, Op, Outcome, Query, Request};
+use common::proto::meta::{Alive, Answered, Applied, Ask, Cred, Op, Outcome, Query, Request, Submitted};
 use common::proto::opens::{OpenAsk, OpenReport};
 use common::world::World;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,6 +53,8 @@ pub(crate) struct Meta {
 pub(crate) struct Pending {
     pub(crate) guard: SlotGuard,
     pub(crate) request: Request,
+    /// What keeps this client from believing what the change makes untrue.
+    pub(crate) change: Option<Change>,
 }
 
 impl Meta {
@@ -117,7 +120,7 @@ impl Meta {
         Ok(session.auth(alive.index))
     }
 
-    /// Asks for a listing lease.
+    /// Asks for a lease of a directory and what is in it.
     pub(crate) async fn lease(&self, ask: &LeaseAsk, deadline: Instant) -> Result<Leased, Fault> {
         self.link.lease(ask, deadline).await
     }
@@ -132,8 +135,8 @@ impl Meta {
         self.link.opens(report, deadline).await
     }
 
-    /// A change, until it is done or `deadline` passes.
-    pub(crate) async fn submit(&self, cred: &Cred, op: Op, deadline: Instant) -> Result<Applied, Fault> {
+    /// A change, until it is done or `deadline` passes; and the session it was made in.
+    pub(crate) async fn submit(&self, cred: &Cred, op: Op, deadline: Instant) -> Result<(Submitted, SessionId), Fault> {
         let mut reopened = false;
         loop {
             let session = self.session();
@@ -143,7 +146,7 @@ impl Meta {
                     reopened = true;
                     self.reopen(&session, deadline).await?;
                 }
-                other => return other,
+                other => return other.map(|submitted| (submitted, session.id)),
             }
         }
     }
@@ -164,11 +167,11 @@ impl Meta {
             guard.map_err(|_| late(format!("all {SLOTS} requests under way are waiting for the metaservers")))?;
         let slot = guard.slot();
         let request = Request { session: session.id, slot: slot.number, seq: slot.seq, cred: cred.clone(), op };
-        Ok(Pending { guard, request })
+        Ok(Pending { guard, request, change: None })
     }
 
     /// Sends a change (again). After an error `pending.guard.is_open()` tells whether it may still take effect.
-    pub(crate) async fn send(&self, pending: &mut Pending, deadline: Instant) -> Result<Applied, Fault> {
+    pub(crate) async fn send(&self, pending: &mut Pending, deadline: Instant) -> Result<Submitted, Fault> {
         if pending.guard.is_open() {
             add(&self.counters.meta_retries, 1);
         }
@@ -176,9 +179,9 @@ impl Meta {
         pending.guard.sending();
         let result = self.link.submit(&pending.request, deadline).await;
         match &result {
-            Ok(applied) => {
+            Ok(submitted) => {
                 pending.guard.answered(None);
-                self.note(applied.index);
+                self.note(submitted.applied.index);
             }
             Err(fault) => pending.guard.answered(Some(fault.kind)),
         }
@@ -196,7 +199,7 @@ impl Meta {
         let session = guard.session().id;
         let request = Request { session, slot: slot.number, seq: slot.seq, cred: Cred::default(), op };
         match self.link.submit(&request, deadline).await {
-            Ok(applied) => {
+            Ok(Submitted { applied, .. }) => {
                 guard.settled(None);
                 self.note(applied.index);
                 let is_commit = matches!(applied.outcome, Outcome::Committed { .. });
@@ -209,16 +212,22 @@ impl Meta {
         }
     }
 
-    /// A linearizable read.
-    pub(crate) async fn query(&self, cred: &Cred, query: Query, deadline: Instant) -> Result<Answer, Fault> {
+    /// A linearizable read, and the session it was made in. `lease`: with leases of what it shows.
+    pub(crate) async fn query(
+        &self,
+        cred: &Cred,
+        query: Query,
+        lease: bool,
+        deadline: Instant,
+    ) -> Result<(Answered, SessionId), Fault> {
         let mut reopened = false;
         loop {
             let session = self.session();
-            let ask = Ask { session: session.id, cred: cred.clone(), query: query.clone() };
+            let ask = Ask { session: session.id, cred: cred.clone(), query: query.clone(), lease };
             match self.link.query(&ask, deadline).await {
                 Ok(answered) => {
                     self.note(answered.index);
-                    return Ok(answered.answer);
+                    return Ok((answered, session.id));
                 }
                 Err(fault) if fault.kind == Kind::NoSession && !reopened => {
                     reopened = true;
@@ -355,7 +364,8 @@ async fn open_session(
         false => Op::OpenSession { label, slots: SLOTS },
     };
     let request = Request { session: id, slot: 0, seq: 0, cred: Cred::default(), op };
-    let applied = link.submit(&request, deadline).await.map_err(|fault| fault.context("open a session"))?;
+    let submitted = link.submit(&request, deadline).await.map_err(|fault| fault.context("open a session"))?;
+    let applied = submitted.applied;
     match applied.outcome {
         Outcome::Session { epoch, write_token, .. } => {
             Ok((Session::new(id, epoch, write_token, generation), applied.index))

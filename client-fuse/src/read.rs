@@ -74,6 +74,7 @@ impl Core {
     /// Up to `len` bytes from `offset`.
     pub(crate) async fn read(self: &Arc<Self>, handle: &Inside, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
         let inode = &handle.inode;
+        self.refresh(inode, &handle.cred).await?;
         let (range, overlay, chunk_size) = {
             let state = inode.lock();
             let end = state.size().min(offset.saturating_add(u64::from(len)));
@@ -102,6 +103,26 @@ impl Core {
         }
         add(&self.counters.read_bytes, range.end - range.start);
         Ok(out)
+    }
+
+    /// Asks for a file's attributes unless it is certain that nobody else has changed it since this client last heard.
+    async fn refresh(&self, inode: &Inode, cred: &Cred) -> Result<(), Fault> {
+        let uptime = self.world.uptime();
+        if !self.config.leases {
+            return Ok(()); // as it was when it was opened
+        }
+        if let Some((attr, _)) = self.leases.attr(inode.ino, uptime) {
+            let mut state = inode.lock();
+            state.adopt(&attr);
+            state.refreshed = true;
+            return Ok(());
+        }
+        if inode.lock().refreshed && self.leases.holds(inode.ino, uptime) {
+            return Ok(());
+        }
+        self.query(cred, Query::GetAttr { ino: inode.ino }, self.meta.deadline()).await?;
+        inode.lock().refreshed = true;
+        Ok(())
     }
 
     /// Committed bytes of a range.
@@ -194,7 +215,7 @@ impl Core {
                 }
             };
             let to = range.end.max(from.saturating_add(EXTENTS_AHEAD));
-            match self.meta.query(cred, Query::Extents { ino: inode.ino, from, to }, deadline).await? {
+            match self.query(cred, Query::Extents { ino: inode.ino, from, to }, deadline).await? {
                 Answer::Extents { attr, run } => {
                     let mut state = inode.lock();
                     state.extents.learn(attr.version, from, &run);

@@ -114,6 +114,11 @@ impl Session {
         self.unknown.subscribe().wait_for(|unknown| *unknown == 0).await.expect("the sender is here");
     }
 
+    /// True if no request that its caller gave up may still be run.
+    pub(crate) fn is_certain(&self) -> bool {
+        *self.unknown.borrow() == 0
+    }
+
     /// Takes the slot that has waited longest to be settled.
     pub(crate) fn take_unsettled(self: &Arc<Self>) -> Option<SlotGuard> {
         let Parked { slot, permit, unknown } = self.unsettled.lock().expect("no panic holds this lock").pop_front()?;

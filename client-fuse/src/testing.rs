@@ -12,10 +12,10 @@ use common::hash::{hash_chunk, proof};
 use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, ServerId, SessionId};
 use common::layout::{Candidate, ClusterMap, Domain, Layout, ServerInfo};
 use common::proto::chunk::{ChunkRef, WriteAuth};
-use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
+use common::proto::lease::{Grants, LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
     Alive, Answer, Answered, Applied, Ask, Attr, Commit, Extent, ExtentRun, FileKind, Op, Outcome, Query, Request,
-    Source,
+    Source, Submitted,
 };
 use common::proto::opens::{OpenAsk, OpenReport};
 use common::time::Time;
@@ -399,7 +399,7 @@ fn new_file(ino: InodeId, chunk_size: u32) -> (Attr, Extents) {
 
 impl Servers for FakeCluster {
     fn lease<'a>(&'a self, _: &'a LeaseAsk, _: Instant) -> BoxFuture<'a, Result<Leased, Fault>> {
-        Box::pin(async { Ok(Leased { term: 1, lease: 0, names: None }) })
+        Box::pin(async { Ok(Leased { term: 1, listing: None }) })
     }
 
     fn opens<'a>(&'a self, _: &'a OpenReport, _: Instant) -> BoxFuture<'a, Result<OpenAsk, Fault>> {
@@ -407,17 +407,17 @@ impl Servers for FakeCluster {
     }
 
     fn recalls(&self, call: RecallCall, _: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {
-        Box::pin(async move { Ok(Recalls { term: call.term, last: 0, dirs: Vec::new() }) })
+        Box::pin(async move { Ok(Recalls { term: call.term, last: 0, inodes: Vec::new() }) })
     }
 
-    fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Applied, Fault>> {
+    fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Submitted, Fault>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             if let Op::Unlink { .. } = request.op {
                 let slow = self.lock().slow_unlink;
                 tokio::time::sleep(slow).await;
             }
-            self.lock().submit(request)
+            self.lock().submit(request).map(Submitted::from)
         })
     }
 
@@ -426,7 +426,7 @@ impl Servers for FakeCluster {
             tokio::task::yield_now().await;
             let mut cluster = self.lock();
             let answer = cluster.query(ask)?;
-            Ok(Answered { answer, index: LogIndex(cluster.index) })
+            Ok(Answered { answer, index: LogIndex(cluster.index), grants: Grants::default() })
         })
     }
 

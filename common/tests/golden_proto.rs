@@ -175,7 +175,7 @@ fn control_plane(out: &mut Golden) {
         Query::LockWaits { ino, number: 500 },
     ];
     for query in queries {
-        out.line("Ask", &Ask { session: SessionId(1), cred: Cred::default(), query });
+        out.line("Ask", &Ask { session: SessionId(1), cred: Cred::default(), query, lease: true });
     }
     answers(out);
     servers(out);
@@ -206,7 +206,7 @@ fn answers(out: &mut Golden) {
         Answer::LockWaits(true),
     ];
     for answer in answers {
-        out.line("Answered", &Answered { answer, index: LogIndex(6) });
+        out.line("Answered", &Answered { answer, index: LogIndex(6), grants: grants() });
     }
     out.line("Fault", &Fault::new(Kind::NotFound, "no such file"));
     out.line("Fault/leader", &Fault::not_leader(Some("127.0.0.1:1".into())));
@@ -286,14 +286,22 @@ fn data_plane(out: &mut Golden) {
     }
 }
 
+fn grants() -> Grants {
+    Grants { term: 3, leases: vec![300, 0] }
+}
+
 fn leases(out: &mut Golden) {
     let (session, dir) = (SessionId(7), InodeId(300));
     let cred = Cred { uid: 1000, gid: 100, groups: vec![4] };
     out.line("LeaseAsk", &LeaseAsk { session, cred, dir });
-    out.line("Leased", &Leased { term: 3, lease: 9, names: Some(vec![name("a"), name("b")]) });
-    out.line("Leased", &Leased { term: 3, lease: 0, names: None });
+    let entry = DirEntry { name: name("a"), ino: InodeId(301), kind: FileKind::File, cookie: 4, attr: Some(attr()) };
+    let listing = LeasedListing { attr: attr(), parent: InodeId::ROOT, entries: vec![entry], leases: vec![9, 0] };
+    out.line("Leased", &Leased { term: 3, listing: Some(listing) });
+    out.line("Leased", &Leased { term: 3, listing: None });
+    let applied = Applied { outcome: Outcome::Attr(attr()), index: LogIndex(6) };
+    out.line("Submitted", &Submitted { applied, grants: grants() });
     out.line("RecallCall", &RecallCall { session, term: 3, forgot: 5, given_back: vec![(dir, 9)] });
-    out.line("Recalls", &Recalls { term: 3, last: 6, dirs: vec![dir] });
+    out.line("Recalls", &Recalls { term: 3, last: 6, inodes: vec![dir] });
     out.line("OpenReport", &OpenReport { session, term: 3, round: 6, open: vec![dir] });
     out.line("OpenAsk", &OpenAsk { term: 3, round: 6 });
 }

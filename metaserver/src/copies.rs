@@ -88,7 +88,8 @@ impl Copies {
 }
 
 fn replicas_of(read: &dyn KvRead, leading: &Leading, commit: &Commit) -> Result<u8, Fail> {
-    let ask = Ask { session: commit.attempt.session, cred: Cred::default(), query: Query::GetAttr { ino: commit.ino } };
+    let (session, query) = (commit.attempt.session, Query::GetAttr { ino: commit.ino });
+    let ask = Ask { session, cred: Cred::default(), query, lease: false };
     match namespace::query(read, LogIndex(0), &ask, &leading.ctx)?.answer {
         Answer::Attr(attr) => Ok(attr.replicas),
         other => Err(Fail::Fault(Fault::new(Kind::Internal, format!("attributes: answered {other:?}")))),

@@ -3,21 +3,27 @@
 //! Decisions are made in [`Table`], which is told the time; [`Leases`] waits.
 //!
 //! Invariants:
-//! 1. A session is in `dirs[d].holders` iff `d` is in its `Holder::dirs`.
-//! 2. While `dirs[d].changing > 0` nobody becomes a holder of `d`.
-//! 3. [`Leases::change`] returns when no *other* session can believe in a lease of these directories any more.
+//! 1. A session is in `inodes[d].holders` iff `d` is in its `Holder::inodes`.
+//! 2. While `inodes[d].changing > 0` nobody becomes a holder of `d`.
+//! 3. [`Leases::change`] returns when no *other* session can believe in a lease of these inodes any more.
+//! 4. A name is in `names` while one change of it is under way, or may be: the next one waits.
 
 use common::id::{InodeId, SessionId};
+use common::name::Name;
 use common::proto::lease::{LEASE_WAIT, RECALLS_MAX};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Sessions that hold one directory, at most: a change has to wait for each of them.
+/// Sessions that hold one inode, at most: a change has to wait for each of them.
 const HOLDERS_MAX: usize = 64;
-/// Directories that one session holds, at most.
-const HELD_MAX: usize = 4096;
+/// Inodes that one session holds, at most.
+const HELD_MAX: usize = 64 << 10;
+/// Changes by no session.
+const NOBODY: SessionId = SessionId(0);
+/// Leases of all sessions together, at most: about 200 bytes each.
+const LEASES_MAX: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -27,12 +33,20 @@ pub(crate) struct Leases {
     given_up: Notify,
     /// Something is to be forgotten.
     asked: Notify,
+    /// The change of some name is over.
+    name_free: Notify,
 }
 
 #[derive(Debug)]
 struct Table {
-    dirs: BTreeMap<InodeId, Dir>,
+    inodes: BTreeMap<InodeId, Place>,
     holders: BTreeMap<SessionId, Holder>,
+    /// Names with a change under way.
+    names: BTreeSet<(InodeId, Name)>,
+    /// Changes under way that may be of anything.
+    changing_all: usize,
+    /// Leases of all sessions.
+    count: usize,
     /// The number of the last lease.
     last: u64,
     /// When leases of earlier leaders have run out.
@@ -42,19 +56,19 @@ struct Table {
 }
 
 #[derive(Debug, Default)]
-struct Dir {
+struct Place {
     holders: BTreeSet<SessionId>,
-    /// Changes of its names that are under way.
+    /// Changes of it that are under way.
     changing: usize,
 }
 
 #[derive(Debug)]
 struct Holder {
     /// What it holds, and the number of each lease.
-    dirs: BTreeMap<InodeId, u64>,
+    inodes: BTreeMap<InodeId, u64>,
     /// When its leases have run out.
     end: Instant,
-    /// What it is to forget and has not yet: number and directory.
+    /// What it is to forget and has not yet: number and inode.
     recalls: VecDeque<(u64, InodeId)>,
     /// The number of the last recall.
     last: u64,
@@ -64,36 +78,55 @@ impl Leases {
     /// No leases; those of earlier leaders may be held by these sessions.
     pub(crate) fn new(sessions: impl Iterator<Item = SessionId>, now: Instant) -> Leases {
         let table = Table {
-            dirs: BTreeMap::new(),
+            inodes: BTreeMap::new(),
             holders: BTreeMap::new(),
+            names: BTreeSet::new(),
+            changing_all: 0,
+            count: 0,
             last: 0,
             old_end: now + LEASE_WAIT,
             unreported: sessions.collect(),
         };
-        Leases { table: Mutex::new(table), given_up: Notify::new(), asked: Notify::new() }
+        Leases { table: Mutex::new(table), given_up: Notify::new(), asked: Notify::new(), name_free: Notify::new() }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("no panic holds this lock")
     }
 
-    /// The session gets a lease of the directory, asked for at `now`: its number. `None`: not now.
-    pub(crate) fn grant(&self, session: SessionId, dir: InodeId, now: Instant) -> Option<u64> {
-        self.table().grant(session, dir, now)
+    /// The session gets a lease of the inode, asked for at `now`: its number. `None`: not now.
+    pub(crate) fn grant(&self, session: SessionId, ino: InodeId, now: Instant) -> Option<u64> {
+        self.table().grant(session, ino, now, 0)
+    }
+
+    /// As [`Leases::grant`], of many: their numbers, 0 for none.
+    pub(crate) fn grant_all(
+        &self,
+        session: SessionId,
+        inodes: impl Iterator<Item = InodeId>,
+        now: Instant,
+    ) -> Vec<u64> {
+        let mut table = self.table();
+        inodes.map(|ino| table.grant(session, ino, now, 0).unwrap_or(0)).collect()
+    }
+
+    /// True if the session takes part: it holds something, or did lately.
+    pub(crate) fn takes_part(&self, session: SessionId) -> bool {
+        self.table().holders.contains_key(&session)
     }
 
     /// True if it has this one and nobody has asked it to forget it.
-    pub(crate) fn holds(&self, session: SessionId, dir: InodeId, lease: u64) -> bool {
+    pub(crate) fn holds(&self, session: SessionId, ino: InodeId, lease: u64) -> bool {
         let table = self.table();
-        let recalled = |holder: &Holder| holder.recalls.iter().any(|(_, recalled)| *recalled == dir);
-        table.holders.get(&session).is_some_and(|holder| holder.dirs.get(&dir) == Some(&lease) && !recalled(holder))
+        let recalled = |holder: &Holder| holder.recalls.iter().any(|(_, recalled)| *recalled == ino);
+        table.holders.get(&session).is_some_and(|holder| holder.inodes.get(&ino) == Some(&lease) && !recalled(holder))
     }
 
     /// It does not want this lease any more, or never learns of it.
-    pub(crate) fn give_back(&self, session: SessionId, dir: InodeId, lease: u64) {
+    pub(crate) fn give_back(&self, session: SessionId, ino: InodeId, lease: u64) {
         let mut table = self.table();
-        if table.holders.get(&session).is_some_and(|holder| holder.dirs.get(&dir) == Some(&lease)) {
-            table.forgot(session, dir);
+        if table.holders.get(&session).is_some_and(|holder| holder.inodes.get(&ino) == Some(&lease)) {
+            table.forgot(session, ino);
         }
         drop(table);
         self.given_up.notify_waiters();
@@ -116,7 +149,7 @@ impl Leases {
         let table = self.table();
         let Some(holder) = table.holders.get(&session) else { return (0, Vec::new()) };
         let some = || holder.recalls.iter().take(RECALLS_MAX);
-        (some().next_back().map_or(0, |(number, _)| *number), some().map(|(_, dir)| *dir).collect())
+        (some().next_back().map_or(0, |(number, _)| *number), some().map(|(_, ino)| *ino).collect())
     }
 
     /// Waits until there may be something to forget.
@@ -144,16 +177,46 @@ impl Leases {
         }
     }
 
-    /// Before a change of names in these directories by `session` is proposed. Waits for other holders, at most
+    /// Waits until no other change of these names is under way; none begins until the guard is dropped.
+    pub(crate) async fn lock_names(self: &Arc<Self>, names: Vec<(InodeId, Name)>) -> LockedNames {
+        loop {
+            let free = self.name_free.notified();
+            tokio::pin!(free);
+            free.as_mut().enable();
+            {
+                let mut table = self.table();
+                if names.iter().all(|name| !table.names.contains(name)) {
+                    table.names.extend(names.iter().cloned());
+                    return LockedNames { leases: self.clone(), names };
+                }
+            }
+            free.await;
+        }
+    }
+
+    /// Before something is changed of which nobody knows which inodes that will be: as [`Leases::change`] of all.
+    pub(crate) async fn change_all(self: &Arc<Self>) -> ChangingAll {
+        self.table().changing_all += 1;
+        let changing = ChangingAll(self.clone());
+        loop {
+            let held: Vec<InodeId> = self.table().inodes.keys().copied().collect();
+            drop(self.change(NOBODY, &held).await);
+            if self.table().count == 0 {
+                return changing;
+            }
+        }
+    }
+
+    /// Before a change of these inodes by `session` is proposed. Waits for other holders, at most
     /// [`LEASE_WAIT`] from the last renewal of each.
-    pub(crate) async fn change(self: &Arc<Self>, session: SessionId, dirs: &[InodeId]) -> Changing {
-        self.table().begin(dirs);
-        let changing = Changing { leases: self.clone(), dirs: dirs.to_vec() };
+    pub(crate) async fn change(self: &Arc<Self>, session: SessionId, inodes: &[InodeId]) -> Changing {
+        self.table().begin(inodes);
+        let changing = Changing { leases: self.clone(), inodes: inodes.to_vec() };
         loop {
             let given_up = self.given_up.notified();
             tokio::pin!(given_up);
             given_up.as_mut().enable();
-            let Some(until) = self.table().in_the_way(session, dirs, Instant::now()) else { return changing };
+            let Some(until) = self.table().in_the_way(session, inodes, Instant::now()) else { return changing };
             self.asked.notify_waiters();
             tokio::select! {
                 biased;
@@ -164,49 +227,100 @@ impl Leases {
     }
 }
 
-/// A change of names under way: to be kept until it is applied here, or never will be.
+/// Nobody has a lease: to be kept while something unknown is changed.
+#[derive(Debug)]
+pub(crate) struct ChangingAll(Arc<Leases>);
+
+impl Drop for ChangingAll {
+    fn drop(&mut self) {
+        self.0.table().changing_all -= 1;
+    }
+}
+
+/// Names that nobody else changes now: to be kept until the change of them is applied here, or never will be.
+#[derive(Debug)]
+pub(crate) struct LockedNames {
+    leases: Arc<Leases>,
+    names: Vec<(InodeId, Name)>,
+}
+
+impl LockedNames {
+    /// Nobody knows when it is over: this leader lets nobody change them any more. (Whoever changed them has lost the
+    /// lead, or a majority: the next leader knows.)
+    pub(crate) fn without_end(mut self) {
+        self.names.clear();
+    }
+}
+
+impl Drop for LockedNames {
+    fn drop(&mut self) {
+        let mut table = self.leases.table();
+        for name in &self.names {
+            table.names.remove(name);
+        }
+        drop(table);
+        self.leases.name_free.notify_waiters();
+    }
+}
+
+/// A change under way: to be kept until it is applied here, or never will be.
 #[derive(Debug)]
 pub(crate) struct Changing {
     leases: Arc<Leases>,
-    dirs: Vec<InodeId>,
+    inodes: Vec<InodeId>,
 }
 
 impl Changing {
-    /// Nobody knows when it is over: these directories are not leased again by this leader.
+    /// The session that makes the change, which is applied here, gets leases of what it shows: their numbers, 0 for none.
+    /// `now`: when the change was asked for.
+    pub(crate) fn grant(&self, session: SessionId, inodes: impl Iterator<Item = InodeId>, now: Instant) -> Vec<u64> {
+        let mut table = self.leases.table();
+        let mut grant = |ino| table.grant(session, ino, now, usize::from(self.inodes.contains(&ino))).unwrap_or(0);
+        inodes.map(&mut grant).collect()
+    }
+
+    /// As [`Leases::give_back`].
+    pub(crate) fn give_back(&self, session: SessionId, ino: InodeId, lease: u64) {
+        self.leases.give_back(session, ino, lease);
+    }
+
+    /// Nobody knows when it is over: these inodes are not leased again by this leader.
     pub(crate) fn without_end(mut self) {
-        self.dirs.clear();
+        self.inodes.clear();
     }
 }
 
 impl Drop for Changing {
     fn drop(&mut self) {
-        self.leases.table().end(&self.dirs);
+        self.leases.table().end(&self.inodes);
     }
 }
 
-impl Dir {
-    /// No lease for this session now.
-    fn is_taken(&self, session: SessionId) -> bool {
-        self.changing > 0 || (!self.holders.contains(&session) && self.holders.len() >= HOLDERS_MAX)
+impl Place {
+    /// No lease for this session now. `own`: changes under way that do not count.
+    fn is_taken(&self, session: SessionId, own: usize) -> bool {
+        self.changing > own || (!self.holders.contains(&session) && self.holders.len() >= HOLDERS_MAX)
     }
 }
 
 impl Table {
-    fn grant(&mut self, session: SessionId, dir: InodeId, now: Instant) -> Option<u64> {
+    fn grant(&mut self, session: SessionId, ino: InodeId, now: Instant, own: usize) -> Option<u64> {
         let holder = self.holders.entry(session).or_insert_with(|| Holder {
-            dirs: BTreeMap::new(),
+            inodes: BTreeMap::new(),
             end: now,
             recalls: VecDeque::new(),
             last: 0,
         });
         // Who does not answer recalls gets no more time.
-        let is_full = !holder.dirs.contains_key(&dir) && holder.dirs.len() >= HELD_MAX;
-        if !holder.recalls.is_empty() || is_full || self.dirs.get(&dir).is_some_and(|place| place.is_taken(session)) {
+        let is_full =
+            !holder.inodes.contains_key(&ino) && (holder.inodes.len() >= HELD_MAX || self.count >= LEASES_MAX);
+        let is_taken = self.inodes.get(&ino).is_some_and(|place| place.is_taken(session, own));
+        if !holder.recalls.is_empty() || is_full || is_taken || self.changing_all > 0 {
             return None;
         }
         self.last += 1;
-        self.dirs.entry(dir).or_default().holders.insert(session);
-        holder.dirs.insert(dir, self.last);
+        self.inodes.entry(ino).or_default().holders.insert(session);
+        self.count += usize::from(holder.inodes.insert(ino, self.last).is_none());
         holder.end = holder.end.max(now + LEASE_WAIT);
         Some(self.last)
     }
@@ -215,18 +329,18 @@ impl Table {
         self.unreported.remove(&session);
         let Some(holder) = self.holders.get_mut(&session) else { return };
         let keep = holder.recalls.partition_point(|(number, _)| *number <= forgot);
-        let gone: Vec<InodeId> = holder.recalls.drain(..keep).map(|(_, dir)| dir).collect();
-        gone.into_iter().for_each(|dir| self.forgot(session, dir));
+        let gone: Vec<InodeId> = holder.recalls.drain(..keep).map(|(_, ino)| ino).collect();
+        gone.into_iter().for_each(|ino| self.forgot(session, ino));
     }
 
-    fn forgot(&mut self, session: SessionId, dir: InodeId) {
+    fn forgot(&mut self, session: SessionId, ino: InodeId) {
         if let Some(holder) = self.holders.get_mut(&session) {
-            holder.dirs.remove(&dir);
-            holder.recalls.retain(|(_, recalled)| *recalled != dir);
+            self.count -= usize::from(holder.inodes.remove(&ino).is_some());
+            holder.recalls.retain(|(_, recalled)| *recalled != ino);
         }
-        if let Some(place) = self.dirs.get_mut(&dir) {
+        if let Some(place) = self.inodes.get_mut(&ino) {
             place.holders.remove(&session);
-            self.tidy(dir);
+            self.tidy(ino);
         }
     }
 
@@ -238,44 +352,44 @@ impl Table {
 
     /// It holds nothing, but goes on.
     fn forgot_all(&mut self, session: SessionId) {
-        let held = self.holders.get(&session).map(|holder| holder.dirs.clone()).unwrap_or_default();
-        held.into_keys().for_each(|dir| self.forgot(session, dir));
+        let held = self.holders.get(&session).map(|holder| holder.inodes.clone()).unwrap_or_default();
+        held.into_keys().for_each(|ino| self.forgot(session, ino));
     }
 
-    fn begin(&mut self, dirs: &[InodeId]) {
-        for dir in dirs {
-            self.dirs.entry(*dir).or_default().changing += 1;
+    fn begin(&mut self, inodes: &[InodeId]) {
+        for ino in inodes {
+            self.inodes.entry(*ino).or_default().changing += 1;
         }
     }
 
-    fn end(&mut self, dirs: &[InodeId]) {
-        for dir in dirs {
-            let place = self.dirs.get_mut(dir).expect("a change under way keeps it");
+    fn end(&mut self, inodes: &[InodeId]) {
+        for ino in inodes {
+            let place = self.inodes.get_mut(ino).expect("a change under way keeps it");
             place.changing -= 1;
-            self.tidy(*dir);
+            self.tidy(*ino);
         }
     }
 
-    fn tidy(&mut self, dir: InodeId) {
-        if self.dirs.get(&dir).is_some_and(|place| place.changing == 0 && place.holders.is_empty()) {
-            self.dirs.remove(&dir);
+    fn tidy(&mut self, ino: InodeId) {
+        if self.inodes.get(&ino).is_some_and(|place| place.changing == 0 && place.holders.is_empty()) {
+            self.inodes.remove(&ino);
         }
     }
 
     /// Until when, at most, somebody else may believe in a lease of one of these. Asks them all to forget. `None`: nobody.
-    fn in_the_way(&mut self, session: SessionId, dirs: &[InodeId], now: Instant) -> Option<Instant> {
+    fn in_the_way(&mut self, session: SessionId, inodes: &[InodeId], now: Instant) -> Option<Instant> {
         let mut until = (now < self.old_end && !self.unreported.is_empty()).then_some(self.old_end);
-        for dir in dirs {
-            let others = self.dirs.get(dir).map(|place| place.holders.clone()).unwrap_or_default();
+        for ino in inodes {
+            let others = self.inodes.get(ino).map(|place| place.holders.clone()).unwrap_or_default();
             for other in others.into_iter().filter(|other| *other != session) {
                 let holder = self.holders.get_mut(&other).expect("invariant 1");
                 if holder.end <= now {
                     self.forgot_all(other); // they have run out by time
                     continue;
                 }
-                if !holder.recalls.iter().any(|(_, recalled)| recalled == dir) {
+                if !holder.recalls.iter().any(|(_, recalled)| recalled == ino) {
                     holder.last += 1;
-                    holder.recalls.push_back((holder.last, *dir));
+                    holder.recalls.push_back((holder.last, *ino));
                 }
                 until = until.max(Some(holder.end));
             }
@@ -362,7 +476,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_of_unknown_end_keeps_the_directory_from_being_leased() {
+    async fn a_change_of_unknown_end_keeps_the_inode_from_being_leased() {
         let leases = leases();
         leases.change(A, &[DIR]).await.without_end();
         assert!(leases.grant(B, DIR, Instant::now()).is_none() && leases.grant(B, OTHER, Instant::now()).is_some());
@@ -370,18 +484,65 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_changes_an_inode_alone_gets_a_lease_with_the_answer() {
+        let leases = leases();
+        let change = leases.change(A, &[DIR]).await;
+        let got = change.grant(A, [DIR, OTHER].into_iter(), Instant::now());
+        assert!(leases.holds(A, DIR, got[0]) && leases.holds(A, OTHER, got[1]) && leases.takes_part(A));
+        let second = leases.change(A, &[DIR]).await;
+        assert_eq!(second.grant(A, std::iter::once(DIR), Instant::now()), [0], "another change of it is under way");
+        drop((change, second));
+        let other = leases.change(A, &[OTHER]).await;
+        assert_eq!(leases.grant(B, OTHER, Instant::now()), None, "only who changes it");
+        drop(other);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_anything_waits_for_everybody() {
+        let leases = leases();
+        assert!(leases.grant(A, DIR, Instant::now()).is_some() && leases.grant(B, OTHER, Instant::now()).is_some());
+        let (all, ()) = tokio::join!(leases.change_all(), async {
+            leases.wait_for_recalls(A).await;
+            assert_eq!(leases.grant(SessionId(3), InodeId(9), Instant::now()), None);
+            leases.reported(A, 1);
+        });
+        assert!(leases.table().count == 0, "B has said nothing until its lease had run out");
+        assert_eq!(leases.grant(A, DIR, Instant::now()), None);
+        drop(all);
+        assert!(leases.grant(A, DIR, Instant::now()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_of_one_name_wait_for_each_other() {
+        let leases = leases();
+        let name = |text: &str| (DIR, Name::new(text.as_bytes().to_vec()).unwrap());
+        let locked = leases.lock_names(vec![name("a"), name("b")]).await;
+        let other = tokio::time::timeout(LEASE_WAIT, leases.lock_names(vec![name("c")])).await;
+        assert!(other.is_ok(), "another name");
+        let same = leases.lock_names(vec![name("b"), name("d")]);
+        tokio::pin!(same);
+        assert!(tokio::time::timeout(LEASE_WAIT, same.as_mut()).await.is_err());
+        drop(locked);
+        drop(same.await);
+        leases.lock_names(vec![name("a")]).await.without_end();
+        assert!(tokio::time::timeout(LEASE_WAIT, leases.lock_names(vec![name("a")])).await.is_err());
+        drop(other);
+        assert_eq!(leases.table().names.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn nothing_stays_behind() {
         let leases = leases();
-        for dir in 1..100 {
-            let lease = leases.grant(A, InodeId(dir), Instant::now()).unwrap();
-            if dir % 2 == 0 {
-                leases.give_back(A, InodeId(dir), lease);
+        for ino in 1..100 {
+            let lease = leases.grant(A, InodeId(ino), Instant::now()).unwrap();
+            if ino % 2 == 0 {
+                leases.give_back(A, InodeId(ino), lease);
             }
         }
         drop(leases.change(B, &[InodeId(200)]).await);
         assert_eq!(changes(&leases, B, Duration::ZERO).await, None, "A holds it, and this caller leaves");
         leases.ended(A);
         let table = leases.table();
-        assert!(table.dirs.is_empty() && table.holders.is_empty());
+        assert!(table.inodes.is_empty() && table.holders.is_empty() && table.count == 0);
     }
 }

@@ -418,9 +418,11 @@ mod tests {
 
     /// A group of three, formatted, and its leader.
     async fn group(dir: &std::path::Path) -> (Vec<Server>, Member) {
-        let probes: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addrs: Vec<String> = probes.iter().map(|probe| probe.local_addr().unwrap().to_string()).collect();
-        drop(probes);
+        let mut ports = std::collections::BTreeSet::new();
+        while ports.len() < 3 {
+            ports.insert(common::net::free_port(&ports, || World::real().random_u64()).unwrap());
+        }
+        let addrs = ports.into_iter().map(|port| format!("127.0.0.1:{port}"));
         let all: Vec<(u64, String)> = (1..).zip(addrs).collect();
         let mut servers = Vec::new();
         for (node_id, listen) in all.clone() {

@@ -3,7 +3,7 @@
 use crate::copies::Copies;
 use crate::keep;
 use crate::leading::Leading;
-use crate::leases::Changing;
+use crate::leases::{Changing, LockedNames};
 use crate::namespace::{self, Command, Done, Fail};
 use crate::node::Shared;
 use crate::orders::Orders;
@@ -13,13 +13,14 @@ use common::fault::{Fault, Kind};
 use common::hello::{Peer, Role};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
-use common::name::Name;
 use common::proto::admin::{Order, Ordered};
 use common::proto::keep::{KEEP_BATCH_MAX, KeepAdmin, KeepAdminReply, KeepAnswer, KeepAsk, KeepOrders, KeepStatus};
-use common::proto::lease::{LeaseAsk, Leased, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls};
+use common::proto::lease::{
+    Grants, LEASE_ATTRS_MAX, LeaseAsk, Leased, LeasedListing, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls, Touched,
+};
 use common::proto::meta::{
-    Admin, AdminReply, Alive, Answered, Applied, Ask, Commit, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
-    Op, Query, Register, Registered, Request, Status,
+    Admin, AdminReply, Alive, Answer, Answered, Ask, Attr, Commit, DirEntry, Heartbeat, HeartbeatReply, Meta, MetaRequest,
+    NodeStatus, Op, Query, Register, Registered, Request, Status, Submitted,
 };
 use common::proto::opens::{OPENS_HOLD, OpenAsk, OpenReport};
 use common::rpc::Handler;
@@ -123,24 +124,53 @@ impl Call {
         }
     }
 
-    /// A client's change, when nobody believes any more in what it makes untrue.
-    async fn change(&self, member: &Member, leading: &Leading, request: Request) -> Result<Done, Fault> {
+    /// A client's change, when nobody believes any more in what it makes untrue; and leases of what it shows, if the
+    /// session takes part.
+    async fn change(&self, member: &Member, leading: &Leading, request: Request) -> Result<(Done, Grants), Fault> {
         if crate::space::grows(&request.op)
             && let Some(why) = self.node().space.refusal()
         {
             return Err(Fault::new(Kind::NoSpace, format!("the metadata cannot grow: {why}")));
         }
-        let (session, dirs) = (request.session, names_changed_in(&request.op));
+        let arrived = tokio::time::Instant::now();
+        let (session, touched) = (request.session, Touched::by(&request.op));
         let bytes = Command::Client { request, at: self.node().world.now() }.encode();
         let room = self.room(bytes.len()).await?;
-        if dirs.is_empty() {
-            return self.decide(member, bytes, room, None).await;
+        if touched == Touched::default() {
+            return Ok((self.decide(member, bytes, room, None).await?, Grants::default()));
         }
-        let changing = leading.leases.change(session, &dirs).await;
+        let guard = self.nobody_believes(member, leading, session, touched).await?;
         if !self.node().leadership.is_still(member, leading) {
             return Err(Fault::not_leader(member.leader()));
         }
-        self.decide(member, bytes, room, Some(changing)).await
+        let takes_part = leading.leases.takes_part(session);
+        let guard = Guard { asked: takes_part.then_some((session, arrived)), ..guard };
+        let (sender, granted) = oneshot::channel();
+        let done = self.decide(member, bytes, room, Some((guard, sender))).await?;
+        let leases = granted.await.unwrap_or_default(); // gone: there are none
+        Ok((done, Grants { term: leading.term, leases }))
+    }
+
+    /// Waits until no other session believes in what is about to be changed, and none will before the guard is dropped.
+    async fn nobody_believes(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        session: SessionId,
+        touched: Touched,
+    ) -> Result<Guard, Fault> {
+        let Touched { mut inodes, names, targets } = touched;
+        let locked = match names.is_empty() {
+            true => None,
+            false => Some(leading.leases.lock_names(names.clone()).await),
+        };
+        if targets {
+            let found = namespace::lead_to(member.state.mounted().kv(), &names);
+            let found = found.map_err(|error| self.store_failed(&error))?;
+            inodes.extend(found);
+        }
+        let changing = leading.leases.change(session, &inodes).await;
+        Ok(Guard { locked, changing, asked: None })
     }
 
     /// Returns after a round to a majority that began after this call, if this node still leads in the same term.
@@ -152,15 +182,18 @@ impl Call {
         Err(Fault::not_leader(member.leader()))
     }
 
-    /// All names in a directory. `None`: too many to be leased.
-    async fn names(&self, member: &Member, leading: &Leading, ask: LeaseAsk) -> Result<Option<Vec<Name>>, Fault> {
-        let (state, ctx) = (member.state.clone(), leading.ctx);
-        let read = move || {
-            let mounted = state.mounted();
-            let view = mounted.kv().snapshot();
-            namespace::names(&*view, &ask, &ctx)
-        };
-        self.node().world.blocking(read).await.map_err(|fail| self.fault(fail))
+    /// What a session's question is answered from.
+    fn reading(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        session: SessionId,
+        arrived: tokio::time::Instant,
+    ) -> Reading {
+        let mut ctx = leading.ctx;
+        (ctx.raw_capacity, ctx.raw_free) = leading.servers.space();
+        let (state, leases, term) = (member.state.clone(), leading.leases.clone(), leading.term);
+        Reading { state, leases, ctx, term, session, arrived }
     }
 
     async fn propose(&self, member: &Member, command: &Command) -> Result<Done, Fault> {
@@ -175,17 +208,18 @@ impl Call {
         member: &Member,
         bytes: Vec<u8>,
         room: OwnedSemaphorePermit,
-        changing: Option<Changing>,
+        guard: Option<(Guard, oneshot::Sender<Vec<u64>>)>,
     ) -> Result<Done, Fault> {
         let (own, (done, answer)) = (member.clone(), oneshot::channel());
         // Whether or not somebody still waits: until it is decided, openraft holds the bytes, this task their room, and
-        // nobody gets a lease of what it changes.
+        // nobody else gets a lease of what it changes.
         self.node().tasks.spawn_until_stop(async move {
             let result = own.write(bytes).await;
             drop(room);
-            let is_open = matches!(&result, Err(fault) if matches!(fault.kind, Kind::Unsure | Kind::Internal));
-            changing.filter(|_| is_open).into_iter().for_each(Changing::without_end);
-            let _ = done.send(result); // the caller gave up
+            if let Some((guard, granted)) = guard {
+                let _ = granted.send(guard.end(&result, &own.state)); // the caller gave up: its session gives them back, or ends
+            }
+            let _ = done.send(result); // likewise
         });
         let stopping = |_| Fault::new(Kind::Unsure, "this metaserver is stopping");
         within_limit(async { answer.await.map_err(stopping)? }).await
@@ -392,6 +426,135 @@ fn too_long() -> Fault {
 /// A member whose last answer to a heartbeat is older than this is shown as unreachable.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
 
+/// What keeps others from believing in what a change makes untrue.
+struct Guard {
+    locked: Option<LockedNames>,
+    changing: Changing,
+    /// Who made the change, if it takes part, and when it asked.
+    asked: Option<(SessionId, tokio::time::Instant)>,
+}
+
+impl Guard {
+    /// The change is decided. The leases that its session gets: of what is as the outcome says. (An outcome that was kept
+    /// for a repeated request may be old.)
+    fn end(self, result: &Result<Done, Fault>, state: &crate::raft::State) -> Vec<u64> {
+        let Guard { locked, changing, asked } = self;
+        match (result, asked) {
+            (Ok(Done::Applied(applied)), Some((session, arrived))) => {
+                let shown = applied.outcome.attrs();
+                let granted = changing.grant(session, shown.iter().map(|attr| attr.ino), arrived);
+                let mounted = state.mounted();
+                let is_so = |shown: &Attr| {
+                    namespace::attr(mounted.kv(), shown.ino).is_ok_and(|found| found.as_ref() == Some(shown))
+                };
+                let checked = shown.into_iter().zip(granted).map(|(shown, lease)| match is_so(shown) {
+                    true => lease,
+                    false => {
+                        changing.give_back(session, shown.ino, lease);
+                        0
+                    }
+                });
+                checked.collect()
+            }
+            (Err(fault), _) if matches!(fault.kind, Kind::Unsure | Kind::Internal) => {
+                changing.without_end();
+                locked.into_iter().for_each(LockedNames::without_end);
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Answers from what this node has applied, with leases for a session that takes some. A lease is noted before what it
+/// covers is read.
+struct Reading {
+    state: Arc<crate::raft::State>,
+    leases: Arc<crate::leases::Leases>,
+    ctx: namespace::QueryCtx,
+    term: u64,
+    session: SessionId,
+    arrived: tokio::time::Instant,
+}
+
+impl Reading {
+    fn plain(&self, ask: &Ask) -> Result<Answered, Fail> {
+        let index = LogIndex(self.state.applied_index()); // before the view: never ahead of it
+        let mounted = self.state.mounted();
+        let view = mounted.kv().snapshot();
+        namespace::query(&*view, index, ask, &self.ctx)
+    }
+
+    fn query(&self, ask: &Ask) -> Result<Answered, Fail> {
+        let ino = match &ask.query {
+            _ if !ask.lease => return self.plain(ask),
+            Query::GetAttr { ino } | Query::Open { ino, .. } | Query::Extents { ino, .. } => *ino,
+            Query::Lookup { .. } | Query::Walk { .. } => match self.plain(ask)?.answer.attrs().first() {
+                Some(attr) => attr.ino,
+                None => return self.plain(ask),
+            },
+            Query::ReadDir { ino, after, limit, attrs: true } => {
+                let query = Query::ReadDir { ino: *ino, after: *after, limit: *limit, attrs: false };
+                let mut answered = self.plain(&Ask { query, ..ask.clone() })?;
+                if let Answer::Listing { entries, .. } = &mut answered.answer {
+                    let leases = self.fill(entries)?;
+                    answered.grants = Grants { term: self.term, leases };
+                }
+                return Ok(answered);
+            }
+            Query::ReadDir { .. }
+            | Query::ReadLink { .. }
+            | Query::GetXattr { .. }
+            | Query::ListXattr { .. }
+            | Query::StatFs
+            | Query::LockHolder { .. }
+            | Query::LockWaits { .. } => return self.plain(ask),
+        };
+        let Some(lease) = self.leases.grant(self.session, ino, self.arrived) else { return self.plain(ask) };
+        let answered = self.plain(ask);
+        match answered {
+            Ok(answered) if answered.answer.attrs().first().is_some_and(|attr| attr.ino == ino) => {
+                Ok(Answered { grants: Grants { term: self.term, leases: vec![lease] }, ..answered })
+            }
+            other => {
+                self.leases.give_back(self.session, ino, lease);
+                other
+            }
+        }
+    }
+
+    /// Attributes of what the first entries lead to, and the numbers of their leases. What is gone by now goes.
+    fn fill(&self, entries: &mut Vec<DirEntry>) -> Result<Vec<u64>, Fail> {
+        let first = entries.iter().take(LEASE_ATTRS_MAX).map(|entry| entry.ino);
+        let mut granted = self.leases.grant_all(self.session, first, self.arrived).into_iter();
+        let mounted = self.state.mounted();
+        let view = mounted.kv().snapshot();
+        let mut leases = Vec::with_capacity(granted.len());
+        let mut kept = Vec::with_capacity(entries.len());
+        for mut entry in std::mem::take(entries) {
+            if let Some(lease) = granted.next() {
+                entry.attr = namespace::attr(&*view, entry.ino)?;
+                if entry.attr.is_none() {
+                    self.leases.give_back(self.session, entry.ino, lease);
+                    continue;
+                }
+                leases.push(lease);
+            }
+            kept.push(entry);
+        }
+        *entries = kept;
+        Ok(leases)
+    }
+
+    /// A directory and all in it; the directory's lease is `lease`. `None`: too many names.
+    fn listing(&self, ask: &LeaseAsk, lease: u64) -> Result<Option<LeasedListing>, Fail> {
+        let found = namespace::leased(&*self.state.mounted().kv().snapshot(), ask, &self.ctx)?;
+        let Some((attr, parent, mut entries)) = found else { return Ok(None) };
+        let leases = std::iter::once(lease).chain(self.fill(&mut entries)?).collect();
+        Ok(Some(LeasedListing { attr, parent, entries, leases }))
+    }
+}
+
 /// Checks the receipts of a commit against the secret, and what else needs no state.
 fn check_commit(commit: &Commit, leading: &Leading) -> Result<(), Fault> {
     namespace::validate_commit(commit)?;
@@ -405,28 +568,6 @@ fn check_commit(commit: &Commit, leading: &Leading) -> Result<(), Fault> {
         }
     }
     Ok(())
-}
-
-/// The directories whose names this changes.
-fn names_changed_in(op: &Op) -> Vec<InodeId> {
-    match op {
-        Op::Create { parent, .. } | Op::Link { parent, .. } | Op::Unlink { parent, .. } | Op::Rmdir { parent, .. } => {
-            vec![*parent]
-        }
-        Op::Rename { from, to, .. } if from == to => vec![*from],
-        Op::Rename { from, to, .. } => vec![*from, *to],
-        Op::OpenSession { .. }
-        | Op::OpenAttending { .. }
-        | Op::CloseSession
-        | Op::SetAttr { .. }
-        | Op::SetXattr { .. }
-        | Op::RemoveXattr { .. }
-        | Op::Release { .. }
-        | Op::Commit(_)
-        | Op::Clone(_)
-        | Op::Lock(_)
-        | Op::CancelLock { .. } => Vec::new(),
-    }
 }
 
 /// Reads of a few rows, done at once; the others go to a thread where they may wait for the disk.
@@ -445,7 +586,7 @@ fn is_small(query: &Query) -> bool {
 }
 
 impl Meta for Call {
-    async fn submit(self, _: Context, request: Request) -> Result<Applied, Fault> {
+    async fn submit(self, _: Context, request: Request) -> Result<Submitted, Fault> {
         let (member, leading) = self.leading().await?;
         if let Op::Commit(commit) = &request.op {
             check_commit(commit, &leading)?;
@@ -465,7 +606,7 @@ impl Meta for Call {
             leading.sessions.opened(session);
         }
         let locks = matches!(request.op, Op::Lock(_) | Op::CancelLock { .. } | Op::CloseSession);
-        let done = self.change(&member, &leading, request).await?;
+        let (done, grants) = self.change(&member, &leading, request).await?;
         if locks {
             leading.lock_news.notify_waiters();
         }
@@ -475,28 +616,23 @@ impl Meta for Call {
                     leading.sessions.ended(session);
                     leading.leases.ended(session);
                 }
-                Ok(applied)
+                Ok(Submitted { applied, grants })
             }
             other => Err(Fault::new(Kind::Internal, format!("submit: answered {other:?}"))),
         }
     }
 
     async fn query(self, _: Context, ask: Ask) -> Result<Answered, Fault> {
+        let arrived = tokio::time::Instant::now();
         let (member, leading) = self.leading().await?;
         self.touch(&member, &leading, ask.session).await?;
         if let Query::LockWaits { ino, number } = ask.query {
             self.wait_for_lock(&member, &leading, ino, number).await?;
         }
-        member.reads.wait().await?;
-        let mut ctx = leading.ctx;
-        (ctx.raw_capacity, ctx.raw_free) = leading.servers.space();
+        self.confirmed(&member, &leading).await?;
+        let reading = self.reading(&member, &leading, ask.session, arrived);
         let small = is_small(&ask.query);
-        let read = move || {
-            let index = LogIndex(member.state.applied_index()); // before the view: never ahead of it
-            let mounted = member.state.mounted();
-            let view = mounted.kv().snapshot();
-            namespace::query(&*view, index, &ask, &ctx)
-        };
+        let read = move || reading.query(&ask);
         let answer = if small { read() } else { self.node().world.blocking(read).await };
         answer.map_err(|fail| self.fault(fail))
     }
@@ -574,23 +710,26 @@ impl Meta for Call {
     }
 
     async fn lease(self, _: Context, ask: LeaseAsk) -> Result<Leased, Fault> {
+        let arrived = tokio::time::Instant::now();
         let (member, leading) = self.leading().await?;
         self.touch(&member, &leading, ask.session).await?;
-        let (session, dir) = (ask.session, ask.dir);
-        let held = leading.leases.grant(session, dir, tokio::time::Instant::now());
-        let (term, none) = (leading.term, Leased { term: leading.term, lease: 0, names: None });
-        let Some(lease) = held else { return Ok(none) };
-        let names = match self.confirmed(&member, &leading).await {
-            Ok(()) => self.names(&member, &leading, ask).await,
+        let (session, dir, term) = (ask.session, ask.dir, leading.term);
+        let Some(lease) = leading.leases.grant(session, dir, arrived) else {
+            return Ok(Leased { term, listing: None });
+        };
+        let listing = match self.confirmed(&member, &leading).await {
+            Ok(()) => {
+                let reading = self.reading(&member, &leading, session, arrived);
+                let read = self.node().world.blocking(move || reading.listing(&ask, lease)).await;
+                read.map_err(|fail| self.fault(fail))
+            }
             Err(fault) => Err(fault),
         };
-        match names {
-            Ok(Some(names)) if leading.leases.holds(session, dir, lease) => {
-                Ok(Leased { term, lease, names: Some(names) })
-            }
+        match listing {
+            Ok(listing @ Some(_)) if leading.leases.holds(session, dir, lease) => Ok(Leased { term, listing }),
             other => {
                 leading.leases.give_back(session, dir, lease);
-                other.map(|_| none)
+                other.map(|_| Leased { term, listing: None })
             }
         }
     }
@@ -600,11 +739,11 @@ impl Meta for Call {
         self.touch(&member, &leading, call.session).await?;
         let (session, term, arrived) = (call.session, leading.term, tokio::time::Instant::now());
         if call.term != term && call.term != 0 {
-            return Ok(Recalls { term, last: 0, dirs: Vec::new() });
+            return Ok(Recalls { term, last: 0, inodes: Vec::new() });
         }
         leading.leases.reported(session, call.forgot);
-        for (dir, lease) in call.given_back.into_iter().take(RECALLS_MAX) {
-            leading.leases.give_back(session, dir, lease);
+        for (ino, lease) in call.given_back.into_iter().take(RECALLS_MAX) {
+            leading.leases.give_back(session, ino, lease);
         }
         let news = leading.leases.wait_for_recalls(session);
         let has_news = call.term == term && tokio::time::timeout(RECALL_HOLD, news).await.is_ok();
@@ -612,9 +751,9 @@ impl Meta for Call {
             self.confirmed(&member, &leading).await?; // before a renewal
         }
         let renewed = has_news || leading.leases.renew(session, arrived);
-        let (last, dirs) = leading.leases.recalls(session);
-        debug_assert!(!dirs.is_empty() || renewed, "neither news nor a renewal");
-        Ok(Recalls { term, last, dirs })
+        let (last, inodes) = leading.leases.recalls(session);
+        debug_assert!(!inodes.is_empty() || renewed, "neither news nor a renewal");
+        Ok(Recalls { term, last, inodes })
     }
 
     async fn keep(self, _: Context, ask: KeepAsk) -> Result<KeepAnswer, Fault> {

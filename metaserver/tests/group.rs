@@ -5,6 +5,7 @@ use common::fault::{Fault, Kind};
 use common::hello::{Hello, Me, Role};
 use common::id::{ClusterId, Epoch, InodeId, NodeId, SessionId};
 use common::name::Name;
+use common::net::free_port;
 use common::proto::meta::{
     Admin, AdminReply, Answer, Applied, Ask, Cred, NewNode, NodeStatus, Op, Outcome, Query, Request, Status,
 };
@@ -13,7 +14,7 @@ use common::task::Tasks;
 use common::world::World;
 use metaserver::Server;
 use metaserver::config::{Config, ReadPolicy};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -44,10 +45,12 @@ impl Group {
         let running = BTreeMap::new();
         let (tasks, read_policy) = (Tasks::new(), ReadPolicy::Index);
         let mut group = Group { dirs, addrs: vec![], running, snapshot_entries, read_policy, tasks };
+        let mut taken = BTreeSet::new();
         for _ in 0..n {
             // Known before the start, so that everybody's configuration can name everybody.
-            let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            group.addrs.push(probe.local_addr().unwrap().to_string());
+            let port = free_port(&taken, || World::real().random_u64()).unwrap();
+            taken.insert(port);
+            group.addrs.push(format!("127.0.0.1:{port}"));
         }
         for i in 0..n {
             group.start(i).await.unwrap();
@@ -149,7 +152,7 @@ impl Client {
 
     async fn submit(&mut self, op: Op) -> Result<Applied, Fault> {
         let request = self.request(op);
-        self.caller.submit(&request, LIMIT).await
+        self.caller.submit(&request, LIMIT).await.map(|submitted| submitted.applied)
     }
 
     async fn must(&mut self, op: Op) -> Applied {
@@ -162,7 +165,7 @@ impl Client {
 
     async fn look_up(&self, name: &str) -> Result<Answer, Fault> {
         let query = Query::Lookup { parent: InodeId::ROOT, name: Name::new(name.as_bytes()).unwrap() };
-        let ask = Ask { session: self.session, cred: Cred::default(), query };
+        let ask = Ask { session: self.session, cred: Cred::default(), query, lease: false };
         self.caller.query(&ask, LIMIT).await.map(|answered| answered.answer)
     }
 }
@@ -197,11 +200,11 @@ async fn the_next_leader_serves_within_5_seconds_and_knows_every_reply() {
         client.create(&format!("f{i}")).await;
     }
     let last = client.request(create("last"));
-    let first_reply = client.caller.submit(&last, LIMIT).await.unwrap();
+    let first_reply = client.caller.submit(&last, LIMIT).await.unwrap().applied;
     let leader = group.wait_for_leader().await;
     let began = Instant::now();
     group.stop(leader).await;
-    let again = client.caller.submit(&last, LIMIT).await.unwrap();
+    let again = client.caller.submit(&last, LIMIT).await.unwrap().applied;
     let stalled = began.elapsed();
     assert_eq!(again, first_reply, "a repeated request gets the stored reply");
     assert!(stalled < Duration::from_secs(5), "stalled {stalled:?}");
@@ -301,7 +304,8 @@ async fn without_a_majority_nothing_is_answered_and_nothing_hangs() {
     }
     assert!(alone.cluster_map(Duration::from_millis(200)).await.is_err());
     let began = Instant::now();
-    let ask = Ask { session: client.session, cred: Cred::default(), query: Query::GetAttr { ino: InodeId::ROOT } };
+    let query = Query::GetAttr { ino: InodeId::ROOT };
+    let ask = Ask { session: client.session, cred: Cred::default(), query, lease: false };
     let read = client.caller.query(&ask, Duration::from_secs(3)).await;
     assert!(matches!(read.as_ref().unwrap_err().kind, Kind::Unavailable), "{read:?}");
     let request = client.request(create("meanwhile"));

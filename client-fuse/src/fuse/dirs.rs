@@ -1,13 +1,14 @@
 //! Open directories: listings are fetched in large pieces and handed to the kernel in its small ones.
 //!
 //! The kernel's offset is the cookie of the entry before, plus 2: 0 comes before `.`, 1 before `..`, 2 before the first
-//! entry. Attributes go out only while they are younger than [`TTL`] and this mount did not change the inode since they
+//! entry. Attributes go out only while they are younger than [`FRESH`] and this mount did not change the inode since they
 //! were read; else they are read again.
 
+use super::Shared;
 use super::attrs::{file_attr, file_type};
-use super::{Shared, TTL};
 use common::fault::{Fault, Kind};
 use common::id::InodeId;
+use common::name::Name;
 use common::proto::meta::{Attr, Cred, DirEntry, FileKind};
 use fuser::{FileAttr, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ use tokio::time::Instant;
 const FETCH_PLUS: u32 = 1024;
 /// Entries fetched at once, without.
 const FETCH: u32 = 4096;
+/// How old attributes of a piece may be. (The kernel believes them only if they are certain.)
+const FRESH: Duration = Duration::from_secs(1);
 /// Entries offered to one answer: more than the kernel's buffer holds in practice.
 const OFFER: usize = 256;
 
@@ -53,7 +56,8 @@ pub(super) struct Row {
     ino: InodeId,
     kind: FileKind,
     name: Vec<u8>,
-    attr: Option<Attr>,
+    /// With the checked name; `None` for `.` and `..`, and where no attributes are wanted.
+    attr: Option<(Name, Attr)>,
 }
 
 impl OpenDirs {
@@ -108,6 +112,7 @@ impl Shared {
                     continue; // it is gone by now
                 }
                 let name = entry.name.as_bytes().to_vec();
+                let attr = attr.map(|attr| (entry.name.clone(), attr));
                 rows.push(Row { after: offset, ino: entry.ino, kind: entry.kind, name, attr });
             }
             // No rows would mean the end to the kernel.
@@ -159,21 +164,25 @@ impl Shared {
     }
 
     /// Fills the kernel's buffer with names and attributes: each but `.` and `..` counts as a lookup.
-    pub(super) fn reply_rows_plus(&self, mut reply: ReplyDirectoryPlus, rows: &[Row]) {
+    pub(super) fn reply_rows_plus(&self, mut reply: ReplyDirectoryPlus, dir: InodeId, rows: &[Row]) {
         for row in rows {
             let name = OsStr::from_bytes(&row.name);
             let number = INodeNo(row.ino.0);
-            let (ttl, shown) = match &row.attr {
-                Some(attr) => (TTL, file_attr(attr)),
-                None => (Duration::ZERO, dot_attr(number)),
-            };
-            if let Some(attr) = &row.attr {
-                self.inodes.shown(attr); // before the kernel can ask about it
-            }
-            if reply.add(number, row.after, name, &ttl, &shown, Generation(0)) {
-                if let Some(attr) = &row.attr {
-                    self.inodes.forget(attr.ino, 1);
+            let full = match &row.attr {
+                None => reply.add(number, row.after, name, &Duration::ZERO, &dot_attr(number), Generation(0)),
+                Some((checked, attr)) => {
+                    let mut full = false;
+                    self.show(attr, Some((dir, checked)), |attr, ttl| {
+                        self.inodes.shown(attr); // before the kernel can ask about it
+                        full = reply.add(number, row.after, name, &ttl, &file_attr(attr), Generation(0));
+                    });
+                    if full {
+                        self.inodes.forget(attr.ino, 1);
+                    }
+                    full
                 }
+            };
+            if full {
                 break;
             }
         }
@@ -184,7 +193,7 @@ impl Shared {
 impl Piece {
     /// True if what comes behind the kernel's `offset` is here. A listing from the start is always fetched anew.
     fn covers(&self, offset: u64, plus: bool) -> bool {
-        let fresh = self.fetched.is_some_and(|at| !plus || (self.with_attrs && at.elapsed() < TTL));
+        let fresh = self.fetched.is_some_and(|at| !plus || (self.with_attrs && at.elapsed() < FRESH));
         let known = match self.from {
             Some(_) if offset == 0 => false,
             Some(from) if offset == from || (from == 0 && offset <= 2) => true,
@@ -229,7 +238,6 @@ fn dot_attr(ino: INodeNo) -> FileAttr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::name::Name;
 
     fn piece(from: u64, cookies: &[u64], end: bool) -> Piece {
         let entry = |cookie: &u64| DirEntry {

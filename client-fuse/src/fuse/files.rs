@@ -126,9 +126,12 @@ impl Shared {
     }
 
     /// Makes a file known to the kernel: its handle number and how its pages are treated.
-    pub(super) fn register(&self, opened: Opened, flags: i32) -> (u64, FopenFlags) {
+    pub(super) fn register(self: &Arc<Self>, opened: Opened, flags: i32) -> (u64, FopenFlags) {
         let Opened { handle, flags: wanted } = opened;
         let keep = self.inodes.opened(handle.ino(), handle.version());
+        if !self.client.is_leased(handle.ino()) {
+            self.recheck_soon(handle.ino()); // what is read from now on may be old by the time it is kept
+        }
         let mut answer = FopenFlags::empty();
         if OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT) {
             answer |= FopenFlags::FOPEN_DIRECT_IO;

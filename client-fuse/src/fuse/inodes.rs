@@ -8,24 +8,18 @@
 //!    that version.
 //! 3. `changed` is above the mark ([`Inodes::mark`]) taken before a listing began iff this mount changed the inode
 //!    since: attributes in that listing are then stale and must not reach the kernel (an old size would cut the file).
-//! 4. `after` holds attributes that include every change this mount has finished; a directory that files are created in
-//!    is asked about after each of them.
 
 use common::fault::Fault;
 use common::id::{DataVersion, InodeId};
 use common::proto::meta::Attr;
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::time::Duration;
-use tokio::time::Instant;
 
 #[derive(Debug, Default)]
 struct Known {
     lookups: u64,
     pages: Option<DataVersion>,
     changed: u64,
-    /// Its attributes after this mount's last change, and when they were asked for.
-    after: Option<(Attr, Instant)>,
     /// Setuid, or setgid with group execution: a write by other than root takes them away.
     privileged: bool,
 }
@@ -63,6 +57,11 @@ impl Inodes {
         }
     }
 
+    /// True if the kernel may know it.
+    pub(crate) fn is_known(&self, ino: InodeId) -> bool {
+        ino == InodeId::ROOT || self.table().known.contains_key(&ino)
+    }
+
     /// The kernel forgets `lookups` of them.
     pub(crate) fn forget(&self, ino: InodeId, lookups: u64) {
         let mut table = self.table();
@@ -98,29 +97,7 @@ impl Inodes {
         let now = table.clock;
         if let Some(known) = table.known.get_mut(&ino) {
             known.changed = now;
-            known.after = None;
         }
-    }
-
-    /// This mount changed the inode, by a request made at `asked` with `mark` taken before it: these are its attributes
-    /// afterwards. They are kept unless another change came between, which may be in them or not.
-    pub(crate) fn changed_to(&self, attr: Attr, mark: u64, asked: Instant) {
-        let mut table = self.table();
-        table.clock += 1;
-        let now = table.clock;
-        if let Some(known) = table.known.get_mut(&attr.ino) {
-            known.after = (known.changed <= mark).then_some((attr, asked));
-            known.changed = now;
-        }
-    }
-
-    /// Attributes after this mount's last change of the inode if they are younger than `limit`, and how much of it
-    /// is left.
-    pub(crate) fn after_change(&self, ino: InodeId, limit: Duration) -> Option<(Attr, Duration)> {
-        let table = self.table();
-        let (attr, asked) = table.known.get(&ino)?.after.as_ref()?;
-        let left = limit.checked_sub(asked.elapsed())?;
-        Some((attr.clone(), left))
     }
 
     /// A point in the order of changes, for [`Inodes::changed_since`].
@@ -208,31 +185,6 @@ mod tests {
         assert!(inodes.opened(InodeId(7), DataVersion(1)));
         inodes.saved(InodeId(7), Err(Fault::new(Kind::NoSession, "lost"))).unwrap_err();
         assert!(!inodes.opened(InodeId(7), DataVersion(1)), "the version is the old one, the pages are not");
-    }
-
-    #[test]
-    fn a_listing_from_before_a_change_is_stale() {
-        let inodes = Inodes::default();
-        inodes.shown(&attr(7, 0o644));
-        let before = inodes.mark();
-        inodes.changed(InodeId(7));
-        assert!(inodes.changed_since(InodeId(7), before));
-        assert!(!inodes.changed_since(InodeId(7), inodes.mark()));
-    }
-
-    #[tokio::test]
-    async fn attributes_after_a_change_are_kept_until_another_change() {
-        let inodes = Inodes::default();
-        inodes.shown(&attr(7, 0o755));
-        let limit = Duration::from_secs(1);
-        inodes.changed_to(attr(7, 0o700), inodes.mark(), Instant::now());
-        assert_eq!(inodes.after_change(InodeId(7), limit).map(|(attr, _)| attr.mode), Some(0o700));
-        assert_eq!(inodes.after_change(InodeId(7), Duration::ZERO), None, "too old");
-        let before = inodes.mark();
-        inodes.changed(InodeId(7));
-        assert_eq!(inodes.after_change(InodeId(7), limit), None);
-        inodes.changed_to(attr(7, 0o700), before, Instant::now());
-        assert_eq!(inodes.after_change(InodeId(7), limit), None, "another change came between");
     }
 
     #[test]

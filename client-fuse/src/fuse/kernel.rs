@@ -4,7 +4,7 @@ use super::attrs::{file_attr, ino, new_node, set_time};
 use super::files::{Opened, Write, open_flags, reply_pieces};
 use super::locks::Asked;
 use super::serve::{Op, Refuse};
-use super::{BACKGROUND_MAX, Shared, TTL, WRITE_MAX};
+use super::{BACKGROUND_MAX, Shared, WRITE_MAX};
 use bytes::Bytes;
 use common::fault::Fault;
 use common::id::InodeId;
@@ -22,13 +22,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
-use tokio::time::Instant;
 
 /// The kernel's side of the mount.
 pub(super) struct Kernel(pub(super) Arc<Shared>);
 
 /// Capabilities used where the kernel offers them; what each is for stands at the top of the module.
-const CAPABILITIES: [InitFlags; 11] = [
+const CAPABILITIES: [InitFlags; 12] = [
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
     InitFlags::FUSE_ASYNC_DIO,
@@ -38,6 +37,7 @@ const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_SPLICE_WRITE,
     InitFlags::FUSE_SPLICE_MOVE,
 ];
@@ -67,17 +67,24 @@ fn checked<R: Refuse>(name: &OsStr, reply: R) -> Option<(Name, R)> {
     }
 }
 
-fn done_entry(shared: &Shared, reply: ReplyEntry, attr: Attr) {
-    shared.inodes.shown(&attr); // before the kernel can ask about it
-    reply.entry(&TTL, &file_attr(&attr), Generation(0));
+/// Answers with the inode that a name leads to.
+fn done_entry(dir: INodeNo, name: Name) -> impl FnOnce(&Arc<Shared>, ReplyEntry, Attr) + Send + 'static {
+    move |shared, reply, attr| {
+        shared.show(&attr, Some((ino(dir), &name)), |attr, ttl| {
+            shared.inodes.shown(attr); // before the kernel can ask about it
+            reply.entry(&ttl, &file_attr(attr), Generation(0));
+        });
+    }
 }
 
-fn done_attr(shared: &Shared, reply: ReplyAttr, attr: Attr) {
-    shared.inodes.refreshed(&attr);
-    reply.attr(&TTL, &file_attr(&attr));
+fn done_attr(shared: &Arc<Shared>, reply: ReplyAttr, attr: Attr) {
+    shared.show(&attr, None, |attr, ttl| {
+        shared.inodes.refreshed(attr);
+        reply.attr(&ttl, &file_attr(attr));
+    });
 }
 
-fn done_empty(_: &Shared, reply: ReplyEmpty, (): ()) {
+fn done_empty(_: &Arc<Shared>, reply: ReplyEmpty, (): ()) {
     reply.ok();
 }
 
@@ -96,12 +103,13 @@ impl Kernel {
     fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, node: NewNode, mode: u32, reply: ReplyEntry) {
         let Some((name, reply)) = checked(name, reply) else { return };
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let new = name.clone();
         let work = async move {
-            let made = shared.client.create(&cred, ino(parent), &name, node, mode & 0o7777).await;
+            let made = shared.client.create(&cred, ino(parent), &new, node, mode & 0o7777).await;
             shared.inodes.changed(ino(parent));
             made
         };
-        self.0.serve(op("create", parent), reply, work, done_entry);
+        self.0.serve(op("create", parent), reply, work, done_entry(parent, name));
     }
 }
 
@@ -137,8 +145,9 @@ impl Filesystem for Kernel {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let Some((name, reply)) = checked(name, reply) else { return };
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
-        let work = async move { shared.client.lookup(&cred, ino(parent), &name).await };
-        self.0.serve(ask("lookup", parent), reply, work, done_entry);
+        let wanted = name.clone();
+        let work = async move { shared.client.lookup(&cred, ino(parent), &wanted).await };
+        self.0.serve(ask("lookup", parent), reply, work, done_entry(parent, name));
     }
 
     fn forget(&self, _: &Request, number: INodeNo, lookups: u64) {
@@ -147,9 +156,6 @@ impl Filesystem for Kernel {
 
     fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
-        if let Some((attr, left)) = shared.inodes.after_change(ino(number), TTL) {
-            return reply.attr(&left, &file_attr(&attr));
-        }
         let work = async move { shared.client.getattr(&cred, ino(number)).await };
         self.0.serve(ask("getattr", number), reply, work, done_attr);
     }
@@ -263,13 +269,14 @@ impl Filesystem for Kernel {
     fn link(&self, request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let Some((name, reply)) = checked(name, reply) else { return };
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let new = name.clone();
         let work = async move {
-            let linked = shared.client.link(&cred, ino(number), ino(parent), &name).await;
+            let linked = shared.client.link(&cred, ino(number), ino(parent), &new).await;
             shared.inodes.changed(ino(parent));
             shared.inodes.changed(ino(number));
             linked
         };
-        self.0.serve(op("link", number), reply, work, done_entry);
+        self.0.serve(op("link", number), reply, work, done_entry(parent, name));
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -370,7 +377,7 @@ impl Filesystem for Kernel {
     ) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.list(cred, ino(number), handle.0, offset, true).await };
-        let done = |shared: &Shared, reply, rows: Vec<_>| shared.reply_rows_plus(reply, &rows);
+        let done = move |shared: &Arc<Shared>, reply, rows: Vec<_>| shared.reply_rows_plus(reply, ino(number), &rows);
         self.0.serve(ask("readdirplus", number), reply, work, done);
     }
 
@@ -423,7 +430,7 @@ impl Filesystem for Kernel {
         let name = name.as_bytes().to_vec();
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.getxattr(&cred, ino(number), &name).await };
-        let done = move |_: &Shared, reply, value: Vec<u8>| done_value(reply, &value, size);
+        let done = move |_: &Arc<Shared>, reply, value: Vec<u8>| done_value(reply, &value, size);
         self.0.serve(ask("getxattr", number), reply, work, done);
     }
 
@@ -465,12 +472,12 @@ impl Filesystem for Kernel {
         let wanted = open_flags(flags);
         let exclusive = nix::fcntl::OFlag::from_bits_retain(flags).contains(nix::fcntl::OFlag::O_EXCL);
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
+        let new = name.clone();
         let work = async move {
             let (parent, mode) = (ino(parent), mode & 0o7777);
-            let (mark, asked) = (shared.inodes.mark(), Instant::now());
-            let made = shared.client.create_open_in(&cred, parent, &name, mode, exclusive, wanted).await;
-            let (handle, _, directory) = made.inspect_err(|_| shared.inodes.changed(parent))?;
-            shared.inodes.changed_to(directory, mark, asked);
+            let made = shared.client.create_open(&cred, parent, &new, mode, exclusive, wanted).await;
+            shared.inodes.changed(parent);
+            let (handle, _) = made?;
             shared.inodes.changed(handle.ino());
             Ok(Opened { handle, flags: wanted })
         };
@@ -479,9 +486,11 @@ impl Filesystem for Kernel {
             if wanted.truncate {
                 (attr.size, attr.allocated) = (0, 0); // it was there, and was cut after these were read
             }
-            shared.inodes.shown(&attr);
-            let (handle, answer) = shared.register(opened, flags);
-            reply.created(&TTL, &file_attr(&attr), Generation(0), FileHandle(handle), answer);
+            shared.show(&attr, Some((ino(parent), &name)), |attr, ttl| {
+                shared.inodes.shown(attr);
+                let (handle, answer) = shared.register(opened, flags);
+                reply.created(&ttl, &file_attr(attr), Generation(0), FileHandle(handle), answer);
+            });
         });
     }
 
@@ -532,7 +541,7 @@ impl Filesystem for Kernel {
     fn lseek(&self, _: &Request, number: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.seek(handle.0, offset, whence).await };
-        let done = |_: &Shared, reply: ReplyLseek, found: Option<u64>| match found.map(i64::try_from) {
+        let done = |_: &Arc<Shared>, reply: ReplyLseek, found: Option<u64>| match found.map(i64::try_from) {
             Some(Ok(offset)) => reply.offset(offset),
             Some(Err(_)) | None => reply.error(Errno::ENXIO),
         };

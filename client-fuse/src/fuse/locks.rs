@@ -12,7 +12,7 @@ use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::proto::lock::{LOCK_END, Lock, LockAsk, LockKind, LockSpace, Locked};
 use common::proto::meta::Cred;
-use fuser::{Errno, INodeNo, Notifier, ReplyEmpty, ReplyLock};
+use fuser::{Errno, ReplyEmpty, ReplyLock};
 use nix::libc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -153,17 +153,6 @@ impl Shared {
         Ok(locked)
     }
 
-    /// What the kernel keeps of a file is dropped if it is of another data version than the file has now.
-    async fn drop_stale_pages(&self, ino: InodeId) {
-        let Some(attr) = self.client.known(ino) else { return };
-        let Some(notifier) = self.notifier.get().cloned() else { return };
-        if !self.inodes.opened(ino, attr.version) {
-            // On a thread of its own: the kernel may wait for pages that are being read.
-            let drop_all = move || forget_pages(&notifier, ino);
-            let _ = tokio::task::spawn_blocking(drop_all).await; // a mount that ends needs none
-        }
-    }
-
     /// Who holds a lock that is in the way of this one.
     pub(super) fn get_lock(self: &Arc<Self>, cred: Cred, asked: Asked, reply: ReplyLock) {
         let shared = Arc::clone(self);
@@ -195,12 +184,6 @@ impl Shared {
             self.client.unlock_all(handle.ino(), space, owner).await?;
         }
         Ok(())
-    }
-}
-
-fn forget_pages(notifier: &Notifier, ino: InodeId) {
-    if let Err(error) = notifier.inval_inode(INodeNo(ino.0), 0, 0) {
-        tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
     }
 }
 

@@ -24,19 +24,21 @@
 //! | `ATOMIC_O_TRUNC` | `open(O_TRUNC)` is one request |
 //! | `HANDLE_KILLPRIV_V2` | writes need not ask for `security.capability` each time; setuid is taken away here |
 //! | `CACHE_SYMLINKS` | a symlink's target never changes |
+//! | `AUTO_INVAL_DATA` | a read asks for attributes that are not believed any more, and drops pages of another time |
 //! | `SPLICE_WRITE`, `SPLICE_MOVE` | large answers without a copy, where `fuser` comes to use it |
 //!
 //! Not asked for: `WRITEBACK_CACHE` (the kernel would own size and times), `EXPORT_SUPPORT`, `POSIX_ACL`.
 //! `default_permissions` is on: the kernel checks, and the metaservers check again.
 //!
-//! Entries and attributes are believed by the kernel for [`TTL`]: two mounts may disagree for that long. Leases replace
-//! it with the next step.
+//! The kernel believes names and attributes as long as the client's leases of them last, or until it is told otherwise:
+//! `coherence.rs`.
 //!
 //! Left out: collapsing and inserting ranges (the kernel hands them to no FUSE file system), interrupts (`fuser` does not pass them on, so a
 //! request ends by itself or by its deadline), file capabilities and ACLs (setting them is refused), `syncfs` (the
 //! kernel does not pass it on to FUSE: unsaved data of open files is written back by age).
 
 pub(crate) mod attrs;
+mod coherence;
 mod creds;
 mod dirs;
 mod errno;
@@ -48,23 +50,24 @@ mod serve;
 mod usage;
 
 use client_fuse::Client;
+use coherence::Coherence;
 use common::task::Tasks;
 use creds::Creds;
 use dirs::OpenDirs;
 use files::OpenFiles;
 use fuser::{Config, MountOption, Session, SessionACL};
 use inodes::Inodes;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Semaphore, oneshot};
 use usage::Usage;
 
-/// How long the kernel believes a name or attributes.
-const TTL: Duration = Duration::from_secs(1);
 /// How many requests are under way at once.
 const REQUESTS_MAX: usize = 4096;
 /// How much later than the client's own deadline a request is given up: its error tells more.
@@ -107,8 +110,7 @@ struct Shared {
     files: OpenFiles,
     dirs: OpenDirs,
     usage: Usage,
-    /// Tells the kernel what to forget; set once it is mounted.
-    notifier: OnceLock<fuser::Notifier>,
+    coherence: Coherence,
 }
 
 /// A mount that serves.
@@ -153,7 +155,7 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
         files: OpenFiles::default(),
         dirs: OpenDirs::default(),
         usage: Usage::default(),
-        notifier: OnceLock::new(),
+        coherence: Coherence::default(),
     });
     shared.refresh_usage();
     let mut config = Config::default();
@@ -169,7 +171,13 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
     config.n_threads = Some(cores.clamp(THREADS.0, THREADS.1));
     config.clone_fd = true;
     let session = Session::new(kernel::Kernel(Arc::clone(&shared)), point, &config)?;
-    shared.notifier.get_or_init(|| session.notifier());
+    shared.coherence.mounted(session.notifier(), File::from(session.as_fd().try_clone_to_owned()?));
+    let weak = Arc::downgrade(&shared);
+    shared.client.on_forget(Box::new(move |inodes| {
+        if let Some(shared) = weak.upgrade() {
+            shared.forget(inodes);
+        }
+    }));
     let (sender, ended) = oneshot::channel();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let _ = sender.send(session.run()); // nobody waits any more: the program ends

@@ -79,7 +79,7 @@ impl Shared {
         op: Op,
         reply: R,
         work: W,
-        done: impl FnOnce(&Shared, R, T) + Send + 'static,
+        done: impl FnOnce(&Arc<Shared>, R, T) + Send + 'static,
     ) where
         R: Refuse,
         T: Send + 'static,

@@ -1,20 +1,24 @@
 //! Leases: a session's right to answer from memory, until a time or until it is asked to forget.
 //!
-//! A *listing lease* of a directory lets its holder say which names are in it, and which are not, without asking. The
-//! leader asks every other holder to forget before it lets a change of the directory's names begin, and waits for their
-//! answers, or until their leases have run out.
+//! A lease is of one inode: its attributes, the names in it if it is a directory, what it holds if it is a file. While a
+//! session has one, nobody else changes the inode: the leader asks every other holder to forget before it lets a change
+//! begin, and waits for their answers, or until their leases have run out.
 //!
-//! Leases belong to one leader: they are in its memory only. Rules without which this is unsound:
+//! Leases come with the answers of queries and changes ([`Grants`]), and for a whole directory with [`LeaseAsk`]. They
+//! belong to one leader: they are in its memory only. Rules without which this is unsound:
 //! 1. A grant or a renewal is answered after a round to a majority that began after the request arrived. The holder
 //!    counts [`LEASE_TERM`] from when it *sent* the request, on a clock that runs while the machine sleeps; the leader
 //!    waits [`LEASE_WAIT`] from when the request arrived.
-//! 2. A leader begins its first change of names when `LEASE_WAIT` has passed since it came to lead, or every session has
+//! 2. A leader begins its first change when `LEASE_WAIT` has passed since it came to lead, or every session has
 //!    told it ([`RecallCall::term`]) that it holds nothing granted by another one.
-//! 3. No lease of a directory is granted from before a change of its names is proposed until it is known to be applied.
+//! 3. No lease of an inode is granted to another session from before a change of it is proposed until that is known to be
+//!    applied. What is read under a lease is read after the lease was noted.
+//! 4. Which inode a name leads to is looked up by the leader while it lets no other change of that name begin
+//!    ([`Touched::names`]).
 
 use crate::id::{InodeId, SessionId};
 use crate::name::Name;
-use crate::proto::meta::Cred;
+use crate::proto::meta::{Attr, CloneRange, Commit, Cred, DirEntry, Op};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -24,12 +28,24 @@ pub const LEASE_TERM: Duration = Duration::from_millis(1000);
 pub const LEASE_WAIT: Duration = Duration::from_millis(1250);
 /// How long a leader keeps a [`RecallCall`] that it has no news for.
 pub const RECALL_HOLD: Duration = Duration::from_millis(300);
-/// A directory with more names is not leased.
+/// A directory with more names is not leased with them.
 pub const LEASE_NAMES_MAX: u32 = 16_384;
-/// Directories in one answer to a [`RecallCall`], at most.
-pub const RECALLS_MAX: usize = 1024;
+/// Attributes that come with the names of a directory, at most.
+pub const LEASE_ATTRS_MAX: usize = 4096;
+/// Inodes in one answer to a [`RecallCall`], and given back with one, at most.
+pub const RECALLS_MAX: usize = 4096;
 
-/// Asks for a listing lease.
+/// Leases that come with an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grants {
+    /// The leader's term.
+    pub term: u64,
+    /// The numbers of the leases, in the order of the attributes in the answer ([`Attr`]s that are there); 0: none for
+    /// that one. Empty: none at all.
+    pub leases: Vec<u64>,
+}
+
+/// Asks for a lease of a directory, with all names in it, and leases of what they lead to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseAsk {
     /// Whose it will be.
@@ -45,11 +61,22 @@ pub struct LeaseAsk {
 pub struct Leased {
     /// The leader's term.
     pub term: u64,
-    /// The number of this lease, for [`RecallCall::given_back`]. 0: none.
-    pub lease: u64,
-    /// All names in the directory, with the lease. `None`: not granted (it is being changed, has too many names, or too
-    /// many sessions hold it); ask again later.
-    pub names: Option<Vec<Name>>,
+    /// What is leased. `None`: not granted (it is being changed, has too many names, or too many sessions hold it); ask
+    /// again later.
+    pub listing: Option<LeasedListing>,
+}
+
+/// A directory and all that is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeasedListing {
+    /// The directory.
+    pub attr: Attr,
+    /// The directory that holds it.
+    pub parent: InodeId,
+    /// All entries, in cookie order; the first [`LEASE_ATTRS_MAX`] with attributes, if they were to be had.
+    pub entries: Vec<DirEntry>,
+    /// The number of the directory's lease, then those of the entries that have attributes, in order; 0: none.
+    pub leases: Vec<u64>,
 }
 
 /// A session says what it has forgotten and waits for what it is to forget. This renews its leases, too.
@@ -61,7 +88,7 @@ pub struct RecallCall {
     pub term: u64,
     /// It has forgotten everything up to this recall of that term.
     pub forgot: u64,
-    /// Leases it does not want any more: directory and number (a call that is late must not end a newer lease). At most
+    /// Leases it does not want any more: inode and number (a call that is late must not end a newer lease). At most
     /// [`RECALLS_MAX`].
     pub given_back: Vec<(InodeId, u64)>,
 }
@@ -71,8 +98,57 @@ pub struct RecallCall {
 pub struct Recalls {
     /// The leader's term. If it is not the one that was named: forget everything, and call again.
     pub term: u64,
-    /// The number of the last one in `dirs`; 0 if there is none.
+    /// The number of the last one in `inodes`; 0 if there is none.
     pub last: u64,
     /// What to forget, then say so. Empty (in the named term): all leases are renewed from when the call was sent.
-    pub dirs: Vec<InodeId>,
+    pub inodes: Vec<InodeId>,
+}
+
+/// What a change makes untrue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Inodes whose attributes (directories: or names; files: or contents) it changes.
+    pub inodes: Vec<InodeId>,
+    /// Names it changes, in `inodes`, sorted.
+    pub names: Vec<(InodeId, Name)>,
+    /// It changes what the names lead to as well.
+    pub targets: bool,
+}
+
+impl Touched {
+    /// What `op` touches: the only place that says so.
+    pub fn by(op: &Op) -> Touched {
+        let inode = |ino: &InodeId| Touched { inodes: vec![*ino], ..Touched::default() };
+        let name = |dir: &InodeId, name: &Name| (*dir, name.clone());
+        match op {
+            Op::Create { parent, name: new, .. } => {
+                Touched { inodes: vec![*parent], names: vec![name(parent, new)], targets: false }
+            }
+            Op::Link { ino, parent, name: new } => {
+                Touched { inodes: vec![*ino, *parent], names: vec![name(parent, new)], targets: false }
+            }
+            Op::Unlink { parent, name: old, .. } | Op::Rmdir { parent, name: old } => {
+                Touched { inodes: vec![*parent], names: vec![name(parent, old)], targets: true }
+            }
+            Op::Rename { from, from_name, to, to_name, .. } => {
+                let mut inodes = vec![*from, *to];
+                inodes.dedup();
+                let mut names = vec![name(from, from_name), name(to, to_name)];
+                names.sort();
+                names.dedup();
+                Touched { inodes, names, targets: true }
+            }
+            Op::SetAttr { ino, .. }
+            | Op::SetXattr { ino, .. }
+            | Op::RemoveXattr { ino, .. }
+            | Op::Commit(Commit { ino, .. })
+            | Op::Clone(CloneRange { to: ino, .. })
+            | Op::Release { ino } => inode(ino),
+            Op::OpenSession { .. }
+            | Op::OpenAttending { .. }
+            | Op::CloseSession
+            | Op::Lock(_)
+            | Op::CancelLock { .. } => Touched::default(),
+        }
+    }
 }

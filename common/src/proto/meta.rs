@@ -10,7 +10,7 @@ use crate::id::{ChunkId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, S
 use crate::layout::ClusterMap;
 use crate::name::Name;
 use crate::proto::keep::{KeepAnswer, KeepAsk};
-use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
+use crate::proto::lease::{Grants, LeaseAsk, Leased, RecallCall, Recalls};
 use crate::proto::lock::{Lock, LockAsk, LockHolder, Locked};
 use crate::proto::opens::{OpenAsk, OpenReport};
 use crate::time::Time;
@@ -666,6 +666,8 @@ pub struct Ask {
     pub cred: Cred,
     /// What to read.
     pub query: Query,
+    /// The session takes leases of inodes whose attributes are in the answer.
+    pub lease: bool,
 }
 
 /// An answer and the index it is true at.
@@ -675,6 +677,55 @@ pub struct Answered {
     pub answer: Answer,
     /// The applied index the answer was read at, not below the read barrier of the request. A valid witness.
     pub index: LogIndex,
+    /// Leases of what [`Answer::attrs`] has.
+    pub grants: Grants,
+}
+
+/// A change that was applied, and leases that came with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// What happened.
+    pub applied: Applied,
+    /// Leases of what [`Outcome::attrs`] has, if the session takes leases.
+    pub grants: Grants,
+}
+
+impl From<Applied> for Submitted {
+    fn from(applied: Applied) -> Submitted {
+        Submitted { applied, grants: Grants::default() }
+    }
+}
+
+impl Answer {
+    /// Attributes in it, in order.
+    pub fn attrs(&self) -> Vec<&Attr> {
+        match self {
+            Answer::Attr(attr) | Answer::Walked { attr, .. } => vec![attr],
+            Answer::Opened { attr, .. } | Answer::Extents { attr, .. } => vec![attr],
+            Answer::Listing { entries, .. } => entries.iter().filter_map(|entry| entry.attr.as_ref()).collect(),
+            Answer::Target(_)
+            | Answer::Value(_)
+            | Answer::Names(_)
+            | Answer::StatFs(_)
+            | Answer::LockHolder(_)
+            | Answer::LockWaits(_) => Vec::new(),
+        }
+    }
+}
+
+impl Outcome {
+    /// Attributes in it, in order, as they are after the change.
+    pub fn attrs(&self) -> Vec<&Attr> {
+        match self {
+            Outcome::Created { attr, parent, .. } => vec![attr, parent],
+            Outcome::Attr(attr) | Outcome::Committed { attr, .. } | Outcome::Cloned { attr, .. } => vec![attr],
+            Outcome::Done
+            | Outcome::Session { .. }
+            | Outcome::Removed { .. }
+            | Outcome::Renamed { .. }
+            | Outcome::Locked(_) => Vec::new(),
+        }
+    }
 }
 
 /// The answer to a keep-alive.
@@ -692,7 +743,7 @@ pub struct Alive {
 #[tarpc::service]
 pub trait Meta {
     /// A change of the namespace. Clients.
-    async fn submit(request: Request) -> Result<Applied, Fault>;
+    async fn submit(request: Request) -> Result<Submitted, Fault>;
     /// A linearizable read. Clients.
     async fn query(ask: Ask) -> Result<Answered, Fault>;
     /// Keeps a session alive. Clients.
@@ -707,7 +758,7 @@ pub trait Meta {
     async fn admin(request: Admin) -> Result<AdminReply, Fault>;
     /// Other metaservers: one Raft message, encoded by the metaserver's `raft/network.rs`.
     async fn raft(message: Bytes) -> Result<Bytes, Fault>;
-    /// A listing lease. Clients.
+    /// A lease of a directory and what is in it. Clients.
     async fn lease(ask: LeaseAsk) -> Result<Leased, Fault>;
     /// What to forget; waits for up to [`super::lease::RECALL_HOLD`]. Clients.
     async fn recalls(call: RecallCall) -> Result<Recalls, Fault>;

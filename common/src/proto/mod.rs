@@ -14,4 +14,4 @@ pub mod opens;
 pub mod servers;
 
 /// The protocol version both planes speak. Another one is refused in the hello.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;

@@ -10,8 +10,8 @@ use crate::layout::ClusterMap;
 use crate::proto::keep::{KeepAnswer, KeepAsk};
 use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use crate::proto::meta::{
-    Admin, AdminReply, Alive, Answered, Applied, Ask, Heartbeat, HeartbeatReply, MetaClient, Register, Registered,
-    Request,
+    Admin, AdminReply, Alive, Answered, Ask, Heartbeat, HeartbeatReply, MetaClient, Register, Registered, Request,
+    Submitted,
 };
 use crate::proto::opens::{OpenAsk, OpenReport};
 use crate::task::Tasks;
@@ -181,7 +181,7 @@ impl Caller {
     }
 
     /// [`Meta::submit`](crate::proto::meta::Meta::submit); the slot and sequence number make repeating it safe.
-    pub async fn submit(&self, request: &Request, limit: Duration) -> Result<Applied, Fault> {
+    pub async fn submit(&self, request: &Request, limit: Duration) -> Result<Submitted, Fault> {
         let call = |client: MetaClient, context| {
             let request = request.clone();
             async move { client.submit(context, request).await }

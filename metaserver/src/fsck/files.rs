@@ -75,7 +75,7 @@ fn find(read: &dyn KvRead, path: &[u8]) -> Result<InodeId, Fault> {
     let config = namespace::config(read).map_err(|error| store_failed(&error))?;
     let config = config.ok_or_else(crate::leading::not_formatted)?;
     let query = Query::Walk { from: InodeId::ROOT, path: path.to_vec(), follow: false };
-    let ask = Ask { session: SessionId(0), cred: Cred::default(), query };
+    let ask = Ask { session: SessionId(0), cred: Cred::default(), query, lease: false };
     match namespace::query(read, LogIndex(0), &ask, &QueryCtx::new(&config)).map_err(fault)?.answer {
         Answer::Walked { attr, .. } => Ok(attr.ino),
         other => Err(Fault::new(Kind::Internal, format!("walk: answered {other:?}"))),

@@ -221,6 +221,8 @@ impl Work {
 
     async fn repair(&self, fixes: Vec<Fix>) -> Result<(), Fault> {
         let scan = self.job.state().look.index;
+        let leading = self.node.leadership.get(&self.member).await?;
+        let _nobody_believes = leading.leases.change_all().await;
         for (batch, fixes) in (1u32..).zip(fixes.chunks(FIXES_MAX)) {
             self.go_on()?;
             let at = self.node.world.now();

@@ -65,7 +65,7 @@ pub use event::{EVENTS_MAX, events};
 pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
 pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
 pub use lock::waits as lock_waits;
-pub use query::{QueryCtx, names, query};
+pub use query::{QueryCtx, attr, lead_to, leased, query};
 pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
 pub use rows::{config, counters};
 pub use session::{SESSION_TIMEOUT_MS, is_open as session_is_open, sessions};

@@ -6,7 +6,7 @@
 
 use super::command::{Fail, refuse};
 use super::extents::{Placed, overlapping};
-use super::rows::{config, counters, directory, inode, inode_of, need_entry, row};
+use super::rows::{config, counters, directory, entry, find_inode, inode, inode_of, need_entry, row};
 use super::{access, lock, session, walk, xattr};
 use crate::store::keys::{self, DEGRADED, LIST};
 use crate::store::values::{Body, Config, Data, Degraded, Inode, Listed, Value, damaged};
@@ -15,7 +15,7 @@ use common::fault::Kind;
 use common::id::{Epoch, InodeId, LogIndex, SessionId};
 use common::kv::{KvError, KvRead};
 use common::name::Name;
-use common::proto::lease::{LEASE_NAMES_MAX, LeaseAsk};
+use common::proto::lease::{Grants, LEASE_NAMES_MAX, LeaseAsk};
 use common::proto::meta::{
     ACCESS_EXEC, ACCESS_READ, ACCESS_WRITE, Answer, Answered, Ask, Attr, Cred, DirEntry, EXTENTS_PER_ANSWER, Extent,
     ExtentRun, FileKind, FsStat, LISTING_MAX, Query, Source,
@@ -85,29 +85,52 @@ pub fn query(read: &dyn KvRead, index: LogIndex, ask: &Ask, ctx: &QueryCtx) -> R
         Query::LockHolder { ino, lock } => Answer::LockHolder(lock::holder(read, ask.session, *ino, lock)?),
         Query::LockWaits { ino, number } => Answer::LockWaits(lock::waits(read, *ino, *number)?),
     };
-    Ok(Answered { answer, index })
+    Ok(Answered { answer, index, grants: Grants::default() })
 }
 
-/// All names in the directory that `ask` wants to lease. `None`: more than a lease covers.
+/// The directory that `ask` wants to lease, the one that holds it, and all its entries, without attributes. `None`: more than a lease covers.
 ///
 /// # Errors
 /// As [`query`].
-pub fn names(read: &dyn KvRead, ask: &LeaseAsk, ctx: &QueryCtx) -> Result<Option<Vec<Name>>, Fail> {
+pub fn leased(
+    read: &dyn KvRead,
+    ask: &LeaseAsk,
+    ctx: &QueryCtx,
+) -> Result<Option<(Attr, InodeId, Vec<DirEntry>)>, Fail> {
     let reader = Reader { read, ctx, session: ask.session };
-    let (mut names, mut after) = (Vec::new(), 0);
+    let attr = directory(read, ask.dir)?.attr(ask.dir);
+    let (mut all, mut after) = (Vec::new(), 0);
     loop {
-        let Answer::Listing { entries, end, .. } = reader.list(&ask.cred, ask.dir, after, LISTING_MAX, false)? else {
+        let Answer::Listing { entries, end, parent } = reader.list(&ask.cred, ask.dir, after, LISTING_MAX, false)?
+        else {
             unreachable!("a listing was asked for")
         };
         after = entries.last().map_or(after, |entry| entry.cookie);
-        names.extend(entries.into_iter().map(|entry| entry.name));
-        if names.len() > common::units::len_usize(LEASE_NAMES_MAX.into()) {
+        all.extend(entries);
+        if all.len() > common::units::len_usize(LEASE_NAMES_MAX.into()) {
             return Ok(None);
         }
         if end {
-            return Ok(Some(names));
+            return Ok(Some((attr, parent, all)));
         }
     }
+}
+
+/// Attributes of an inode, if it is there.
+///
+/// # Errors
+/// The store failed.
+pub fn attr(read: &dyn KvRead, ino: InodeId) -> Result<Option<Attr>, KvError> {
+    Ok(find_inode(read, ino)?.map(|found| found.attr(ino)))
+}
+
+/// The inodes that these names lead to now, as far as they lead anywhere.
+///
+/// # Errors
+/// The store failed.
+pub fn lead_to(read: &dyn KvRead, names: &[(InodeId, Name)]) -> Result<Vec<InodeId>, KvError> {
+    let entries = names.iter().map(|(dir, name)| entry(read, *dir, name));
+    entries.filter_map(|found| found.transpose()).map(|found| found.map(|entry| entry.ino)).collect()
 }
 
 struct Reader<'a> {

@@ -41,7 +41,7 @@ fn nothing<T>() -> Result<T, Fault> {
 }
 
 impl Meta for Fake {
-    async fn submit(self, _: Context, _: Request) -> Result<Applied, Fault> {
+    async fn submit(self, _: Context, _: Request) -> Result<Submitted, Fault> {
         let plan = self.plan.lock().unwrap().clone();
         match plan {
             Plan::Answer => Err(Fault::new(Kind::Exists, "taken")),
@@ -90,11 +90,11 @@ impl Meta for Fake {
     }
 
     async fn lease(self, _: Context, _: LeaseAsk) -> Result<Leased, Fault> {
-        Ok(Leased { term: 1, lease: 0, names: None })
+        Ok(Leased { term: 1, listing: None })
     }
 
     async fn recalls(self, _: Context, call: RecallCall) -> Result<Recalls, Fault> {
-        Ok(Recalls { term: call.term, last: 0, dirs: Vec::new() })
+        Ok(Recalls { term: call.term, last: 0, inodes: Vec::new() })
     }
     async fn opens(
         self,

@@ -143,7 +143,7 @@ impl World {
     }
 
     fn ask(&self, uid: u32, ask: Query) -> Result<Answer, Fault> {
-        let ask = Ask { session: S1, cred: cred(uid), query: ask };
+        let ask = Ask { session: S1, cred: cred(uid), query: ask, lease: false };
         let ctx = QueryCtx::new(&config(&*self.kv).unwrap().unwrap());
         match query(&*self.kv, LogIndex(self.index), &ask, &ctx) {
             Ok(answered) => Ok(answered.answer),

@@ -444,7 +444,8 @@ fn opening_checks_access() {
         Answer::Opened { run, .. } => assert_eq!((run.extents.len(), run.covered), (1, u64::MAX)),
         other => panic!("{other:?}"),
     }
-    let ask = Ask { session: SessionId(99), cred: cred(0), query: Query::Open { ino, access: ACCESS_READ } };
+    let ask =
+        Ask { session: SessionId(99), cred: cred(0), query: Query::Open { ino, access: ACCESS_READ }, lease: false };
     let ctx = QueryCtx::new(&config(&*world.kv).unwrap().unwrap());
     let stranger = query(&*world.kv, LogIndex(1), &ask, &ctx).map_err(Fault::from).unwrap_err();
     assert_eq!(stranger.kind, Kind::NoSession, "no tokens without a session");

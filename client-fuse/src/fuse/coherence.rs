@@ -1,0 +1,155 @@
+//! What the kernel may believe, and how it is told to forget.
+//!
+//! The kernel keeps names and attributes for as long as the client's lease of them lasts ([`Client::certain`]), so a mount
+//! whose process stands still goes stale-free by itself. When the client forgets something earlier, the kernel is told
+//! before the metaservers hear of it:
+//! - all names at once, by the connection's *epoch* (`FUSE_NOTIFY_INC_EPOCH`, Linux 6.16): they are looked up again when they
+//!   are used next. Unlike the notification about one name this takes no lock of the directory, which a local create holds
+//!   while it waits for us. Where the kernel has no epochs, names are not kept at all.
+//! - attributes one inode at a time, and the pages of files that are open. Pages of a file that is closed stay: they are
+//!   kept at the next open only if they are of the right version.
+//!
+//! A read between the moment when something was forgotten and the moment when the other mount's change is done may bring
+//! old pages back. So a file that is open is asked about until its lease is back ([`Shared::recheck`]), and pages of another
+//! version go then.
+//!
+//! [`Client::certain`]: client_fuse::Client::certain
+
+use super::Shared;
+use common::id::InodeId;
+use common::name::Name;
+use common::proto::meta::{Attr, Cred};
+use fuser::{INodeNo, Notifier};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+/// `FUSE_NOTIFY_INC_EPOCH`.
+const INC_EPOCH: i32 = 8;
+/// Pauses between two questions about a file whose lease is gone.
+const RECHECKS: [Duration; 6] = [
+    Duration::from_millis(2),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1000),
+    Duration::from_millis(3000),
+];
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Coherence {
+    /// Held by who shows something to the kernel; passed by who makes it forget.
+    gate: RwLock<()>,
+    device: OnceLock<Device>,
+    /// Files that are being asked about.
+    rechecking: Mutex<BTreeSet<InodeId>>,
+}
+
+struct Device {
+    notifier: Notifier,
+    /// The connection. `None`: its kernel has no epochs.
+    file: Option<File>,
+}
+
+/// Raises the epoch of a connection: all names are looked up again.
+fn raise_epoch(mut device: &File) -> io::Result<()> {
+    let mut notice = [0; 16]; // length, code, unique (0: a notification)
+    notice[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    notice[4..8].copy_from_slice(&INC_EPOCH.to_ne_bytes());
+    device.write_all(&notice)
+}
+
+impl Coherence {
+    /// The mount is there.
+    pub(super) fn mounted(&self, notifier: Notifier, file: File) {
+        let epochs = raise_epoch(&file);
+        if let Err(error) = &epochs {
+            tracing::info!(%error, "this kernel cannot forget all names at once: it keeps none");
+        }
+        let _ = self.device.set(Device { notifier, file: epochs.ok().map(|()| file) });
+    }
+
+    fn keeps_names(&self) -> bool {
+        self.device.get().is_some_and(|device| device.file.is_some())
+    }
+}
+
+impl Shared {
+    /// Shows attributes to the kernel: `show` gets those that are certain now and how long they may be believed, or `attr`,
+    /// to be believed for no time. `place`: the name they are shown under is believed as well.
+    pub(super) fn show(&self, attr: &Attr, place: Option<(InodeId, &Name)>, show: impl FnOnce(&Attr, Duration)) {
+        let _gate = self.coherence.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let certain = match place {
+            Some((dir, name)) if self.coherence.keeps_names() => self.client.certain_as(dir, name, attr.ino),
+            Some(_) => None,
+            None => self.client.certain(attr.ino),
+        };
+        match certain {
+            Some((certain, left)) => show(&certain, left),
+            None => show(attr, Duration::ZERO),
+        }
+    }
+
+    /// The client does not answer for these any more. Returns when the kernel does not believe them either. Blocks.
+    pub(super) fn forget(self: &Arc<Self>, inodes: &[InodeId]) {
+        // What was shown of them before is with the kernel when this is through.
+        drop(self.coherence.gate.write().unwrap_or_else(PoisonError::into_inner));
+        let Some(device) = self.coherence.device.get() else { return };
+        if let Some(Err(error)) = device.file.as_ref().map(raise_epoch) {
+            tracing::debug!(%error, "the mount is gone");
+        }
+        for ino in inodes.iter().filter(|ino| self.inodes.is_known(**ino)) {
+            let open = self.client.is_open(*ino);
+            let from = if open { 0 } else { -1 }; // -1: attributes only
+            if let Err(error) = device.notifier.inval_inode(INodeNo(ino.0), from, 0) {
+                tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
+            }
+            if open {
+                self.recheck_soon(*ino);
+            }
+        }
+    }
+
+    /// Asks about a file that is open until the client has a lease of it again. See the module.
+    pub(super) fn recheck_soon(self: &Arc<Self>, ino: InodeId) {
+        if self.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner).insert(ino) {
+            let shared = Arc::clone(self);
+            self.tasks.spawn_until_stop(async move {
+                shared.recheck(ino).await;
+                shared.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner).remove(&ino);
+            });
+        }
+    }
+
+    async fn recheck(&self, ino: InodeId) {
+        for pause in RECHECKS {
+            tokio::time::sleep(pause).await;
+            if !self.client.is_open(ino) {
+                return;
+            }
+            let asked = self.client.getattr(&Cred::default(), ino).await;
+            if asked.is_ok() && self.client.is_leased(ino) {
+                break;
+            }
+        }
+        self.drop_stale_pages(ino).await;
+    }
+
+    /// What the kernel keeps of a file is dropped if it is of another data version than the file has now.
+    pub(super) async fn drop_stale_pages(&self, ino: InodeId) {
+        let Some(attr) = self.client.known(ino) else { return };
+        let Some(notifier) = self.coherence.device.get().map(|device| device.notifier.clone()) else { return };
+        if !self.inodes.opened(ino, attr.version) {
+            // On a thread of its own: the kernel may wait for pages that are being read.
+            let drop_all = move || {
+                if let Err(error) = notifier.inval_inode(INodeNo(ino.0), 0, 0) {
+                    tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
+                }
+            };
+            let _ = tokio::task::spawn_blocking(drop_all).await; // a mount that ends needs none
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What one mount has done is what every other mount sees in its next call: attributes, names, contents, also of files that
+//! are open there, mapped there, or were just answered from memory; while the leader is killed, and after a mount has
+//! stood still for longer than its leases last.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
+
+use nix::sys::signal::Signal;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tests::cluster::Cluster;
+use tests::content::full;
+
+/// Longer than a lease, shorter than a session.
+const STANDSTILL: Duration = Duration::from_secs(3);
+
+/// The mounts' views of one directory, and how often they were compared.
+struct Views {
+    dirs: Vec<PathBuf>,
+    checks: u64,
+}
+
+impl Views {
+    fn new(cluster: &mut Cluster) -> Views {
+        let dirs: Vec<PathBuf> = ["a", "b", "c"].iter().map(|name| cluster.mount(name).join("dir")).collect();
+        fs::create_dir(&dirs[0]).unwrap();
+        Views { dirs, checks: 0 }
+    }
+
+    /// Everybody sees the same, which is `want`. Twice: the second time it may be answered from memory.
+    fn all<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, want: &T, see: impl Fn(&Path) -> T) {
+        for look in 0..2 {
+            for dir in &self.dirs {
+                let seen = see(dir);
+                assert_eq!(&seen, want, "{what}, look {look}, through {}", dir.display());
+                self.checks += 1;
+            }
+        }
+    }
+
+    /// One round of everything, changed by mount `by`.
+    fn round(&mut self, round: usize) {
+        let by = self.dirs[round % self.dirs.len()].clone();
+        let other = self.dirs[(round + 1) % self.dirs.len()].clone();
+        let (name, moved) = (format!("f{round}"), format!("m{round}"));
+        let read = |dir: &Path, name: &str| fs::read(dir.join(name)).ok();
+
+        self.all("not there yet", &false, |dir| dir.join(&name).exists());
+        fs::write(by.join(&name), format!("first {round}")).unwrap();
+        self.all("written", &Some(format!("first {round}").into_bytes()), |dir| read(dir, &name));
+        self.all("size", &(6 + round.to_string().len() as u64), |dir| fs::metadata(dir.join(&name)).unwrap().len());
+
+        // A file that is open everywhere, written in place, with the same length.
+        let open: Vec<File> = self.dirs.iter().map(|dir| File::open(dir.join(&name)).unwrap()).collect();
+        for step in 0..3 {
+            let text = format!("step{step} {round}");
+            let file = OpenOptions::new().write(true).open(other.join(&name)).unwrap();
+            file.write_all_at(text.as_bytes(), 0).unwrap();
+            file.sync_all().unwrap();
+            for (file, dir) in open.iter().zip(&self.dirs) {
+                let mut seen = vec![0; text.len()];
+                file.read_exact_at(&mut seen, 0).unwrap();
+                assert_eq!(String::from_utf8_lossy(&seen), text, "an open file, through {}", dir.display());
+                self.checks += 1;
+            }
+        }
+        // Appended and cut elsewhere.
+        OpenOptions::new().append(true).open(by.join(&name)).unwrap().write_all(b" more").unwrap();
+        self.all("appended", &true, |dir| read(dir, &name).unwrap().ends_with(b" more"));
+        OpenOptions::new().write(true).open(other.join(&name)).unwrap().set_len(3).unwrap();
+        self.all("cut", &Some(b"ste".to_vec()), |dir| read(dir, &name));
+        for (file, dir) in open.iter().zip(&self.dirs) {
+            let (mut seen, mut file) = (Vec::new(), file);
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file.read_to_end(&mut seen).unwrap();
+            assert_eq!(seen, b"ste", "cut while it is open, through {}", dir.display());
+            self.checks += 1;
+        }
+
+        let mode = 0o600 + u32::try_from(round % 8).unwrap();
+        fs::set_permissions(by.join(&name), fs::Permissions::from_mode(mode)).unwrap();
+        self.all("mode", &mode, |dir| fs::metadata(dir.join(&name)).unwrap().mode() & 0o777);
+        fs::hard_link(other.join(&name), other.join(&moved)).unwrap();
+        self.all("links", &2, |dir| fs::metadata(dir.join(&name)).unwrap().nlink());
+        fs::remove_file(by.join(&name)).unwrap();
+        self.all("links of the other name", &1, |dir| fs::metadata(dir.join(&moved)).unwrap().nlink());
+        self.all("unlinked", &false, |dir| dir.join(&name).exists());
+        fs::write(by.join(&name), "new").unwrap();
+        fs::rename(other.join(&moved), other.join(&name)).unwrap();
+        self.all("replaced", &Some(b"ste".to_vec()), |dir| read(dir, &name));
+        self.all("moved away", &false, |dir| dir.join(&moved).exists());
+
+        // Directories: links, emptiness, names.
+        fs::create_dir(by.join(&moved)).unwrap();
+        fs::create_dir(other.join(&moved).join("sub")).unwrap();
+        self.all("subdirectories", &3, |dir| fs::metadata(dir.join(&moved)).unwrap().nlink());
+        let names = |dir: &Path| {
+            let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let here = names(&by);
+        self.all("listing", &here, names);
+        fs::remove_dir(by.join(&moved).join("sub")).unwrap();
+        fs::remove_dir(other.join(&moved)).unwrap();
+        self.all("directory gone", &false, |dir| dir.join(&moved).exists());
+        fs::remove_file(by.join(&name)).unwrap();
+        self.all("gone", &None, |dir| read(dir, &name));
+    }
+}
+
+#[test]
+fn what_one_mount_does_all_mounts_see() {
+    tests::skip_if!(no_mount);
+    let mut cluster = Cluster::start();
+    let mut views = Views::new(&mut cluster);
+    let rounds = if full() { 1200 } else { 60 };
+    for round in 0..rounds {
+        views.round(round);
+    }
+
+    // The new leader knows of no lease that the old one gave.
+    for round in rounds..rounds + 3 {
+        let leader = cluster.leader();
+        cluster.kill(&[&leader]);
+        views.round(round);
+        cluster.start_server(&leader);
+        cluster.up();
+        views.round(round);
+    }
+    eprintln!("{} checks", views.checks);
+    for name in ["a", "b", "c"] {
+        cluster.unmount(name);
+    }
+}
+
+#[test]
+fn a_mount_that_stood_still_shows_nothing_old() {
+    tests::skip_if!(no_mount);
+    let mut cluster = Cluster::start();
+    let views = Views::new(&mut cluster);
+    let [a, b, c] = [0, 1, 2].map(|view: usize| views.dirs[view].join("file"));
+    for round in 0..3 {
+        fs::write(&a, format!("before {round}")).unwrap();
+        let mut open = File::open(&c).unwrap();
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert_eq!(text, format!("before {round}"));
+        assert!(fs::metadata(&c).is_ok() && fs::metadata(views.dirs[2].join("gone")).is_err());
+
+        assert!(cluster.signal_if_running("c", Signal::SIGSTOP));
+        fs::write(&a, format!("after, longer {round}")).unwrap();
+        fs::set_permissions(&a, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::write(views.dirs[1].join("gone"), "x").unwrap();
+        assert_eq!(fs::read_to_string(&b).unwrap(), format!("after, longer {round}"));
+        std::thread::sleep(STANDSTILL);
+        assert!(cluster.signal_if_running("c", Signal::SIGCONT));
+
+        assert_eq!(fs::metadata(&c).unwrap().mode() & 0o777, 0o640);
+        text.clear();
+        open.seek(SeekFrom::Start(0)).unwrap();
+        open.read_to_string(&mut text).unwrap();
+        assert_eq!(text, format!("after, longer {round}"), "an open file");
+        assert!(fs::metadata(views.dirs[2].join("gone")).is_ok(), "a name");
+        fs::remove_file(views.dirs[1].join("gone")).unwrap();
+        fs::set_permissions(&a, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    for name in ["a", "b", "c"] {
+        cluster.unmount(name);
+    }
+}
