@@ -26,7 +26,8 @@ pub struct Config {
     pub host: String,
     /// Its share of the data relative to other servers. 0: its capacity in GiB.
     pub weight: u32,
-    /// Bytes that are left free on each data directory's file system.
+    /// Bytes that puts leave free on each data directory's file system. Compaction copies into them: with less than a
+    /// segment's length, 1 GiB, a full disk is not compacted.
     pub reserve_bytes: u64,
     /// Memory for the caches of the chunk indexes, in bytes.
     pub index_cache_bytes: u64,

@@ -112,6 +112,7 @@ impl Voice {
                 corrupt: stats.corrupt,
                 fenced_dirs: stats.fenced,
                 map_version: registration.map.version,
+                segment_bytes: stats.segment_bytes,
             };
             match self.caller.heartbeat(&heartbeat, HEARTBEAT_LIMIT).await {
                 Ok(reply) => {

@@ -7,7 +7,7 @@
 //! | [`Config`], `main.rs` | what it is told; start and stop of the process |
 //! | `service.rs` | connections, requests one after another, rights, bytes in flight |
 //! | `chain.rs` | a put: hand it on to the next server while it comes in, then answer for both |
-//! | [`store`] | on disk: append, sync, index; read back |
+//! | [`store`] | on disk: append, sync, index; read back; compact what is mostly deleted |
 //! | `heartbeat.rs` | who we are, the cluster's secret and map; a sign of life each second |
 //! | `keep/` | what belongs here is fetched, what does not is dropped, what nobody needs is deleted |
 //!
@@ -15,8 +15,6 @@
 //!
 //! Start: stores are opened and recovered, the port is bound, then the server registers with the metaservers, for as
 //! long as it takes; until then every request is answered with `Unavailable`.
-//!
-//! Left out: compaction of segments with little left in them.
 
 mod chain;
 mod config;

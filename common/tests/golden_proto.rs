@@ -241,6 +241,7 @@ fn servers(out: &mut Golden) {
         corrupt: 5,
         fenced_dirs: 6,
         map_version: 7,
+        segment_bytes: 8,
     };
     out.line("Heartbeat", &heartbeat);
     let format = Admin::Format {

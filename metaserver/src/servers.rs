@@ -207,6 +207,7 @@ impl Servers {
                 chunk_bytes: beat(|b| b.chunk_bytes),
                 corrupt: beat(|b| b.corrupt),
                 fenced_dirs: heard.map_or(0, |heard| heard.beat.fenced_dirs),
+                segment_bytes: beat(|b| b.segment_bytes),
             }
         };
         map.servers.iter().map(status).collect()
@@ -282,6 +283,7 @@ mod tests {
             corrupt: 0,
             fenced_dirs: 0,
             map_version: 0,
+            segment_bytes: 0,
         }
     }
 

@@ -661,6 +661,7 @@ impl Meta for Call {
             corrupt: 0,
             fenced_dirs: 0,
             map_version: 0,
+            segment_bytes: 0,
         };
         let (server, new) = match self.propose(&member, &Command::Register(register.clone())).await? {
             Done::Registered { server, new } => (server, new),

@@ -21,7 +21,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How far scrub is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Progress {
-    /// Bytes verified in this round, and all bytes when it began.
+    /// Bytes verified in this round, and all bytes at the last look.
     pub(super) done: u64,
     pub(super) all: u64,
     /// Whole rounds.
@@ -40,6 +40,21 @@ fn rate(all: u64, settings: &KeepSettings, now: bool) -> u64 {
     if now { settings.scrub_rate } else { needed.min(settings.scrub_rate) }
 }
 
+/// A copy that was read, and when: the next one is counted from it.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    at: Instant,
+    len: u64,
+}
+
+impl Read {
+    /// When the next copy may be read, with `all` bytes here now: what was put since this one was read makes it sooner.
+    fn next(&self, all: u64, settings: &KeepSettings, now: bool) -> Instant {
+        let nanos = u128::from(self.len) * 1_000_000_000 / u128::from(rate(all, settings, now).max(1));
+        self.at + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
 impl Keeper {
     pub(super) async fn scrubs(&self) {
         loop {
@@ -52,13 +67,9 @@ impl Keeper {
 
     /// One round over everything that is here.
     async fn round(&self) {
-        let (mut from, mut next) = (ChunkId([0; 32]), Instant::now());
+        let (mut from, mut last) = (ChunkId([0; 32]), Read { at: Instant::now(), len: 0 });
         let order = self.orders.borrow().scrub; // one that comes later wants another round
-        let all = self.shared.stores().stats_soon().await.bytes;
-        {
-            let mut scrub = self.scrub();
-            (scrub.done, scrub.all) = (0, all);
-        }
+        self.scrub().done = 0;
         loop {
             let (copies, more) = match self.shared.stores().range(from, None, LIST_MAX).await {
                 Ok(listed) => listed,
@@ -69,7 +80,7 @@ impl Keeper {
                 }
             };
             for copy in copies.iter().filter(|copy| !copy.damaged) {
-                next = self.turn(copy.len.into(), next).await;
+                last = Read { at: self.turn(last).await, len: copy.len.into() };
                 self.check(copy.id).await;
                 self.scrub().done += u64::from(copy.len);
             }
@@ -83,28 +94,28 @@ impl Keeper {
         scrub.order = order;
     }
 
-    /// Waits until `next`, when the next copy may be read, or until an order wants it sooner; and while scrub is paused.
-    /// When the one after it may be read.
-    async fn turn(&self, len: u64, next: Instant) -> Instant {
-        let takes = |rate: u64| {
-            let nanos = u128::from(len) * 1_000_000_000 / u128::from(rate.max(1));
-            Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-        };
+    /// Waits until the next copy may be read, or until an order wants it sooner; and while scrub is paused. From when on
+    /// its reading counts.
+    async fn turn(&self, last: Read) -> Instant {
         loop {
+            let all = self.shared.stores().stats_soon().await.bytes;
             let (settings, ordered) = {
                 let orders = self.orders.borrow();
                 (orders.settings, orders.scrub)
             };
-            let Progress { all, order, .. } = *self.scrub();
-            let (now, at_once) = (Instant::now(), ordered > order);
-            let next = if at_once { next.min(now + takes(settings.scrub_rate)) } else { next };
+            let at_once = {
+                let mut scrub = self.scrub();
+                scrub.all = all;
+                ordered > scrub.order
+            };
+            let (now, next) = (Instant::now(), last.next(all, &settings, at_once));
             if !settings.scrub_paused && next <= now {
-                return now + takes(rate(all, &settings, at_once));
+                return now;
             }
             let rest = next.saturating_duration_since(now);
             if !settings.scrub_paused && rest < LOOK_EVERY {
                 tokio::time::sleep(rest).await;
-                return next + takes(rate(all, &settings, at_once));
+                return next;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -137,5 +148,22 @@ mod tests {
         assert_eq!(rate(0, &settings, false), 1);
         assert_eq!(rate(90_000_000, &settings, false), 500, "not faster than allowed");
         assert_eq!(rate(90_000, &settings, true), 500);
+    }
+
+    #[test]
+    fn what_is_put_while_a_round_waits_makes_it_faster() {
+        let settings = KeepSettings { scrub_period_s: 1000, scrub_rate: 500_000, ..KeepSettings::default() };
+        let last = Read { at: Instant::now(), len: 900 };
+        let wait = |all, at_once| last.next(all, &settings, at_once).duration_since(last.at);
+        assert_eq!(
+            wait(900, false),
+            Duration::from_secs(900),
+            "the only copy is read once in nine tenths of the period"
+        );
+        assert_eq!(wait(90_000_000, false), Duration::from_millis(9));
+        assert_eq!(wait(900, true), Duration::from_micros(1800), "an order goes at the limit");
+        assert_eq!(Read { at: last.at, len: 0 }.next(0, &settings, false), last.at, "the first one waits for nothing");
+        let endless = KeepSettings { scrub_rate: 0, ..settings };
+        assert_eq!(wait(0, false), last.next(0, &endless, false).duration_since(last.at), "at least a byte a second");
     }
 }

@@ -8,7 +8,7 @@ use super::lane::{Change, Settled, Waiter, What, Wished};
 use super::{DISK_WAIT_MAX, Inner, Store, StoreError};
 use common::id::ChunkId;
 use common::kv::Batch;
-use common::segment::{Position, Record};
+use common::segment::{Position, Record, SegmentError};
 use futures::future::{Either, select};
 use std::pin::pin;
 use tokio::sync::oneshot;
@@ -106,8 +106,11 @@ impl Inner {
     pub(super) fn punch(&self, dead: &[(Log, Position)]) -> Result<(), StoreError> {
         let mut batch = Batch::default();
         for (log, position) in dead {
-            if let Err(error) = self.lane(*log).segments.punch(*position) {
-                warn!(position = %position, error = %error, "cannot give back the space of a deleted chunk");
+            match self.lane(*log).segments.punch(*position) {
+                Ok(_) | Err(SegmentError::Absent { .. }) => {} // compacted away meanwhile
+                Err(error) => {
+                    warn!(position = %position, error = %error, "cannot give back the space of a deleted chunk")
+                }
             }
             batch.delete(DEAD, format::dead_key(*log, *position));
         }

@@ -1,11 +1,11 @@
-//! The bytes of the index and of record kinds, version 1. Keys are big-endian so that they sort, values little-endian.
+//! The bytes of the index and of record kinds. Keys are big-endian so that they sort, values little-endian.
 //!
 //! Segment records (headers and trailers: [`common::segment::format`]); the key is the chunk id:
 //!
 //! | kind | payload | trailer |
 //! | --- | --- | --- |
 //! | 1 chunk | the chunk's bytes | its hash tree's leaves, 32 bytes each (none up to 16 KiB) |
-//! | 2 tombstone | the record that is dead: segment (4), offset (8) | none |
+//! | 2 tombstone | the record that is dead, and all older ones of the chunk with it: segment (4), offset (8) | none |
 //!
 //! Index, family `chunk`: chunk id (32) -> row:
 //!
@@ -22,13 +22,17 @@
 //! Which log a record is in follows from the chunk's length ([`Log::of`]): that limit is part of the format.
 //!
 //! Family `log`: log (1) -> version (1), segment (4), offset (8): all records below are in the index; chunks (8), bytes
-//! (8) in the index. Key `store` -> version (1), store id (16).
+//! (8) in the index. Version 2; in version 1 there is no family `segment` that counts. Key log (1), `g` -> the segments
+//! that were removed ([`common::segment::Gone`]). Key `store` -> version (1), store id (16).
+//! Family `segment`: log (1), segment (4) -> version (1), bytes of records that rows point to (8), bytes of tombstones (8),
+//! number of records that newer ones replaced without a tombstone (8).
 //! Family `dead`: log (1), segment (4), offset (8) -> empty: records whose row is gone and whose bytes are to be punched.
 
 use common::id::ChunkId;
 use common::kv::Family;
-use common::segment::Position;
-use common::units::HASH_GROUP_LEN;
+use common::segment::format::RECORD_HEADER_LEN;
+use common::segment::{Align, Position};
+use common::units::{HASH_GROUP_LEN, len_u64};
 use std::fmt;
 
 /// Record kind: a chunk.
@@ -38,16 +42,19 @@ pub(super) const KIND_TOMBSTONE: u8 = 2;
 /// The longest chunk of the small log, in bytes.
 pub(super) const SMALL_LEN_MAX: u32 = 64 << 10;
 
-pub(super) const FAMILIES: [&str; 3] = ["chunk", "log", "dead"];
+pub(super) const FAMILIES: [&str; 4] = ["chunk", "log", "dead", "segment"];
 pub(super) const CHUNK: Family = Family(0);
 pub(super) const LOG: Family = Family(1);
 pub(super) const DEAD: Family = Family(2);
+pub(super) const SEGMENT: Family = Family(3);
 pub(super) const STORE_KEY: &[u8] = b"store";
 
 const VERSION: u8 = 1;
+const LOG_VERSION: u8 = 2;
 const FLAG_DAMAGED: u8 = 1;
 const ROW_LEN: usize = 34;
 const LOG_ROW_LEN: usize = 29;
+const SEGMENT_ROW_LEN: usize = 25;
 const POSITION_LEN: usize = 12;
 
 /// One of a store's two segment logs.
@@ -73,6 +80,18 @@ impl Log {
             Log::Small => "segments-small",
             Log::Large => "segments-large",
         }
+    }
+
+    pub(super) fn align(self) -> Align {
+        match self {
+            Log::Small => Align::Small,
+            Log::Large => Align::Direct,
+        }
+    }
+
+    /// Bytes that a tombstone takes.
+    pub(super) fn tombstone_len(self) -> u64 {
+        len_u64(RECORD_HEADER_LEN + POSITION_LEN).next_multiple_of(self.align().bytes())
     }
 
     pub(super) fn key(self) -> [u8; 1] {
@@ -106,6 +125,20 @@ pub(super) struct LogRow {
     pub(super) indexed: Option<Position>,
     pub(super) chunks: u64,
     pub(super) bytes: u64,
+    /// Read from version 1: the family `segment` does not count yet.
+    pub(super) uncounted: bool,
+}
+
+/// What the index knows of a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SegmentRow {
+    /// Bytes of records, headers and padding included, that rows point to.
+    pub(super) live: u64,
+    /// Bytes of tombstones, at least: a start after a crash may count some twice.
+    pub(super) tombstones: u64,
+    /// Records that newer ones of their chunks replaced, without a tombstone that names them, at least. While there are
+    /// any, a tombstone of the newer ones keeps these dead, too ([`super::compact`]).
+    pub(super) superseded: u64,
 }
 
 /// A value that is none of ours: the index is damaged or of another version.
@@ -141,7 +174,7 @@ impl Row {
 impl LogRow {
     pub(super) fn encode(&self) -> [u8; LOG_ROW_LEN] {
         let mut out = [0; LOG_ROW_LEN];
-        out[0] = VERSION;
+        out[0] = LOG_VERSION;
         out[1..13].copy_from_slice(&position_value(self.indexed.unwrap_or(Position { segment: 0, offset: 0 })));
         out[13..21].copy_from_slice(&self.chunks.to_le_bytes());
         out[21..29].copy_from_slice(&self.bytes.to_le_bytes());
@@ -149,12 +182,31 @@ impl LogRow {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<LogRow, BadRow> {
-        if bytes.len() != LOG_ROW_LEN || bytes[0] != VERSION {
+        if bytes.len() != LOG_ROW_LEN || !(VERSION..=LOG_VERSION).contains(&bytes[0]) {
             return Err(BadRow);
         }
         let indexed = position_of(&bytes[1..13]).ok_or(BadRow)?;
         let indexed = (indexed.segment != 0).then_some(indexed);
-        Ok(LogRow { indexed, chunks: u64_at(bytes, 13), bytes: u64_at(bytes, 21) })
+        let uncounted = bytes[0] < LOG_VERSION;
+        Ok(LogRow { indexed, chunks: u64_at(bytes, 13), bytes: u64_at(bytes, 21), uncounted })
+    }
+}
+
+impl SegmentRow {
+    pub(super) fn encode(&self) -> [u8; SEGMENT_ROW_LEN] {
+        let mut out = [0; SEGMENT_ROW_LEN];
+        out[0] = VERSION;
+        out[1..9].copy_from_slice(&self.live.to_le_bytes());
+        out[9..17].copy_from_slice(&self.tombstones.to_le_bytes());
+        out[17..25].copy_from_slice(&self.superseded.to_le_bytes());
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<SegmentRow, BadRow> {
+        if bytes.len() != SEGMENT_ROW_LEN || bytes[0] != VERSION {
+            return Err(BadRow);
+        }
+        Ok(SegmentRow { live: u64_at(bytes, 1), tombstones: u64_at(bytes, 9), superseded: u64_at(bytes, 17) })
     }
 }
 
@@ -196,6 +248,27 @@ pub(super) fn dead_of(key: &[u8]) -> Option<(Log, Position)> {
     Some((log, Position { segment, offset: u64::from_be_bytes(key[5..].try_into().expect("8 bytes")) }))
 }
 
+/// Key of a segment's row.
+pub(super) fn segment_key(log: Log, segment: u32) -> Vec<u8> {
+    [&log.key()[..], &segment.to_be_bytes()].concat()
+}
+
+/// The other way. `None`: not such a key.
+pub(super) fn segment_of(key: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(key.get(1..)?.try_into().ok()?))
+}
+
+/// Key, in the family `log`, of the segments that were removed.
+pub(super) fn gone_key(log: Log) -> [u8; 2] {
+    [log.key()[0], b'g']
+}
+
+/// Bytes that the record of a chunk of this length takes in its log.
+pub(super) fn record_len(len: u32) -> u64 {
+    let used = len_u64(RECORD_HEADER_LEN) + u64::from(len) + len_u64(leaves_len(len));
+    used.next_multiple_of(Log::of(len).align().bytes())
+}
+
 /// A key of the chunk family. `None`: not 32 bytes.
 pub(super) fn chunk_of(key: &[u8]) -> Option<ChunkId> {
     Some(ChunkId(key.try_into().ok()?))
@@ -231,12 +304,27 @@ mod tests {
         expected[0] = 2;
         assert!(Row::decode(&expected).is_err(), "another version");
 
-        let log = LogRow { indexed: Some(position), chunks: 1, bytes: 2 };
-        let expected =
-            [1, 4, 3, 2, 1, 12, 11, 10, 9, 8, 7, 6, 5, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0].to_vec();
+        let log = LogRow { indexed: Some(position), chunks: 1, bytes: 2, uncounted: false };
+        let mut expected =
+            [2, 4, 3, 2, 1, 12, 11, 10, 9, 8, 7, 6, 5, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0].to_vec();
         assert_eq!(log.encode().to_vec(), expected);
         assert_eq!(LogRow::decode(&expected).unwrap(), log);
         assert_eq!(LogRow::decode(&LogRow::default().encode()).unwrap(), LogRow::default());
+        expected[0] = 1;
+        assert_eq!(LogRow::decode(&expected).unwrap(), LogRow { uncounted: true, ..log }, "the version before");
+        expected[0] = 3;
+        assert!(LogRow::decode(&expected).is_err());
+
+        let segment = SegmentRow { live: 0x0102, tombstones: 3, superseded: 4 };
+        let expected = [1, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(segment.encode(), expected);
+        assert_eq!(SegmentRow::decode(&expected).unwrap(), segment);
+        assert!(SegmentRow::decode(&expected[1..]).is_err());
+        assert_eq!(segment_key(Log::Large, 0x0102_0304), [1, 1, 2, 3, 4]);
+        assert_eq!((segment_of(&[1, 1, 2, 3, 4]), segment_of(&[1, 2])), (Some(0x0102_0304), None));
+        assert_eq!((gone_key(Log::Small), gone_key(Log::Large)), ([0, b'g'], [1, b'g']));
+        assert_eq!((record_len(1), record_len(5000), record_len(70_000)), (128, 5120, 73_728));
+        assert_eq!((Log::Small.tombstone_len(), Log::Large.tombstone_len()), (128, 4096));
 
         let key = dead_key(Log::Large, position);
         assert_eq!(key, [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);

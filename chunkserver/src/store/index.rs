@@ -6,9 +6,9 @@ use super::{Inner, OpenError, StoreConfig, StoreError};
 use common::id::{ChunkId, PgId};
 use common::kv::memory::MemoryKv;
 use common::kv::rocks::{RocksKv, Tuning};
-use common::kv::{Batch, Kv, KvError};
+use common::kv::{Batch, Entry, Family, KeyRange, Kv, KvError};
 use common::proto::chunk::ChunkRef;
-use common::segment::Position;
+use common::segment::{Gone, Position};
 use common::world::World;
 use std::io;
 use std::ops::Bound;
@@ -87,6 +87,19 @@ impl Index {
             Some(value) => LogRow::decode(&value).map_err(|_| bad_row()),
             None => Ok(LogRow::default()),
         }
+    }
+
+    /// The segments that were removed.
+    pub(super) fn gone(&self, log: Log) -> Result<Gone, KvError> {
+        match self.kv.get(LOG, &format::gone_key(log))? {
+            Some(value) => Gone::decode(&value).ok_or_else(bad_row),
+            None => Ok(Gone::default()),
+        }
+    }
+
+    /// In ascending order.
+    pub(super) fn scan(&self, family: Family, range: KeyRange) -> impl Iterator<Item = Result<Entry, KvError>> {
+        self.kv.scan(family, range, false)
     }
 
     /// Not durable before the next [`Index::flush`].
@@ -206,6 +219,6 @@ fn open_kv(world: &World, config: &StoreConfig, dir: &Path) -> Result<Index, KvE
     Ok(Index { kv, writing: Mutex::new(()) })
 }
 
-fn bad_row() -> KvError {
+pub(super) fn bad_row() -> KvError {
     KvError { doing: "read", message: "a row of the index is damaged or of another version".into() }
 }

@@ -5,12 +5,15 @@
 //! holds the mutex itself while a disk works, but for the row of one chunk.
 
 use super::chunk::VerifiedChunk;
-use super::format::{Log, LogRow, Row};
+use super::counts::Counts;
+use super::format::{Log, LogRow, Row, SegmentRow};
 use super::{Inner, StoreError};
 use common::id::ChunkId;
-use common::segment::{Position, SegmentLog};
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use common::kv::Batch;
+use common::segment::format::SEGMENT_HEADER_LEN;
+use common::segment::{Position, SegmentLog, SegmentUsage};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// How an operation on a chunk ended.
@@ -67,6 +70,8 @@ pub(super) enum Purpose {
     Put,
     Check,
     Delete,
+    /// Copied by compaction: its row is to move.
+    Move,
 }
 
 struct Pending {
@@ -78,6 +83,7 @@ struct Pending {
 
 /// An appended record that waits for its sync and its index row.
 pub(super) struct Change {
+    /// Of which chunk; its lock is held, but for [`What::Carried`] and [`What::Nothing`].
     pub(super) id: ChunkId,
     pub(super) position: Position,
     pub(super) what: What,
@@ -89,6 +95,35 @@ pub(super) enum What {
     Put { len: u32, old: Option<Row>, job: Answer },
     /// The row goes.
     Delete { old: Row },
+    /// Compaction copied the record: the row moves.
+    Move { old: Row, _done: Done },
+    /// Compaction copied a tombstone: the index has nothing of it but the count.
+    Carried { _done: Done },
+    /// No record: only to have the index follow the log to its end.
+    Nothing,
+}
+
+/// Shared by changes that belong together. When the last one is settled it is dropped, and the other end is told.
+pub(super) type Done = Arc<oneshot::Sender<()>>;
+
+impl Change {
+    /// True if the chunk's lock belongs to it.
+    pub(super) fn has_lock(&self) -> bool {
+        match self.what {
+            What::Put { .. } | What::Delete { .. } | What::Move { .. } => true,
+            What::Carried { .. } | What::Nothing => false,
+        }
+    }
+
+    /// The segments whose counts it changes.
+    pub(super) fn segments(&self) -> impl Iterator<Item = u32> {
+        let old = match &self.what {
+            What::Put { old, .. } => old.as_ref(),
+            What::Delete { old } | What::Move { old, .. } => Some(old),
+            What::Carried { .. } | What::Nothing => None,
+        };
+        old.map(|old| old.position.segment).into_iter().chain([self.position.segment])
+    }
 }
 
 /// Whom to tell, and what to give back then.
@@ -117,12 +152,14 @@ struct State {
     committing: bool,
     /// As in the index.
     held: LogRow,
+    /// As in the index.
+    counts: Counts,
 }
 
 impl Lane {
-    pub(super) fn new(log: Log, segments: SegmentLog, held: LogRow) -> Lane {
-        let state =
-            State { pending: BTreeMap::new(), wishes: BTreeMap::new(), queue: Vec::new(), committing: false, held };
+    pub(super) fn new(log: Log, segments: SegmentLog, held: LogRow, counts: Counts) -> Lane {
+        let (pending, wishes) = (BTreeMap::new(), BTreeMap::new());
+        let state = State { pending, wishes, queue: Vec::new(), committing: false, held, counts };
         Lane { log, segments, state: Mutex::new(state) }
     }
 
@@ -135,8 +172,46 @@ impl Lane {
         self.state().held
     }
 
-    pub(super) fn set_held(&self, held: LogRow) {
-        self.state().held = held;
+    /// What the index has of the segments of these changes.
+    pub(super) fn counts_for(&self, changes: &[Change]) -> Counts {
+        self.state().counts.part(changes.iter().flat_map(Change::segments))
+    }
+
+    /// What the index has of a segment.
+    pub(super) fn count(&self, segment: u32) -> SegmentRow {
+        self.state().counts.row(segment)
+    }
+
+    /// Bytes that its segments take on disk, about.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        let counts = self.counts();
+        let on_disk = |usage: SegmentUsage| match self.log {
+            Log::Small => usage.len,
+            Log::Large => {
+                let counted = counts.get(&usage.segment).copied().unwrap_or_default();
+                usage.len.min(SEGMENT_HEADER_LEN + counted.live + counted.tombstones)
+            }
+        };
+        self.segments.segments().into_iter().map(on_disk).sum()
+    }
+
+    /// Segments that the index has something of.
+    pub(super) fn counts(&self) -> BTreeMap<u32, SegmentRow> {
+        self.state().counts.segments().collect()
+    }
+
+    /// The index has this now. Only for whoever commits.
+    pub(super) fn set_held(&self, held: LogRow, counts: Counts) {
+        let mut state = self.state();
+        state.held = held;
+        state.counts.update(counts);
+    }
+
+    /// A segment is gone: adds to the batch that the index has nothing of it.
+    pub(super) fn forget(&self, segment: u32, batch: &mut Batch) {
+        let mut state = self.state();
+        state.counts.forget(segment);
+        state.counts.write_to(batch, self.log);
     }
 
     /// Takes the chunk's lock, or leaves a waiter (if there is one) with whoever has it.
@@ -228,7 +303,8 @@ impl Lane {
 
     /// All records before this are in the index, once those of `changes` are.
     pub(super) fn indexed_after(&self, changes: &[Change]) -> Position {
-        let own: std::collections::BTreeSet<ChunkId> = changes.iter().map(|change| change.id).collect();
+        let own: BTreeSet<ChunkId> =
+            changes.iter().filter(|change| change.has_lock()).map(|change| change.id).collect();
         let state = self.state();
         let others =
             state.pending.iter().filter(|(id, pending)| pending.purpose != Purpose::Check && !own.contains(id));

@@ -29,14 +29,18 @@
 //! 5. A failed write or sync fences the store: it acknowledges and vouches for nothing more until it is opened again.
 //! 6. A copy is deleted only under a wish ([`Store::wish`]) that nothing which vouched for the copy has voided since.
 //! 7. Delete: tombstone record synced, then the row dropped, then (the drop durable) the bytes punched, never the header.
+//! 8. A segment is removed only when no row points into it, durably, and no tombstone in it is needed any more
+//!    ([`compact`]).
 //!
 //! Bytes are *not* checked on their way out: the reader checks them, [`Part`] carries what it needs. What a reader finds
 //! to be wrong it reports, and [`Store::verify`] marks the copy.
 //!
-//! Left out: compaction of mostly dead segments (punching gives back whole blocks, so little of a small chunk);
-//! superseded damaged copies keep their space until then.
+//! Left out: a segment with a damaged copy keeps its space until that was repaired or deleted ([`compact`]).
 
+mod choose;
 mod chunk;
+mod compact;
+mod counts;
 mod delete;
 mod error;
 mod format;
@@ -72,7 +76,7 @@ use lane::Lane;
 use silent::Calls;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
@@ -133,6 +137,9 @@ pub struct StoreStats {
     pub fenced: u32,
     /// `fdatasync` calls that puts and deletes made since start.
     pub syncs: u64,
+    /// Bytes that its segments take on disk, about: for large chunks, whose bytes are given back as they are deleted, what
+    /// is live.
+    pub segment_bytes: u64,
 }
 
 /// What was found when a store was opened.
@@ -155,6 +162,12 @@ struct Inner {
     lately: read::Lately,
     /// Random, of this run: a row that carries it was written or verified since start.
     run: u64,
+    /// Compaction goes on in one place at a time.
+    compacting: tokio::sync::Mutex<choose::Progress>,
+    /// Puts and reads so far, about: compaction goes slower while there are any.
+    used: AtomicU64,
+    /// The last put was refused for want of room: compaction goes at full speed.
+    refused: AtomicBool,
     puts: Arc<Semaphore>,
     fenced: OnceLock<String>,
     corrupt: AtomicU64,
@@ -186,6 +199,8 @@ impl Store {
         let inner = Arc::new(inner);
         let (weak, due) = (Arc::downgrade(&inner), inner.flush_due.clone());
         tasks.spawn("index flush", |stop| flush_when_due(weak, due, stop));
+        let weak = Arc::downgrade(&inner);
+        tasks.spawn("compaction", |stop| compact::compact_when_due(weak, stop));
         Ok(Store { inner })
     }
 
@@ -222,6 +237,7 @@ impl Store {
             let held = lane.held();
             stats.chunks += held.chunks;
             stats.bytes += held.bytes;
+            stats.segment_bytes += lane.segment_bytes();
         }
         stats
     }

@@ -50,6 +50,7 @@ impl Store {
 
     async fn put_some(&self, chunks: Vec<VerifiedChunk>) -> Vec<Result<(), StoreError>> {
         let inner = &self.inner;
+        inner.used.fetch_add(1, Ordering::Relaxed);
         let wanted = u32::try_from(chunks.len()).expect("at most APPEND_CHUNKS_MAX");
         let mut permits = inner.puts.clone().acquire_many_owned(wanted).await.expect("never closed");
         let mut replies = Vec::with_capacity(chunks.len());
@@ -175,7 +176,9 @@ impl Inner {
         let (_, free) = self.world.disk.space(&self.config.dir).map_err(|e| self.fence(&e))?;
         let needed: u64 = fresh.iter().map(|fresh| len_u64(fresh.job.chunk.buf.capacity())).sum();
         let reserve = self.config.reserve_bytes;
-        if free < reserve.saturating_add(needed) {
+        let full = free < reserve.saturating_add(needed);
+        self.refused.store(full, Ordering::Relaxed);
+        if full {
             return Err(StoreError::NoSpace { dir: self.config.dir.clone(), free, reserve });
         }
         Ok(())
@@ -188,14 +191,16 @@ impl Inner {
         }
         while let Some(changes) = lane.next_changes() {
             let outcome = self.commit(lane, &changes);
-            for Change { id, what, .. } in changes {
-                let how = match (&outcome, &what) {
+            for change in changes {
+                let how = match (&outcome, &change.what) {
                     (Err(error), _) => Settled::Failed(error.clone()),
-                    (Ok(()), What::Put { .. }) => Settled::Held,
-                    (Ok(()), What::Delete { .. }) => Settled::Absent,
+                    (Ok(()), What::Put { .. } | What::Move { .. }) => Settled::Held, // a move has read and hashed it
+                    (Ok(()), What::Delete { .. } | What::Carried { .. } | What::Nothing) => Settled::Absent,
                 };
-                self.settle(lane, id, &how);
-                if let What::Put { job: Answer { reply, permit }, .. } = what {
+                if change.has_lock() {
+                    self.settle(lane, change.id, &how);
+                }
+                if let What::Put { job: Answer { reply, permit }, .. } = change.what {
                     drop(permit);
                     let _ = reply.send(how);
                 }
@@ -209,6 +214,7 @@ impl Inner {
         lane.segments.sync().map_err(|e| self.fence(&e))?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
         let (mut batch, mut held, mut bytes) = (Batch::default(), lane.held(), 0);
+        let mut counts = lane.counts_for(changes);
         let now = u64::try_from(self.world.now().secs).unwrap_or(0);
         for change in changes {
             match &change.what {
@@ -218,22 +224,37 @@ impl Inner {
                     batch.put(CHUNK, change.id.0, row.encode());
                     if let Some(old) = old {
                         held.remove(old.len);
+                        counts.replace(old.position, old.len);
                         batch.put(DEAD, format::dead_key(lane.log, old.position), []);
                     }
                     held.add(len);
+                    counts.add(position, len);
                     bytes += u64::from(len);
                 }
                 What::Delete { old } => {
                     batch.delete(CHUNK, change.id.0);
                     batch.put(DEAD, format::dead_key(lane.log, old.position), []);
                     held.remove(old.len);
+                    counts.remove(old.position, old.len);
+                    counts.tombstone(lane.log, change.position);
                 }
+                // The old record goes with its segment: who reads it now may finish.
+                What::Move { old, .. } => {
+                    let row = Row { position: change.position, checked_in: self.run, ..*old };
+                    batch.put(CHUNK, change.id.0, row.encode());
+                    counts.replace(old.position, old.len);
+                    counts.add(row.position, row.len);
+                    bytes += u64::from(row.len);
+                }
+                What::Carried { .. } => counts.tombstone(lane.log, change.position),
+                What::Nothing => {}
             }
         }
         held.indexed = Some(lane.indexed_after(changes));
         batch.put(LOG, lane.log.key(), held.encode());
+        counts.write_to(&mut batch, lane.log);
         self.index.write(batch).map_err(|e| self.index_failed(&e))?;
-        lane.set_held(held);
+        lane.set_held(held, counts);
         self.count_unflushed(len_u64(changes.len()), bytes);
         Ok(())
     }

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A range of at least this many bytes is read around the page cache the first time. Filling the cache costs a copy and
 /// as much again in bookkeeping, and most whole chunks are read once: the reader has a cache of its own.
 const DIRECT_LEN_MIN: usize = 1 << 20;
+/// How often a chunk that moves while it is read is looked for, at most.
+const READ_TRIES: usize = 3;
 /// How many chunks are remembered as read lately.
 const LATELY: usize = 8192;
 
@@ -102,7 +104,24 @@ impl Store {
 
 impl Inner {
     fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
-        let row = self.index.row(id).map_err(|e| self.index_failed(&e))?.ok_or(StoreError::NotFound { chunk: id })?;
+        self.used.fetch_add(1, Ordering::Relaxed);
+        let look = || self.index.row(id).map_err(|e| self.index_failed(&e))?.ok_or(StoreError::NotFound { chunk: id });
+        let (mut row, mut tries) = (look()?, 1);
+        loop {
+            let read = self.read_at(id, row, offset, len);
+            if read.is_ok() || tries == READ_TRIES {
+                return read;
+            }
+            let now = look()?;
+            if now.position == row.position {
+                return read;
+            }
+            // Compaction, or a repair, moved the chunk while it was read: again, at the new place.
+            (row, tries) = (now, tries + 1);
+        }
+    }
+
+    fn read_at(&self, id: ChunkId, row: Row, offset: u32, len: u32) -> Result<Part, StoreError> {
         let chunk_len = row.len;
         let end = offset.checked_add(len).filter(|end| len > 0 && *end <= chunk_len);
         let end = end.ok_or(StoreError::Range { chunk: id, offset, len, chunk_len })?;

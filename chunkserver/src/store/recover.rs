@@ -3,6 +3,7 @@
 //! The index remembers, in the same batch as its rows, how far it follows each log; a scan from there finds the rest.
 //! An index that is lost, damaged, another store's, or ahead of its log is made anew from the first segment.
 
+use super::counts::Counts;
 use super::format::{self, CHUNK, DEAD, KIND_CHUNK, KIND_TOMBSTONE, LOG, Log, LogRow, Row, leaves_len};
 use super::index::Index;
 use super::lane::Lane;
@@ -12,11 +13,11 @@ use common::disk::Lock;
 use common::hash::hash_chunk;
 use common::id::ChunkId;
 use common::kv::{Batch, KvError};
-use common::segment::{Align, Found, Header, Options, Owner, Position, Recovery, SegmentError, SegmentLog, Visit};
+use common::segment::{Found, Gone, Header, Options, Owner, Position, Recovery, SegmentError, SegmentLog, Visit};
 use common::units::{len_u32, len_u64};
 use common::world::World;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::{Notify, Semaphore};
 use tracing::{error, info, warn};
@@ -31,7 +32,7 @@ pub(super) fn open(world: World, config: StoreConfig, store: u128, lock: Lock) -
     let opened = open_lanes(&world, &config, store, &index);
     match &opened {
         Err(OpenError::Segments(gone @ SegmentError::Absent { .. })) => {
-            error!(dir = %config.dir.display(), error = %gone, "segments end before what the index knows: data was lost");
+            error!(dir = %config.dir.display(), error = %gone, "the index knows of chunks in segments that are not there: data was lost");
         }
         Err(OpenError::Index { source, .. }) => {
             warn!(dir = %config.dir.display(), error = %source, "the index is damaged: it is made anew from the segments");
@@ -60,6 +61,9 @@ pub(super) fn open(world: World, config: StoreConfig, store: u128, lock: Lock) -
         unflushed_rows: AtomicU64::new(1), // what was just found
         unflushed_bytes: AtomicU64::new(0),
         flush_due: Arc::new(Notify::new()),
+        compacting: tokio::sync::Mutex::default(),
+        used: AtomicU64::new(0),
+        refused: AtomicBool::new(false),
         calls: Mutex::default(),
         last_stats: Mutex::default(),
         recovered,
@@ -105,26 +109,27 @@ fn open_lane(
         owner: Owner::Chunks,
         owner_id: store.to_le_bytes(),
         segment_len_max: config.segment_len_max,
-        align: match log {
-            Log::Small => Align::Small,
-            Log::Large => Align::Direct,
-        },
+        align: log.align(),
         start: row.indexed,
         salt: world.random_u64(),
+        gone: index.gone(log).map_err(failed)?,
     };
+    let counts = if row.uncounted { Counts::recount(index, log) } else { Counts::load(index, log) };
     let mut replay = Replay::new(index, log, row, u64::try_from(world.now().secs).unwrap_or(0));
+    replay.counts = counts.map_err(failed)?;
     let dir = config.dir.join(log.dir());
     let (segments, recovery) = SegmentLog::open(world.disk.clone(), &dir, options, &mut replay)?;
     if let Some(cut) = &recovery.cut {
         info!(dir = %dir.display(), position = %cut.position, len = cut.len, "cut an unfinished write off");
     }
     replay.damaged(&recovery);
+    replay.check_segments(&segments)?;
     let damaged = replay.damaged;
-    let held = replay.finish(segments.end()).map_err(failed)?;
+    let (held, counts) = replay.finish(segments.end(), &segments.gone()).map_err(failed)?;
     recovered.records += recovery.records;
     recovered.damaged += damaged;
     recovered.rebuilt |= row.indexed.is_none() && recovery.records > 0;
-    Ok(Lane::new(log, segments, held))
+    Ok(Lane::new(log, segments, held, counts))
 }
 
 /// Applies records to the index, in the order of the log. Applying one that is known already changes nothing.
@@ -133,6 +138,7 @@ struct Replay<'a> {
     log: Log,
     now_secs: u64,
     held: LogRow,
+    counts: Counts,
     /// Rows not written yet; `None`: dropped.
     rows: BTreeMap<ChunkId, Option<Row>>,
     dead: Vec<Position>,
@@ -144,7 +150,8 @@ struct Replay<'a> {
 impl<'a> Replay<'a> {
     fn new(index: &'a Index, log: Log, held: LogRow, now_secs: u64) -> Replay<'a> {
         let (rows, dead, tombstoned) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
-        Replay { index, log, now_secs, held, rows, dead, tombstoned, damaged: 0, failed: None }
+        let counts = Counts::default();
+        Replay { index, log, now_secs, held, counts, rows, dead, tombstoned, damaged: 0, failed: None }
     }
 
     fn row(&mut self, id: ChunkId) -> Option<Row> {
@@ -161,9 +168,16 @@ impl<'a> Replay<'a> {
     fn set(&mut self, id: ChunkId, had: Option<Row>, row: Option<Row>) {
         if let Some(had) = had {
             self.held.remove(had.len);
+            self.counts.remove(had.position, had.len);
         }
         if let Some(row) = row {
             self.held.add(row.len);
+            self.counts.add(row.position, row.len);
+        }
+        if let (Some(had), Some(row)) = (had, row)
+            && had.position != row.position
+        {
+            self.counts.suspect(had.position.segment);
         }
         self.rows.insert(id, row);
         if self.rows.len() >= ROWS_AT_ONCE {
@@ -184,6 +198,7 @@ impl<'a> Replay<'a> {
             batch.put(DEAD, format::dead_key(self.log, position), []);
         }
         batch.put(LOG, self.log.key(), self.held.encode());
+        self.counts.write_to(&mut batch, self.log);
         if let Err(error) = self.index.write(batch) {
             self.failed.get_or_insert(error);
         }
@@ -204,20 +219,28 @@ impl<'a> Replay<'a> {
         self.set(id, had, Some(row));
     }
 
-    fn tombstone(&mut self, id: ChunkId, dead: Option<Position>) {
+    fn tombstone(&mut self, at: Position, id: ChunkId, dead: Option<Position>) {
+        self.counts.tombstone(self.log, at);
         let Some(dead) = dead else { return };
         if self.tombstoned.len() < TOMBSTONES_MAX {
             self.tombstoned.insert(dead);
         }
         let had = self.row(id);
-        if had.is_some_and(|had| had.position == dead) {
-            self.dead.push(dead);
+        // An older record than the one named was replaced by it, and that one is gone with its segment.
+        if let Some(row) = had.filter(|had| had.position <= dead) {
+            self.dead.push(row.position);
+            if row.position < dead {
+                self.counts.suspect(row.position.segment);
+            }
             self.set(id, had, None);
         }
     }
 
     /// Counts what recovery could not read, and flags the rows that point there.
     fn damaged(&mut self, recovery: &Recovery) {
+        for damage in &recovery.damaged {
+            self.counts.suspect(damage.position.segment); // perhaps it can be read some day
+        }
         let durable = recovery.damaged.iter().filter(|damage| damage.was_durable);
         for damage in durable.filter(|damage| !self.tombstoned.contains(&damage.position)).copied().collect::<Vec<_>>()
         {
@@ -231,19 +254,48 @@ impl<'a> Replay<'a> {
             }
         }
         self.damaged += recovery.damaged_count.saturating_sub(len_u64(recovery.damaged.len()));
+        for segment in &recovery.missing {
+            self.damaged += 1;
+            error!(dir = self.log.dir(), segment, "a segment's file is missing: its chunks are lost here");
+        }
         for segment in &recovery.unreadable {
             self.damaged += 1;
             error!(dir = self.log.dir(), segment, "a segment cannot be read: its chunks are lost here");
         }
     }
 
+    /// Compares what is counted with the segments that are there.
+    ///
+    /// # Errors
+    /// `Absent`: rows point into one that is not.
+    fn check_segments(&mut self, segments: &SegmentLog) -> Result<(), OpenError> {
+        let there: BTreeSet<u32> = segments.segments().iter().map(|usage| usage.segment).collect();
+        for (segment, row) in self.counts.segments().collect::<Vec<_>>() {
+            if there.contains(&segment) {
+                continue;
+            }
+            if row.live > 0 {
+                let (dir, position) = (self.log.dir().into(), Position { segment, offset: 0 });
+                return Err(SegmentError::Absent { dir, position }.into());
+            }
+            self.counts.forget(segment);
+        }
+        if std::mem::take(&mut self.held.uncounted) {
+            there.iter().for_each(|segment| self.counts.suspect(*segment));
+        }
+        Ok(())
+    }
+
     /// Writes the rest. All records before `end` are in the index.
-    fn finish(mut self, end: Position) -> Result<LogRow, KvError> {
+    fn finish(mut self, end: Position, gone: &Gone) -> Result<(LogRow, Counts), KvError> {
         self.held.indexed = Some(end);
         self.write();
+        let mut batch = Batch::default();
+        batch.put(LOG, format::gone_key(self.log), gone.encode());
+        self.index.write(batch)?;
         match self.failed {
             Some(error) => Err(error),
-            None => Ok(self.held),
+            None => Ok((self.held, self.counts)),
         }
     }
 }
@@ -254,7 +306,7 @@ impl Visit for Replay<'_> {
             KIND_CHUNK => self.chunk(found.position, found.header),
             KIND_TOMBSTONE => {
                 let dead = found.body.and_then(|(payload, _)| format::position_of(payload));
-                self.tombstone(ChunkId(found.header.key), dead);
+                self.tombstone(found.position, ChunkId(found.header.key), dead);
             }
             kind => warn!(position = %found.position, kind, "a record of a kind that this version does not know"),
         }

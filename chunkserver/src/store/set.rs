@@ -374,6 +374,7 @@ impl StoreSet {
             sum.corrupt += stats.corrupt;
             sum.fenced += stats.fenced;
             sum.syncs += stats.syncs;
+            sum.segment_bytes += stats.segment_bytes;
         }
         sum
     }

@@ -115,17 +115,22 @@ impl Inner {
         let how = match begun {
             Begun::Waiting | Begun::Dying => Settled::Absent,
             Begun::Mine => {
-                let how = match self.check_fence().and_then(|()| self.copy_of(lane, chunk, anew)) {
-                    Ok(Copy::Sound) => Settled::Held,
-                    Ok(Copy::Absent) => Settled::Absent,
-                    Ok(Copy::Bad(_)) => Settled::Damaged,
-                    Err(error) => Settled::Failed(error),
-                };
+                let how = self.look(lane, chunk, anew);
                 self.settle(lane, chunk.id, &how);
                 how
             }
         };
         let _ = reply.send(how); // it may have stopped waiting
+    }
+
+    /// [`Inner::copy_of`], as those who wait for the chunk are told.
+    pub(super) fn look(&self, lane: &Lane, chunk: ChunkRef, anew: bool) -> Settled {
+        match self.check_fence().and_then(|()| self.copy_of(lane, chunk, anew)) {
+            Ok(Copy::Sound) => Settled::Held,
+            Ok(Copy::Absent) => Settled::Absent,
+            Ok(Copy::Bad(_)) => Settled::Damaged,
+            Err(error) => Settled::Failed(error),
+        }
     }
 
     /// What is here of a chunk. The caller has its lock. `anew`: reads it even if it was written or verified in this run.

@@ -285,8 +285,8 @@ pub(crate) fn status_text(status: &Status) -> String {
     let _ = writeln!(text, "applied index {}", status.leader.applied.0);
     let _ = writeln!(
         text,
-        "\n{:<5} {:<22} {:<6} {:>11} {:>11} {:>9} {:>11} {:>8}",
-        "CHUNK", "ADDRESS", "STATE", "CAPACITY", "FREE", "CHUNKS", "BYTES", "CORRUPT"
+        "\n{:<5} {:<22} {:<6} {:>11} {:>11} {:>9} {:>11} {:>11} {:>8}",
+        "CHUNK", "ADDRESS", "STATE", "CAPACITY", "FREE", "CHUNKS", "BYTES", "ON DISK", "CORRUPT"
     );
     for server in &status.servers {
         text.push_str(&server_line(server));
@@ -312,13 +312,14 @@ fn server_line(server: &ServerStatus) -> String {
     let fenced =
         if server.fenced_dirs > 0 { format!("  {} directories fenced", server.fenced_dirs) } else { String::new() };
     format!(
-        "{:<5} {:<22} {state:<6} {:>11} {:>11} {:>9} {:>11} {:>8}{fenced}\n",
+        "{:<5} {:<22} {state:<6} {:>11} {:>11} {:>9} {:>11} {:>11} {:>8}{fenced}\n",
         server.server.to_string(),
         server.addr,
         size_text(server.capacity),
         size_text(server.free),
         server.chunks,
         size_text(server.chunk_bytes),
+        size_text(server.segment_bytes),
         server.corrupt
     )
 }
@@ -390,5 +391,6 @@ pub(crate) fn server_json(server: &ServerStatus) -> serde_json::Value {
         "chunk_bytes": server.chunk_bytes,
         "corrupt": server.corrupt,
         "fenced_dirs": server.fenced_dirs,
+        "segment_bytes": server.segment_bytes,
     })
 }

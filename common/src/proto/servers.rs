@@ -59,6 +59,8 @@ pub struct Heartbeat {
     pub fenced_dirs: u32,
     /// The map version it has.
     pub map_version: u64,
+    /// Bytes that its segments take on disk, about.
+    pub segment_bytes: u64,
 }
 
 /// The answer to a heartbeat.
@@ -170,4 +172,6 @@ pub struct ServerStatus {
     pub corrupt: u64,
     /// Fenced data directories.
     pub fenced_dirs: u32,
+    /// Bytes that its segments take on disk, about: more than `chunk_bytes` by what compaction has not given back yet.
+    pub segment_bytes: u64,
 }

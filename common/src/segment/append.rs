@@ -1,7 +1,7 @@
 //! Writing: a place is reserved under a lock, the bytes are written outside it, and the place is then reported as done.
 
 use super::format::{self, Header, KIND_RESERVED, KIND_TRUNCATE, RECORD_HEADER_LEN, SEGMENT_HEADER_LEN, Spot};
-use super::{Align, Owner, Place, Position, Record, Result, SegmentError, SegmentLog, disk_error, is_full};
+use super::{Align, Gone, Owner, Place, Position, Record, Result, SegmentError, SegmentLog, disk_error, is_full};
 use super::{BATCH_LEN_MAX, BATCH_RECORDS_MAX, PAYLOAD_LEN_MAX, TRAILER_LEN_MAX};
 use crate::disk::{AlignedBuf, File};
 use crate::units::{len_u32, len_u64, len_usize};
@@ -21,7 +21,7 @@ const STAGE_LEN_MAX: u64 = 256 << 10;
 
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
-/// What the clones of a log share. Locks are taken in this order: `in_order`, `sync_turn`, `state`, `files`.
+/// What the clones of a log share. Locks are taken in this order: `gone`, `in_order`, `sync_turn`, `state`, `files`.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) place: Place,
@@ -35,6 +35,8 @@ pub(super) struct Shared {
     pub(super) idle: Condvar,
     /// All segments.
     pub(super) files: RwLock<BTreeMap<u32, Stored>>,
+    /// Segments that were removed. Held through each removal: the records that say so are written one after another.
+    pub(super) gone: Mutex<Gone>,
 }
 
 /// A segment for reading.
@@ -90,7 +92,7 @@ struct Slot<'a> {
 }
 
 impl Shared {
-    pub(super) fn new(place: Place, current: Current, files: BTreeMap<u32, Stored>) -> Shared {
+    pub(super) fn new(place: Place, current: Current, files: BTreeMap<u32, Stored>, gone: Gone) -> Shared {
         let state =
             State { current, in_flight: BTreeSet::new(), completed: 0, synced: 0, rolling: false, fenced: None };
         Shared {
@@ -100,6 +102,7 @@ impl Shared {
             state: Mutex::new(state),
             idle: Condvar::new(),
             files: RwLock::new(files),
+            gone: Mutex::new(gone),
         }
     }
 

@@ -20,7 +20,7 @@
 //! | --- | --- | --- |
 //! | 0 | 4 | magic `DFSR` |
 //! | 4 | 1 | version, 1 |
-//! | 5 | 1 | kind: the owner's below 240; 240 truncate, 241 void |
+//! | 5 | 1 | kind: the owner's below 240; 240 truncate, 241 void, 242 gone |
 //! | 6 | 2 | flags: bit 0 = the body checksum leaves out the payload |
 //! | 8 | 4 | payload length |
 //! | 12 | 4 | trailer length |
@@ -34,6 +34,9 @@
 //!
 //! A void record lists places of its segment that recovery found to hold unfinished writes between finished ones: pairs
 //! of offset (8) and length (8). What is there does not count.
+//!
+//! A gone record names all segments that were removed from among others: ranges of numbers, first (4) and last (4), in
+//! order. The newest one counts ([`super::Gone`]). A version that does not know it refuses the log.
 
 use super::{Align, PAYLOAD_LEN_MAX, Position, TRAILER_LEN_MAX};
 use crate::units::len_u64;
@@ -48,6 +51,8 @@ pub const KIND_RESERVED: u8 = 240;
 pub(super) const KIND_TRUNCATE: u8 = 240;
 /// Names places that hold nothing.
 pub(super) const KIND_VOID: u8 = 241;
+/// Names the segments that were removed.
+pub(super) const KIND_GONE: u8 = 242;
 /// The body checksum leaves out the payload.
 const FLAG_PAYLOAD_UNCHECKED: u16 = 1;
 const FLAGS_KNOWN: u16 = FLAG_PAYLOAD_UNCHECKED;

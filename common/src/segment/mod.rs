@@ -17,6 +17,8 @@
 //!    not: space is reserved before anything is written.
 //! 6. A header is accepted only at the place it was written for: its checksum covers a random number of the segment, the
 //!    segment's number and the offset. Bytes of a client that look like a record are not taken for one.
+//! 7. A number of [`Owner::Chunks`] from 1 to the last that has no file is either named by a durable gone record
+//!    ([`Gone`]) or reported as missing. Numbers are not used again.
 //!
 //! [`Owner::RaftLog`] is a sequence: a record counts only if all before it do, so recovery cuts at the first bad record
 //! above the last mark. In [`Owner::Chunks`] each record stands for itself (writes may overlap in time): recovery
@@ -34,14 +36,18 @@
 
 mod append;
 pub mod format;
+mod gone;
 mod read;
 mod recover;
 mod scan;
 mod sync;
+mod walk;
 
 pub use format::{Header, Owner};
+pub use gone::Gone;
 pub use read::StoredRecord;
 pub use recover::{Cut, Damage, Found, Recovery, Visit};
+pub use walk::Walk;
 
 use crate::disk::Disk;
 use std::fmt;
@@ -93,6 +99,9 @@ pub struct Options {
     pub start: Option<Position>,
     /// A random number (`World::random_u64`) for the segments created in this run.
     pub salt: u64,
+    /// Segments that the owner knows to be removed; those that the scan meets in the log are added. ([`Owner::Chunks`]
+    /// only.)
+    pub gone: Gone,
 }
 
 /// What records start on, and how they are written.

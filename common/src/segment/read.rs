@@ -96,7 +96,7 @@ impl SegmentLog {
     }
 
     /// The file of a segment, and its salt.
-    fn stored(&self, at: Position) -> Result<(Stored, u64)> {
+    pub(super) fn stored(&self, at: Position) -> Result<(Stored, u64)> {
         let files = self.shared.files.read().expect("no panic holds this lock");
         let stored = files.get(&at.segment).ok_or_else(|| self.absent(at))?;
         let salt = stored.salt.ok_or_else(|| self.damaged(at, "the segment's header block is unreadable"))?;

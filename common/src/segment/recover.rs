@@ -5,10 +5,10 @@
 
 use super::append::{Current, Shared, Stored};
 use super::format::{
-    self, BadSegmentHeader, KIND_RESERVED, KIND_TRUNCATE, KIND_VOID, SEGMENT_HEADER_LEN, SegmentHeader,
+    self, BadSegmentHeader, KIND_GONE, KIND_RESERVED, KIND_TRUNCATE, KIND_VOID, SEGMENT_HEADER_LEN, SegmentHeader,
 };
 use super::scan::{Piece, Scan};
-use super::{DAMAGE_LIST_MAX, Header, Options, Owner, Place, Position, Record, Result, SegmentError, SegmentLog};
+use super::{DAMAGE_LIST_MAX, Gone, Header, Options, Owner, Place, Position, Record, Result, SegmentError, SegmentLog};
 use super::{disk_error, segment_name, sync};
 use crate::disk::Disk;
 use crate::units::{len_u64, len_usize};
@@ -52,8 +52,8 @@ pub struct Recovery {
     pub damaged_count: u64,
     /// Segments whose header block is unreadable: nothing in them can be read.
     pub unreadable: Vec<u32>,
-    /// Numbers missing between the first and the last segment (normal in a chunk store after compaction; at most
-    /// [`DAMAGE_LIST_MAX`]).
+    /// Numbers without a file, at most [`DAMAGE_LIST_MAX`]: between the first and the last segment; for [`Owner::Chunks`]
+    /// from 1 to the last, but for those that were removed ([`Gone`]). What was in them is lost.
     pub missing: Vec<u32>,
     /// The unfinished write that was cut off the end.
     pub cut: Option<Cut>,
@@ -100,12 +100,16 @@ impl SegmentLog {
         let place = Place { disk, dir: dir.into(), options };
         let mut recovery = Recovery::default();
         let files = list(&place, &mut recovery)?;
-        let mut opening = Opening { place: &place, visit, recovery, unfinished: Vec::new() };
+        let gone = place.options.gone.clone();
+        let mut opening = Opening { place: &place, visit, recovery, unfinished: Vec::new(), gone };
         let current = opening.scan_all(&files)?;
-        let (recovery, unfinished) = (opening.recovery, opening.unfinished);
+        let (mut recovery, unfinished, mut gone) = (opening.recovery, opening.unfinished, opening.gone);
+        // One that is there although it is said to be gone was to be removed when the power went: it counts as there.
+        files.keys().for_each(|segment| gone.remove(*segment));
+        recovery.missing = missing(&place, &files, &gone);
         let mut files = files;
         files.insert(current.segment, sync::stored(&current));
-        let log = SegmentLog { shared: Arc::new(Shared::new(place, current, files)) };
+        let log = SegmentLog { shared: Arc::new(Shared::new(place, current, files, gone)) };
         if !unfinished.is_empty() {
             log.void(&unfinished)?;
         }
@@ -152,12 +156,19 @@ fn list(place: &Place, recovery: &mut Recovery) -> Result<BTreeMap<u32, Stored>>
         }
         files.insert(*segment, Stored { file, salt, len });
     }
-    let (first, last) = (files.keys().next().copied(), files.keys().last().copied());
-    let all = first.zip(last).map(|(first, last)| first..=last);
-    recovery.missing =
-        all.into_iter().flatten().filter(|segment| !files.contains_key(segment)).take(DAMAGE_LIST_MAX).collect();
-    check_start(place, last, &files)?;
+    check_start(place, files.keys().last().copied(), &files)?;
     Ok(files)
+}
+
+/// Numbers without a file that nobody removed.
+fn missing(place: &Place, files: &BTreeMap<u32, Stored>, gone: &Gone) -> Vec<u32> {
+    let last = files.keys().last().copied().unwrap_or(0);
+    let first = match place.options.owner {
+        Owner::Chunks => 1,
+        Owner::RaftLog => files.keys().next().copied().unwrap_or(1), // the log is purged from the front
+    };
+    let lost = (first..=last).filter(|segment| !files.contains_key(segment) && !gone.contains(*segment));
+    lost.take(DAMAGE_LIST_MAX).collect()
 }
 
 fn segment_number(name: &Path) -> Option<u32> {
@@ -197,6 +208,8 @@ struct Opening<'a> {
     recovery: Recovery,
     /// Places in the last segment (offset, length) that may be unfinished writes.
     unfinished: Vec<(u64, u64)>,
+    /// Segments that are said to be removed.
+    gone: Gone,
 }
 
 /// One segment being walked.
@@ -314,6 +327,10 @@ impl Opening<'_> {
             (KIND_VOID, _) => {}
             (KIND_TRUNCATE, Some((payload, _))) => match format::decode_kept(payload) {
                 Some(kept) => self.visit.truncated(kept),
+                None => return Ok(false),
+            },
+            (KIND_GONE, Some((payload, _))) => match Gone::decode(payload) {
+                Some(gone) => self.gone.merge(&gone),
                 None => return Ok(false),
             },
             (KIND_RESERVED.., _) => {

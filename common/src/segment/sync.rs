@@ -1,9 +1,10 @@
 //! Making it durable: group commit, new segments, removal of old ones.
 
 use super::append::{Current, Shared, State, Stored};
-use super::format::{SEGMENT_HEADER_LEN, SegmentHeader};
+use super::format::{KIND_GONE, SEGMENT_HEADER_LEN, SegmentHeader};
 use super::{
-    Align, Owner, Place, Position, Result, SegmentError, SegmentLog, SegmentUsage, disk_error, is_full, segment_name,
+    Align, Gone, Owner, Place, Position, Record, Result, SegmentError, SegmentLog, SegmentUsage, disk_error, is_full,
+    segment_name,
 };
 use crate::disk::File;
 use std::sync::{Arc, MutexGuard};
@@ -151,14 +152,40 @@ impl SegmentLog {
         if empty { Ok(()) } else { self.shared.roll_from(segment) }
     }
 
-    /// Removes a segment, durably, with all in it. Not the last one; of a Raft log only the first one.
+    /// Removes a segment, durably, with all in it. Not the last one; of a Raft log only the first one. Of chunks any:
+    /// that it is gone is durable in the log before its file is removed, and so is all that was appended before this call.
+    /// After a crash in between it is there as if nothing had happened.
     ///
     /// # Errors
-    /// `Invalid`, `Absent`: nothing happened. `Disk`: it may be gone or come back at the next start.
+    /// `Invalid`, `Absent`, `NoSpace`: nothing happened. `Fenced`, `Disk`: it may be gone or come back at the next start.
     pub fn remove(&self, segment: u32) -> Result<()> {
+        let mut gone = self.shared.gone.lock().expect("no panic holds this lock");
+        self.check_remove(segment)?;
+        let place = &self.shared.place;
+        if place.options.owner == Owner::Chunks {
+            let mut named = gone.clone();
+            named.insert(segment);
+            let payload = named.encode();
+            let record = Record { kind: KIND_GONE, key: [0; 32], payload: &payload, trailer: &[], checksum: true };
+            self.shared.append_checked(&[record], false)?;
+            self.sync()?;
+            *gone = named;
+        }
+        self.shared.files.write().expect("no panic holds this lock").remove(&segment);
+        let path = place.dir.join(segment_name(segment));
+        place.disk.remove(&path).map_err(disk_error("remove", &path))?;
+        place.disk.sync_dir(&place.dir).map_err(disk_error("sync", &place.dir))
+    }
+
+    /// Segments that were removed from among others, ever: what the owner gives to the next [`Options`](super::Options).
+    pub fn gone(&self) -> Gone {
+        self.shared.gone.lock().expect("no panic holds this lock").clone()
+    }
+
+    fn check_remove(&self, segment: u32) -> Result<()> {
         let current = self.shared.state().current.segment;
         let place = &self.shared.place;
-        let mut files = self.shared.files.write().expect("no panic holds this lock");
+        let files = self.shared.files.read().expect("no panic holds this lock");
         if !files.contains_key(&segment) {
             let position = Position { segment, offset: 0 };
             return Err(SegmentError::Absent { dir: place.dir.clone(), position });
@@ -167,11 +194,7 @@ impl SegmentLog {
         if segment >= current || (place.options.owner == Owner::RaftLog && first != Some(segment)) {
             return Err(SegmentError::Invalid { what: format!("segment {segment} cannot be removed now") });
         }
-        files.remove(&segment);
-        drop(files);
-        let path = place.dir.join(segment_name(segment));
-        place.disk.remove(&path).map_err(disk_error("remove", &path))?;
-        place.disk.sync_dir(&place.dir).map_err(disk_error("sync", &place.dir))
+        Ok(())
     }
 
     /// Removes all segments before this one (and before the last one), durably, oldest first: a crash leaves no gap.

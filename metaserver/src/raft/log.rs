@@ -18,7 +18,7 @@ use super::index::{Index, Source};
 use super::marker::{Acknowledged, Marker, SYNC_EVERY};
 use super::records::{self, Replay};
 use super::types::{Entry, LogId, TypeConfig, Vote};
-use common::segment::{Align, Options, Owner, Position, Record, SegmentError, SegmentLog};
+use common::segment::{Align, Gone, Options, Owner, Position, Record, SegmentError, SegmentLog};
 use common::task::Tasks;
 use common::world::World;
 use futures::Stream;
@@ -198,6 +198,7 @@ fn open_segments(
         align: Align::Small,
         start: None,
         salt: world.random_u64(),
+        gone: Gone::default(),
     };
     SegmentLog::open(world.disk.clone(), &dir.join("log"), options, replay)
 }

@@ -1,25 +1,30 @@
 //! Power cuts at every write.
 
-use super::{Store, bytes, chunk, name, open, read, world};
+use super::{Store, bytes, chunk, compact, live_as_counted, name, open, read, world};
 use crate::store::StoreError;
 use common::id::{ChunkId, PgId};
 use common::proto::chunk::ChunkRef;
 use common::testing::SimDisk;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What a caller knows of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
+pub(super) enum Known {
     Held,
     Gone,
     /// It asked and got no answer.
     Unsure,
 }
 
-type Ledger = BTreeMap<ChunkId, (Vec<u8>, Known)>;
+pub(super) type Ledger = BTreeMap<ChunkId, (Vec<u8>, Known)>;
 
-async fn put(store: &Store, ledger: &mut Ledger, all: &[Vec<u8>]) -> Result<(), StoreError> {
+/// What happens until the power goes; `None`: it went.
+type Work = for<'a> fn(&'a SimDisk, u64, &'a mut Ledger) -> BoxFuture<'a, Option<()>>;
+
+pub(super) async fn put(store: &Store, ledger: &mut Ledger, all: &[Vec<u8>]) -> Result<(), StoreError> {
     for bytes in all {
         let entry = ledger.entry(ChunkId::of(bytes)).or_insert((bytes.clone(), Known::Unsure));
         if entry.1 == Known::Gone {
@@ -35,7 +40,7 @@ async fn put(store: &Store, ledger: &mut Ledger, all: &[Vec<u8>]) -> Result<(), 
     answers.into_iter().collect()
 }
 
-async fn delete(store: &Store, ledger: &mut Ledger, bytes: &[u8]) -> Result<(), StoreError> {
+pub(super) async fn delete(store: &Store, ledger: &mut Ledger, bytes: &[u8]) -> Result<(), StoreError> {
     let entry = ledger.get_mut(&ChunkId::of(bytes)).unwrap();
     entry.1 = Known::Unsure;
     store.remove(ChunkId::of(bytes)).await?;
@@ -85,16 +90,53 @@ async fn check(store: &Store, ledger: &Ledger, when: &str) {
     assert_eq!(stats.chunks, listed.len() as u64, "{when}");
     assert_eq!(stats.bytes, listed.iter().map(|chunk| u64::from(chunk.len)).sum::<u64>(), "{when}");
     assert_eq!((stats.corrupt, stats.fenced), (0, 0), "{when}: a power cut is no damage");
+    assert!(live_as_counted(store), "{when}: the counts of segments are wrong");
 }
 
-async fn after_each_cut(seed: u64, lose_index: bool) {
+fn puts_and_deletes<'a>(disk: &'a SimDisk, seed: u64, ledger: &'a mut Ledger) -> BoxFuture<'a, Option<()>> {
+    workload(disk, seed, ledger).boxed()
+}
+
+fn churn<'a>(disk: &'a SimDisk, seed: u64, ledger: &'a mut Ledger) -> BoxFuture<'a, Option<()>> {
+    churned(disk, seed, ledger).boxed()
+}
+
+/// Segments that empty, are compacted, and empty again, with a restart in between.
+async fn churned(disk: &SimDisk, seed: u64, ledger: &mut Ledger) -> Option<()> {
+    let store = open(disk, seed).await.ok()?;
+    let all: Vec<Vec<u8>> = (0..9).map(|n| bytes(n, 4000 + 3000 * usize::try_from(n).unwrap())).collect();
+    let large: Vec<Vec<u8>> = (0..2).map(|n| bytes(n, 70_000)).collect();
+    put(&store, ledger, &all).await.ok()?;
+    put(&store, ledger, &large).await.ok()?;
+    for n in [0, 2, 3, 5, 8] {
+        delete(&store, ledger, &all[n]).await.ok()?;
+    }
+    compact(&store).await?; // 1, 4, 6 and 7 move
+    delete(&store, ledger, &large[0]).await.ok()?;
+    delete(&store, ledger, &large[1]).await.ok()?;
+    put(&store, ledger, &all[2..3]).await.ok()?;
+    delete(&store, ledger, &all[4]).await.ok()?;
+    delete(&store, ledger, &all[7]).await.ok()?;
+    compact(&store).await?;
+    drop(store);
+    let store = open(disk, seed + 1).await.ok()?;
+    delete(&store, ledger, &all[6]).await.ok()?;
+    put(&store, ledger, &all[3..5]).await.ok()?;
+    compact(&store).await?;
+    delete(&store, ledger, &all[1]).await.ok()?;
+    delete(&store, ledger, &all[2]).await.ok()?;
+    compact(&store).await?;
+    Some(())
+}
+
+async fn after_each_cut(work: Work, seed: u64, lose_index: bool) {
     let whole = SimDisk::new(seed);
-    workload(&whole, seed, &mut Ledger::new()).await.expect("nothing fails while there is power");
+    work(&whole, seed, &mut Ledger::new()).await.expect("nothing fails while there is power");
     assert!(whole.writes() > 60, "{} writes", whole.writes());
     for cut in 0..whole.writes() {
         let disk = SimDisk::new(seed).cut_after(cut);
         let mut ledger = Ledger::new();
-        assert!(workload(&disk, seed, &mut ledger).await.is_none());
+        assert!(work(&disk, seed, &mut ledger).await.is_none());
         let disk = disk.after_crash();
         if lose_index && world(&disk, 0).disk.exists(Path::new("/d/index")) {
             world(&disk, 0).disk.remove_dir_all(Path::new("/d/index")).unwrap();
@@ -107,6 +149,8 @@ async fn after_each_cut(seed: u64, lose_index: bool) {
         let disk = disk.after_crash();
         let store = open(&disk, seed + 3).await.unwrap_or_else(|e| panic!("{when}, twice: {e}"));
         check(&store, &ledger, &format!("{when}, twice")).await;
+        compact(&store).await.unwrap_or_else(|| panic!("{when}: compacts"));
+        check(&store, &ledger, &format!("{when}, compacted")).await;
         let more = bytes(99, 80_000);
         store.put(chunk(&more)).await.unwrap();
         assert_eq!(read(&store, name(&more)).await, Some(more), "{when}: it takes more");
@@ -116,14 +160,28 @@ async fn after_each_cut(seed: u64, lose_index: bool) {
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_power_cut_at_any_write() {
     for seed in 0..4 {
-        after_each_cut(seed, false).await;
+        after_each_cut(puts_and_deletes, seed, false).await;
     }
 }
 
 #[tokio::test]
 async fn it_does_so_also_when_the_index_is_lost() {
     for seed in 10..12 {
-        after_each_cut(seed, true).await;
+        after_each_cut(puts_and_deletes, seed, true).await;
+    }
+}
+
+#[tokio::test]
+async fn compaction_loses_nothing_and_brings_nothing_back_with_the_power_cut_at_any_write() {
+    for seed in 30..34 {
+        after_each_cut(churn, seed, false).await;
+    }
+}
+
+#[tokio::test]
+async fn nor_when_the_index_is_lost_as_well() {
+    for seed in 40..42 {
+        after_each_cut(churn, seed, true).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a store promises, on a simulated disk that loses power, rots and fills up, and on the real one.
 #![allow(clippy::unwrap_used, clippy::as_conversions, reason = "test code: a panic is a failed test")]
 
+mod compact;
 mod crash;
 mod damage;
 mod real;
@@ -8,6 +9,8 @@ mod rules;
 mod set;
 mod speed;
 
+use super::counts::Counts;
+use super::format::Log;
 use super::{Store, StoreConfig, StoreError, StoreSet, VerifiedChunk};
 use common::id::ChunkId;
 use common::net::TcpNet;
@@ -16,9 +19,10 @@ use common::task::Tasks;
 use common::testing::SimDisk;
 use common::time::{Clock, Time};
 use common::world::World;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 const STORE: u128 = 77;
 
@@ -29,8 +33,8 @@ impl Clock for StoppedClock {
         Time { secs: 1_000_000, nanos: 0 }
     }
 
-    fn uptime(&self) -> std::time::Duration {
-        std::time::Duration::ZERO
+    fn uptime(&self) -> Duration {
+        Duration::ZERO
     }
 }
 
@@ -88,6 +92,23 @@ fn segment_files(world: &World, dir: &str) -> BTreeMap<PathBuf, u64> {
         }
     }
     files
+}
+
+/// Compacts all that is worth it. `None`: it failed.
+async fn compact(store: &Store) -> Option<u64> {
+    store.compact(|_| Duration::ZERO).await.ok()
+}
+
+/// True if what the store counts of its segments is what its rows say.
+fn live_as_counted(store: &Store) -> bool {
+    Log::ALL.into_iter().all(|log| {
+        let counted = Counts::recount(&store.inner.index, log).unwrap();
+        let stored = Counts::load(&store.inner.index, log).unwrap();
+        let lane = store.inner.lane(log);
+        let of = |segment| (lane.count(segment).live, stored.row(segment).live);
+        let all: BTreeSet<u32> = counted.segments().chain(lane.counts()).map(|(segment, _)| segment).collect();
+        all.into_iter().all(|segment| of(segment) == (counted.row(segment).live, counted.row(segment).live))
+    })
 }
 
 impl Store {

@@ -90,8 +90,17 @@ struct GatedDisk(Arc<Gate>);
 
 #[derive(Debug, Default)]
 struct Gate {
-    closed: Mutex<Option<(&'static str, PathBuf)>>,
+    closed: Mutex<Option<Closed>>,
     opened: Condvar,
+}
+
+#[derive(Debug)]
+struct Closed {
+    kind: &'static str,
+    below: PathBuf,
+    /// Others pass.
+    first_only: bool,
+    stopped: usize,
 }
 
 #[derive(Debug)]
@@ -99,7 +108,16 @@ struct GatedFile(Arc<dyn File>, Arc<Gate>, PathBuf);
 
 impl Gate {
     fn close(&self, kind: &'static str, below: &Path) {
-        *self.closed.lock().unwrap() = Some((kind, below.to_path_buf()));
+        *self.closed.lock().unwrap() = Some(Closed { kind, below: below.to_path_buf(), first_only: false, stopped: 0 });
+    }
+
+    /// Stops only the first that comes.
+    fn stop_one(&self, kind: &'static str, below: &Path) {
+        *self.closed.lock().unwrap() = Some(Closed { kind, below: below.to_path_buf(), first_only: true, stopped: 0 });
+    }
+
+    fn stopped(&self) -> usize {
+        self.closed.lock().unwrap().as_ref().map_or(0, |closed| closed.stopped)
     }
 
     fn open(&self) {
@@ -108,10 +126,14 @@ impl Gate {
     }
 
     fn pass(&self, kind: &str, path: &Path) {
-        let stands = |closed: &mut Option<(&'static str, PathBuf)>| {
-            closed.as_ref().is_some_and(|(what, below)| *what == kind && path.starts_with(below))
-        };
-        drop(self.opened.wait_while(self.closed.lock().unwrap(), stands).unwrap());
+        let stands = |closed: &Closed| closed.kind == kind && path.starts_with(&closed.below);
+        let mut closed = self.closed.lock().unwrap();
+        let Some(gate) = closed.as_mut().filter(|gate| stands(gate)) else { return };
+        if gate.first_only && gate.stopped > 0 {
+            return;
+        }
+        gate.stopped += 1;
+        drop(self.opened.wait_while(closed, |closed| closed.as_ref().is_some_and(stands)).unwrap());
     }
 }
 
@@ -185,6 +207,39 @@ impl Disk for GatedDisk {
     }
     fn lock(&self, path: &Path) -> io::Result<Lock> {
         RealDisk.lock(path)
+    }
+}
+
+/// A reader that has looked up where a chunk is, and is then overtaken by compaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_moves_while_it_is_read_is_read() {
+    // One read of the disk, whose segment goes meanwhile; and one for the tree, one for the bytes.
+    for (len, offset, wanted) in [(10_000, 0, 10_000), (40_000, 20_000, 100)] {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = Arc::new(Gate::default());
+        let mut world = World::real();
+        world.disk = Arc::new(GatedDisk(gate.clone()));
+        let config = StoreConfig { segment_len_max: 200_000, ..config(dir.path()) };
+        let store = open_dir(&world, config, STORE).await.unwrap();
+        let kept = bytes(0, len);
+        store.put(chunk(&kept)).await.unwrap();
+        for n in 1..30 {
+            store.put(chunk(&bytes(n, 10_000))).await.unwrap();
+            store.remove(name(&bytes(n, 10_000)).id).await.unwrap();
+        }
+        store.flush().await.unwrap();
+        gate.stop_one("read", &dir.path().join("segments-small/00000001.seg"));
+        let (reader, id) = (store.clone(), name(&kept).id);
+        let mut reads = tokio::task::JoinSet::new();
+        reads.spawn(async move { reader.read(id, offset, wanted).await });
+        until(|| gate.stopped() == 1).await;
+        assert!(store.compact(|_| std::time::Duration::ZERO).await.unwrap() > 0);
+        assert!(store.inner.index.row(id).unwrap().unwrap().position.segment > 1, "it moved");
+        store.inner.flush().unwrap();
+        gate.open();
+        let part = reads.join_next().await.unwrap().unwrap().expect("it is there");
+        part.check().expect("the right bytes");
+        assert_eq!(store.stats().corrupt, 0);
     }
 }
 

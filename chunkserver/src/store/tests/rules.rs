@@ -249,14 +249,20 @@ async fn a_store_is_open_once_and_another_stores_segments_are_refused() {
 
 /// Else a record that is acknowledged later would be missed by the scan after a crash.
 #[tokio::test]
-async fn the_index_does_not_claim_to_follow_a_put_that_is_under_way() {
+async fn the_index_does_not_claim_to_follow_what_is_under_way() {
+    for purpose in [Purpose::Put, Purpose::Delete, Purpose::Move] {
+        follows(purpose).await;
+    }
+}
+
+async fn follows(purpose: Purpose) {
     let disk = SimDisk::new(1);
     let store = open(&disk, 1).await.unwrap();
     let (log, lane) = (Log::Small, &store.inner.lanes[0]);
     store.put(chunk(&bytes(1, 10))).await.unwrap();
     let under_way = name(&bytes(2, 10)).id;
     let floor = lane.segments.end();
-    assert!(matches!(lane.begin(under_way, Purpose::Put, None), (Begun::Mine, None)));
+    assert!(matches!(lane.begin(under_way, purpose, None), (Begun::Mine, None)));
     store.put(chunk(&bytes(3, 10))).await.unwrap();
     assert!(lane.segments.end() > floor);
     assert_eq!(store.inner.index.log_row(log).unwrap().indexed, Some(floor));

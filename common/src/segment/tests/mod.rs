@@ -3,10 +3,11 @@
 mod damage;
 mod model;
 mod power;
+mod removed;
 mod threads;
 
 use super::format::{self, Header, SegmentHeader, Spot};
-use super::{Align, Cut, Found, Options, Owner, Position, Record, Recovery, SegmentError, SegmentLog, Visit};
+use super::{Align, Cut, Found, Gone, Options, Owner, Position, Record, Recovery, SegmentError, SegmentLog, Visit};
 use crate::disk::{AlignedBuf, Disk};
 use crate::testing::SimDisk;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,15 @@ fn segment_path(segment: u32) -> PathBuf {
 }
 
 fn options(owner: Owner, align: Align) -> Options {
-    Options { owner, owner_id: *b"sixteen bytes id", segment_len_max: 64 << 10, align, start: None, salt: 99 }
+    Options {
+        owner,
+        owner_id: *b"sixteen bytes id",
+        segment_len_max: 64 << 10,
+        align,
+        start: None,
+        salt: 99,
+        gone: Gone::default(),
+    }
 }
 
 /// What recovery showed, as the owner would keep it.
