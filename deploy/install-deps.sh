@@ -8,10 +8,10 @@ set -euo pipefail
 # RocksDB: a C++ compiler, and libclang for its bindings. The mount: fusermount3.
 packages=(build-essential pkg-config clang libclang-dev fuse3 ca-certificates)
 if [[ "${1:-}" == --tests ]]; then
-    # Full disks and power cuts on loop mounts, failing system calls, partitions, extended attributes.
-    packages+=(util-linux e2fsprogs xfsprogs strace iproute2 nftables attr diffutils procps)
+    # Full disks and power cuts on loop mounts, failing system calls, partitions, attributes and ACLs, mapped files.
+    packages+=(util-linux e2fsprogs xfsprogs strace iproute2 nftables attr acl rsync python3 diffutils procps)
     # Suites for file systems: stress-ng, and what pjdfstest is built with.
-    packages+=(stress-ng acl libacl1-dev)
+    packages+=(stress-ng libacl1-dev)
 fi
 
 missing=()

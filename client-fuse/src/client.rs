@@ -47,6 +47,32 @@ pub struct Listing {
     pub parent: InodeId,
 }
 
+/// The permission bits of something new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewMode {
+    /// `0o7777`.
+    pub bits: u32,
+    /// `0o777`: still to be taken away from `bits`, where the directory has no default ACL.
+    pub umask: u32,
+}
+
+impl From<u32> for NewMode {
+    /// Of bits from which the umask was taken.
+    fn from(bits: u32) -> NewMode {
+        NewMode { bits, umask: 0 }
+    }
+}
+
+impl NewMode {
+    /// The request that makes something.
+    pub(crate) fn create(self, parent: InodeId, name: Name, node: NewNode, exclusive: bool, access: u8) -> Op {
+        match self {
+            NewMode { bits: mode, umask: 0 } => Op::Create { parent, name, node, mode, exclusive, access },
+            NewMode { bits: mode, umask } => Op::CreateUnmasked { parent, name, node, mode, umask, exclusive, access },
+        }
+    }
+}
+
 impl Client {
     /// Connects, opens a session and starts the background tasks.
     ///
@@ -141,6 +167,13 @@ impl Client {
         self.core.leases.attr(ino, self.core.world.uptime())
     }
 
+    /// An inode's mode, with the bits that tell of ACLs, if it is certain, also while something of the file is unsaved.
+    pub fn certain_mode(&self, ino: InodeId) -> Option<u32> {
+        let uptime = self.core.world.uptime();
+        let attr = self.core.leases.attr(ino, uptime).map(|(attr, _)| attr);
+        attr.or_else(|| self.core.leases.attr_before_saves(ino, uptime)).map(|attr| attr.mode)
+    }
+
     /// As [`Client::certain`], and that this name leads to it.
     pub fn certain_as(&self, dir: InodeId, name: &Name, ino: InodeId) -> Option<(Attr, Duration)> {
         let entry = self.core.leases.entry(dir, name, self.core.world.uptime());
@@ -210,16 +243,16 @@ impl Client {
         }
     }
 
-    /// Makes an entry that must not exist: a file, directory, symlink or node. `mode` has the umask applied.
+    /// Makes an entry that must not exist: a file, directory, symlink or node.
     pub async fn create(
         &self,
         cred: &Cred,
         parent: InodeId,
         name: &Name,
         node: NewNode,
-        mode: u32,
+        mode: impl Into<NewMode> + Send,
     ) -> Result<Attr, Fault> {
-        let op = Op::Create { parent, name: name.clone(), node, mode, exclusive: true, access: 0 };
+        let op = mode.into().create(parent, name.clone(), node, true, 0);
         match self.submit(cred, op).await? {
             Outcome::Created { attr, .. } => Ok(attr),
             other => Err(unexpected("create", &other)),

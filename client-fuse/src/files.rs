@@ -1,6 +1,6 @@
 //! Open files: the part of [`Client`] that reads and writes them.
 
-use crate::client::{Client, not_a_file};
+use crate::client::{Client, NewMode, not_a_file};
 use crate::core::Core;
 use crate::extents::Part;
 use crate::handle::{Handle, Inside, OpenFlags};
@@ -58,32 +58,17 @@ impl Client {
         cred: &Cred,
         parent: InodeId,
         name: &Name,
-        mode: u32,
+        mode: impl Into<NewMode> + Send,
         exclusive: bool,
         flags: OpenFlags,
     ) -> Result<(Handle, bool), Fault> {
-        let (handle, new, _) = self.create_open_in(cred, parent, name, mode, exclusive, flags).await?;
-        Ok((handle, new))
-    }
-
-    /// As [`Client::create_open`], with the directory's attributes afterwards.
-    pub async fn create_open_in(
-        &self,
-        cred: &Cred,
-        parent: InodeId,
-        name: &Name,
-        mode: u32,
-        exclusive: bool,
-        flags: OpenFlags,
-    ) -> Result<(Handle, bool, Attr), Fault> {
+        let op = mode.into().create(parent, name.clone(), NewNode::File, exclusive, flags.access());
         let _opening = self.core.opening().await?;
-        let node = NewNode::File;
-        let op = Op::Create { parent, name: name.clone(), node, mode, exclusive, access: flags.access() };
         match self.submit(cred, op).await? {
-            Outcome::Created { attr, new, parent: directory } => {
+            Outcome::Created { attr, new, .. } => {
                 let run = new.then_some(ExtentRun { extents: Vec::new(), covered: u64::MAX });
                 let flags = OpenFlags { truncate: flags.truncate && !new, ..flags };
-                Ok((self.opened(cred, &attr, run, flags).await?, new, directory))
+                Ok((self.opened(cred, &attr, run, flags).await?, new))
             }
             other => Err(unexpected("create", &other)),
         }

@@ -193,7 +193,8 @@ impl Change {
         if heard {
             inside.learn_own(self.asking.mark, &self.own, &applied.outcome.attrs(), grants);
         }
-        if let (Op::Create { .. }, Outcome::Created { attr, new: true, .. }) = (op, &applied.outcome)
+        if let (Op::Create { .. } | Op::CreateUnmasked { .. }, Outcome::Created { attr, new: true, .. }) =
+            (op, &applied.outcome)
             && heard
             && grants.leases.first().is_some_and(|lease| *lease != 0)
         {

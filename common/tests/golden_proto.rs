@@ -16,6 +16,7 @@ use common::proto::lease::*;
 use common::proto::lock::*;
 use common::proto::meta::*;
 use common::proto::opens::*;
+use common::proto::squash::*;
 use common::time::Time;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -126,6 +127,18 @@ fn ops() -> Vec<(&'static str, Op)> {
         ("OpenAttending", Op::OpenAttending { label: "host".into(), slots: 16 }),
         ("Lock", Op::Lock(LockAsk { ino, lock: lock(), wait: true, detect: false })),
         ("CancelLock", Op::CancelLock { ino, number: 500 }),
+        (
+            "CreateUnmasked",
+            Op::CreateUnmasked {
+                parent,
+                name: name("a"),
+                node: NewNode::File,
+                mode: 0o666,
+                umask: 0o22,
+                exclusive: true,
+                access: 2,
+            },
+        ),
     ]
 }
 
@@ -377,6 +390,7 @@ fn orders(out: &mut Golden) {
         failed: Some("f".into()),
     };
     out.line("Ordered", &Ordered::Fsck(look));
+    let squash = Squash { uid: 300, gid: 2, allowed: vec!["10.0.0.1".parse().expect("an address")] };
     for order in [
         Order::Keep(KeepAdmin::Gc),
         Order::SetWeight { server: ServerId(2), weight: 300 },
@@ -384,13 +398,18 @@ fn orders(out: &mut Golden) {
         Order::TransferLeader { to: NodeId(3) },
         Order::Events { limit: 300 },
         Order::Chunks { path: b"/a".to_vec() },
+        Order::RootSquash(SquashAsk::Set(Some(squash.clone()))),
     ] {
         out.line("Order", &order);
     }
     let event = Event { number: 1, index: LogIndex(300), at, by: "b".into(), what: "w".into() };
     let part = FileChunk { at: 0, len: 300, chunk, replicas: 3 };
-    for answer in [Ordered::Keep(KeepAdminReply::Ordered(5)), Ordered::Events(vec![event]), Ordered::Chunks(vec![part])]
-    {
+    for answer in [
+        Ordered::Keep(KeepAdminReply::Ordered(5)),
+        Ordered::Events(vec![event]),
+        Ordered::Chunks(vec![part]),
+        Ordered::RootSquash(Some(squash)),
+    ] {
         out.line("Ordered", &answer);
     }
 }

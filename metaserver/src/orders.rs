@@ -13,6 +13,7 @@ use common::hello::{Peer, Role};
 use common::id::{ChunkId, NodeId, ServerId};
 use common::kv::{KvError, KvRead};
 use common::proto::admin::{EVENTS_PER_ANSWER, ORDER_AGE_MAX_S, Order, Ordered, Signed};
+use common::proto::squash::SquashAsk;
 use common::units::len_usize;
 use common::wire::Pool;
 use std::ops::Bound;
@@ -77,6 +78,18 @@ impl Orders {
                 let limit = len_usize(limit.min(EVENTS_PER_ANSWER).into());
                 let events = namespace::events(member.state.mounted().kv(), limit);
                 Ok(Ordered::Events(events.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
+            }
+            Order::RootSquash(ask) => {
+                if let SquashAsk::Set(squash) = ask {
+                    let what = match &squash {
+                        None => "root squash off".to_owned(),
+                        Some(s) => format!("root squash on: {}:{}, not on {:?}", s.uid, s.gid, s.allowed),
+                    };
+                    self.note(&member, by, what, Some(Command::SetSquash(squash))).await?;
+                }
+                member.reads.wait().await?;
+                let now = namespace::squash(member.state.mounted().kv());
+                Ok(Ordered::RootSquash(now.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
             }
             Order::Chunks { path } => {
                 member.reads.wait().await?;

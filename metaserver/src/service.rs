@@ -19,13 +19,15 @@ use common::proto::lease::{
     Grants, LEASE_ATTRS_MAX, LeaseAsk, Leased, LeasedListing, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls, Touched,
 };
 use common::proto::meta::{
-    Admin, AdminReply, Alive, Answer, Answered, Ask, Attr, Commit, DirEntry, Heartbeat, HeartbeatReply, Meta, MetaRequest,
-    NodeStatus, Op, Query, Register, Registered, Request, Status, Submitted,
+    Admin, AdminReply, Alive, Answer, Answered, Ask, Attr, Commit, Cred, DirEntry, Heartbeat, HeartbeatReply, Meta,
+    MetaRequest, NodeStatus, Op, Query, Register, Registered, Request, Status, Submitted,
 };
 use common::proto::opens::{OPENS_HOLD, OpenAsk, OpenReport};
+use common::proto::squash::Squash;
 use common::rpc::Handler;
 use openraft::Instant;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tarpc::context::Context;
@@ -234,6 +236,19 @@ impl Call {
                 .ok_or_else(crate::leading::not_formatted)
         };
         leading.servers.map(read)
+    }
+
+    /// On whose behalf a request of this peer is: root may be nobody.
+    fn squashed(&self, member: &Member, cred: Cred) -> Result<Cred, Fault> {
+        if !Squash::concerns(&cred) {
+            return Ok(cred);
+        }
+        let squash = namespace::squash(member.state.mounted().kv()).map_err(|error| self.store_failed(&error))?;
+        let from = self.peer.addr.parse::<SocketAddr>().ok().map(|addr| addr.ip());
+        Ok(match squash {
+            Some(squash) => squash.apply(cred, from),
+            None => cred,
+        })
     }
 
     fn store_failed(&self, error: &dyn std::fmt::Display) -> Fault {
@@ -586,8 +601,9 @@ fn is_small(query: &Query) -> bool {
 }
 
 impl Meta for Call {
-    async fn submit(self, _: Context, request: Request) -> Result<Submitted, Fault> {
+    async fn submit(self, _: Context, mut request: Request) -> Result<Submitted, Fault> {
         let (member, leading) = self.leading().await?;
+        request.cred = self.squashed(&member, request.cred)?;
         if let Op::Commit(commit) = &request.op {
             check_commit(commit, &leading)?;
             self.check_copies(&member, &leading, commit).await?;
@@ -622,7 +638,7 @@ impl Meta for Call {
         }
     }
 
-    async fn query(self, _: Context, ask: Ask) -> Result<Answered, Fault> {
+    async fn query(self, _: Context, mut ask: Ask) -> Result<Answered, Fault> {
         let arrived = tokio::time::Instant::now();
         let (member, leading) = self.leading().await?;
         self.touch(&member, &leading, ask.session).await?;
@@ -630,6 +646,7 @@ impl Meta for Call {
             self.wait_for_lock(&member, &leading, ino, number).await?;
         }
         self.confirmed(&member, &leading).await?;
+        ask.cred = self.squashed(&member, ask.cred)?;
         let reading = self.reading(&member, &leading, ask.session, arrived);
         let small = is_small(&ask.query);
         let read = move || reading.query(&ask);
@@ -710,9 +727,10 @@ impl Meta for Call {
         }
     }
 
-    async fn lease(self, _: Context, ask: LeaseAsk) -> Result<Leased, Fault> {
+    async fn lease(self, _: Context, mut ask: LeaseAsk) -> Result<Leased, Fault> {
         let arrived = tokio::time::Instant::now();
         let (member, leading) = self.leading().await?;
+        ask.cred = self.squashed(&member, ask.cred)?;
         self.touch(&member, &leading, ask.session).await?;
         let (session, dir, term) = (ask.session, ask.dir, leading.term);
         let Some(lease) = leading.leases.grant(session, dir, arrived) else {

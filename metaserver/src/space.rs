@@ -147,7 +147,7 @@ fn is_tight(was: bool, free: u64, reserve: u64) -> bool {
 /// nor does a session, without which nothing can be removed.
 pub(crate) fn grows(op: &Op) -> bool {
     match op {
-        Op::Create { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::Clone(_) => true,
+        Op::Create { .. } | Op::CreateUnmasked { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::Clone(_) => true,
         Op::Commit(commit) => commit.edits.iter().any(|edit| !matches!(edit.data, Source::Hole)),
         Op::OpenSession { .. }
         | Op::OpenAttending { .. }

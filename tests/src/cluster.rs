@@ -88,6 +88,30 @@ impl Cluster {
         self.dir.path()
     }
 
+    /// Lets all users come to its mounts: temporary directories are their owner's alone.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn open_to_all(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.dir(), mode).expect("our own directory");
+    }
+
+    /// Where the metaservers listen, from their configurations.
+    ///
+    /// # Panics
+    /// If the cluster was never up.
+    pub fn metaservers(&self) -> Vec<String> {
+        let names = self.servers().into_iter().filter(|name| name.starts_with("meta-"));
+        let listens = |name: String| {
+            let text = fs::read_to_string(self.dir().join(format!("conf/{name}.toml"))).expect("a configuration");
+            let line = text.lines().find_map(|line| line.strip_prefix("listen = ")).expect("it listens somewhere");
+            line.trim_matches('"').to_owned()
+        };
+        names.map(listens).collect()
+    }
+
     /// The data directory of a server.
     pub fn data(&self, name: &str) -> PathBuf {
         self.dir().join("data").join(name)

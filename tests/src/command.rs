@@ -157,6 +157,16 @@ pub fn run(command: &mut Command, limit: Duration) -> Ended {
     ended
 }
 
+/// A shell script to be run by another user: `uid`, in the group of that number and in these. Needs root.
+pub fn as_user(uid: u32, groups: &[u32], script: &str) -> Command {
+    let all: Vec<String> = groups.iter().map(u32::to_string).collect();
+    let groups = if all.is_empty() { "--clear-groups".into() } else { format!("--groups={}", all.join(",")) };
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={uid}"), format!("--regid={uid}"), groups, "--".into()]);
+    command.args(["sh", "-c", script]);
+    command
+}
+
 /// Starts the shell now, before files on mounts are open.
 ///
 /// # Panics

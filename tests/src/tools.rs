@@ -28,9 +28,29 @@ pub fn no_fsx() -> Option<&'static str> {
     missing("fsx")
 }
 
+/// Why a program that is a package of the system cannot run here, if so.
+fn not_in_path(name: &str) -> Option<&'static str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(name).exists());
+    (!found).then_some("not installed: deploy/install-deps.sh --tests")
+}
+
 /// Why `stress-ng` cannot run here, if so.
 pub fn no_stress_ng() -> Option<&'static str> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|dir| dir.join("stress-ng").exists());
-    (!found).then_some("not installed: deploy/install-deps.sh --tests")
+    not_in_path("stress-ng")
+}
+
+/// Why ACLs cannot be set and shown here, if so.
+pub fn no_acl_tools() -> Option<&'static str> {
+    not_in_path("setfacl").or_else(|| not_in_path("setpriv"))
+}
+
+/// Why `rsync` cannot run here, if so.
+pub fn no_rsync() -> Option<&'static str> {
+    not_in_path("rsync")
+}
+
+/// Why Python cannot run here, if so.
+pub fn no_python() -> Option<&'static str> {
+    not_in_path("python3")
 }

@@ -4,7 +4,7 @@ use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::size_text;
 use super::keep;
-use super::{fsck, servers};
+use super::{fsck, servers, squash};
 use clap::Subcommand;
 use client_fuse::{Client, ClientConfig};
 use common::auth::AdminKey;
@@ -71,6 +71,9 @@ pub(crate) enum AdminCommand {
         #[command(subcommand)]
         command: keep::ScrubCommand,
     },
+    /// Who root of clients' machines is: root, or nobody
+    #[command(subcommand)]
+    RootSquash(squash::SquashCommand),
     /// Repair, garbage collection and scrub: show how far they are, and change their settings
     Keep {
         #[command(flatten)]
@@ -136,6 +139,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
         AdminCommand::Events { last, json } => servers::events(target, last, json).await.map(|()| 0),
         AdminCommand::Gc { what } => keep::gc(target, what).await.map(|()| 0),
         AdminCommand::Scrub { command } => keep::scrub(target, command).await.map(|()| 0),
+        AdminCommand::RootSquash(command) => squash::run(target, command).await.map(|()| 0),
         AdminCommand::Keep { flags } => keep::settings(target, flags).await.map(|()| 0),
     }
 }

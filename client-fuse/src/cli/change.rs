@@ -5,6 +5,7 @@ use super::failure::{Failure, Outcome};
 use super::put::umask;
 use super::remote::Remote;
 use clap::Args;
+use client_fuse::NewMode;
 use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::name::Name;
@@ -132,7 +133,7 @@ async fn move_one(
 
 /// Runs `dfs mkdir`. Returns how many paths failed.
 pub(crate) async fn mkdir(shell: &Shell, args: MkdirArgs) -> Outcome<u64> {
-    let mode = args.mode.unwrap_or(0o777 & !umask());
+    let mode = args.mode.map_or(NewMode { bits: 0o777, umask: umask() }, NewMode::from);
     let mut results = Vec::new();
     for path in &args.paths {
         let path = Remote::new(path);
@@ -145,7 +146,7 @@ pub(crate) async fn mkdir(shell: &Shell, args: MkdirArgs) -> Outcome<u64> {
     Ok(count(results))
 }
 
-async fn make_one(shell: &Shell, path: &Remote, mode: u32) -> Outcome {
+async fn make_one(shell: &Shell, path: &Remote, mode: NewMode) -> Outcome {
     let (parent, name) = path.split("make directory")?;
     let parent = match shell.client.walk(&shell.cred, InodeId::ROOT, parent.as_bytes(), true).await {
         Ok((attr, _)) => attr.ino,
@@ -159,7 +160,7 @@ async fn make_one(shell: &Shell, path: &Remote, mode: u32) -> Outcome {
 }
 
 /// The directory of that path, made with all above it where they are missing.
-async fn make_path(shell: &Shell, path: &Remote, mode: u32) -> Outcome<InodeId> {
+async fn make_path(shell: &Shell, path: &Remote, mode: NewMode) -> Outcome<InodeId> {
     let (client, cred) = (&shell.client, &shell.cred);
     match client.walk(cred, InodeId::ROOT, path.as_bytes(), true).await {
         Ok((attr, _)) if attr.kind == FileKind::Dir => return Ok(attr.ino),
@@ -168,7 +169,8 @@ async fn make_path(shell: &Shell, path: &Remote, mode: u32) -> Outcome<InodeId> 
         Err(fault) => return Err(Failure::fault("make directory", path, &fault)),
     }
     let (above, name) = path.split("make directory")?;
-    let parent = Box::pin(make_path(shell, &above, mode | 0o300)).await?;
+    let passable = NewMode { bits: mode.bits | 0o300, umask: mode.umask & !0o300 };
+    let parent = Box::pin(make_path(shell, &above, passable)).await?;
     match client.create(cred, parent, &name, NewNode::Dir, mode).await {
         Ok(attr) => Ok(attr.ino),
         Err(Fault { kind: Kind::Exists, .. }) => Ok(shell.walk("make directory", path, true).await?.ino),
@@ -207,7 +209,7 @@ pub(crate) async fn chmod(shell: &Shell, args: ChmodArgs) -> Outcome<u64> {
     let umask = umask();
     new_mode(&args.mode, 0, false, umask).map_err(Failure::new)?;
     let change = |attr: &Attr| SetAttr {
-        mode: new_mode(&args.mode, attr.mode, attr.kind == FileKind::Dir, umask).ok(),
+        mode: new_mode(&args.mode, attr.permissions(), attr.kind == FileKind::Dir, umask).ok(),
         ..SetAttr::default()
     };
     change_each(shell, "chmod", &args.paths, args.recursive, true, &change).await

@@ -1,6 +1,6 @@
 //! How attributes look: for people and as JSON.
 
-use common::proto::meta::{Attr, FileKind};
+use common::proto::meta::{Attr, FileKind, MODE_ACL, MODE_DEFAULT_ACL};
 use common::time::Time;
 use nix::unistd::{Gid, Group, Uid, User};
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub(crate) fn kind_word(kind: FileKind) -> &'static str {
     }
 }
 
-/// `drwxr-sr-t`: kind and permission bits.
+/// `drwxr-sr-t+`: kind, permission bits, and whether there are ACLs ([`Attr::mode`]).
 pub(crate) fn mode_text(kind: FileKind, mode: u32) -> String {
     let mut text = String::from(kind_letter(kind));
     for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
@@ -44,6 +44,9 @@ pub(crate) fn mode_text(kind: FileKind, mode: u32) -> String {
             (false, true) => 'x',
             (false, false) => '-',
         });
+    }
+    if mode & (MODE_ACL | MODE_DEFAULT_ACL) != 0 {
+        text.push('+');
     }
     text
 }
@@ -82,7 +85,8 @@ pub(crate) fn attr_json(path: &str, attr: &Attr) -> serde_json::Value {
         "path": path,
         "ino": attr.ino.0,
         "kind": kind_word(attr.kind),
-        "mode": format!("{:04o}", attr.mode),
+        "mode": format!("{:04o}", attr.permissions()),
+        "acl": attr.mode & (MODE_ACL | MODE_DEFAULT_ACL) != 0,
         "uid": attr.uid,
         "gid": attr.gid,
         "nlink": attr.nlink,
@@ -129,7 +133,13 @@ mod tests {
 
     #[test]
     fn modes_look_as_in_ls() {
-        for (mode, text) in [(0o755, "-rwxr-xr-x"), (0o4644, "-rwSr--r--"), (0o3775, "-rwxrwsr-t"), (0, "----------")] {
+        for (mode, text) in [
+            (0o755, "-rwxr-xr-x"),
+            (0o4644, "-rwSr--r--"),
+            (0o3775, "-rwxrwsr-t"),
+            (0, "----------"),
+            (MODE_ACL, "----------+"),
+        ] {
             assert_eq!(mode_text(FileKind::File, mode), text);
         }
     }

@@ -30,6 +30,7 @@ mod remote;
 mod remove;
 mod servers;
 pub(crate) mod show;
+mod squash;
 mod umount;
 
 use clap::{CommandFactory, Parser, Subcommand};

@@ -61,7 +61,7 @@ async fn print_stat(shell: &Shell, path: &Remote, attr: &Attr, names: &mut Names
     say!("  path: {path}{arrow}");
     say!("  kind: {} ({}, {} links)", kind_word(attr.kind), attr.ino, attr.nlink);
     say!("  size: {} bytes, {} allocated", attr.size, attr.allocated);
-    say!("  mode: {:04o} {}", attr.mode, mode_text(attr.kind, attr.mode));
+    say!("  mode: {:04o} {}", attr.permissions(), mode_text(attr.kind, attr.mode));
     let (user, group) = (names.user(attr.uid).to_owned(), names.group(attr.gid).to_owned());
     say!("  owner: {user} ({}), group: {group} ({})", attr.uid, attr.gid);
     say!(

@@ -22,7 +22,7 @@ pub(crate) fn file_attr(attr: &Attr) -> FileAttr {
         ctime: system_time(attr.ctime),
         crtime: UNIX_EPOCH,
         kind: file_type(attr.kind),
-        perm: u16::try_from(attr.mode & 0o7777).expect("twelve bits"),
+        perm: u16::try_from(attr.permissions()).expect("twelve bits"),
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,

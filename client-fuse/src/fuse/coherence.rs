@@ -6,7 +6,7 @@
 //! - all names at once, by the connection's *epoch* (`FUSE_NOTIFY_INC_EPOCH`, Linux 6.16): they are looked up again when they
 //!   are used next. Unlike the notification about one name this takes no lock of the directory, which a local create holds
 //!   while it waits for us. Where the kernel has no epochs, names are not kept at all.
-//! - attributes one inode at a time, and the pages of files that are open. Pages of a file that is closed stay: they are
+//! - attributes (and ACLs) one inode at a time, and the pages of files that are open. Pages of a file that is closed stay: they are
 //!   kept at the next open only if they are of the right version.
 //!
 //! A read between the moment when something was forgotten and the moment when the other mount's change is done may bring
@@ -18,7 +18,7 @@
 use super::Shared;
 use common::id::InodeId;
 use common::name::Name;
-use common::proto::meta::{Attr, Cred};
+use common::proto::meta::{Attr, Cred, MODE_ACL, MODE_DEFAULT_ACL};
 use fuser::{INodeNo, Notifier};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -55,6 +55,7 @@ struct Device {
 }
 
 /// Raises the epoch of a connection: all names are looked up again.
+#[expect(clippy::host_endian_bytes, reason = "the kernel on this machine reads it")]
 fn raise_epoch(mut device: &File) -> io::Result<()> {
     let mut notice = [0; 16]; // length, code, unique (0: a notification)
     notice[..4].copy_from_slice(&16_u32.to_ne_bytes());
@@ -91,6 +92,17 @@ impl Shared {
             Some((certain, left)) => show(&certain, left),
             None => show(attr, Duration::ZERO),
         }
+    }
+
+    /// True if the inode certainly has no ACL of this name. The kernel asks about those of every inode that it checks access
+    /// to.
+    pub(super) fn lacks_acl(&self, ino: InodeId, name: &[u8]) -> bool {
+        let bit = match name {
+            b"system.posix_acl_access" => MODE_ACL,
+            b"system.posix_acl_default" => MODE_DEFAULT_ACL,
+            _ => return false,
+        };
+        self.client.certain_mode(ino).is_some_and(|mode| mode & bit == 0)
     }
 
     /// The client does not answer for these any more. Returns when the kernel does not believe them either. Blocks.

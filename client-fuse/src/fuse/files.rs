@@ -168,9 +168,12 @@ impl Shared {
         }
         let root = Cred::default(); // on behalf of the rule, not of the caller, who may not chmod
         let attr = self.client.getattr(&root, ino).await?;
-        let set = SetAttr { mode: Some(without_privilege(attr.mode)), ..SetAttr::default() };
-        let attr = self.client.setattr(&root, ino, set).await?;
-        self.inodes.refreshed(&attr);
+        let set = SetAttr { mode: Some(without_privilege(attr.permissions())), ..SetAttr::default() };
+        match self.client.setattr(&root, ino, set).await {
+            Ok(attr) => self.inodes.refreshed(&attr),
+            Err(fault) if fault.kind == Kind::NotPermitted => {} // root is squashed: the commit takes them away
+            Err(fault) => return Err(fault),
+        }
         self.inodes.changed(ino);
         Ok(())
     }

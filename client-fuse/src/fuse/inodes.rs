@@ -47,13 +47,13 @@ impl Inodes {
         let fresh = || Known { changed: now, ..Known::default() }; // what was listed before may be older
         let known = table.known.entry(attr.ino).or_insert_with(fresh);
         known.lookups += 1;
-        known.privileged = is_privileged(attr.mode);
+        known.privileged = is_privileged(attr.permissions());
     }
 
     /// The kernel is shown new attributes.
     pub(crate) fn refreshed(&self, attr: &Attr) {
         if let Some(known) = self.table().known.get_mut(&attr.ino) {
-            known.privileged = is_privileged(attr.mode);
+            known.privileged = is_privileged(attr.permissions());
         }
     }
 

@@ -6,6 +6,7 @@ use super::locks::Asked;
 use super::serve::{Op, Refuse};
 use super::{BACKGROUND_MAX, Shared, WRITE_MAX};
 use bytes::Bytes;
+use client_fuse::NewMode;
 use common::fault::Fault;
 use common::id::InodeId;
 use common::name::Name;
@@ -27,7 +28,7 @@ use std::time::SystemTime;
 pub(super) struct Kernel(pub(super) Arc<Shared>);
 
 /// Capabilities used where the kernel offers them; what each is for stands at the top of the module.
-const CAPABILITIES: [InitFlags; 12] = [
+const CAPABILITIES: [InitFlags; 14] = [
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
     InitFlags::FUSE_ASYNC_DIO,
@@ -38,11 +39,13 @@ const CAPABILITIES: [InitFlags; 12] = [
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_AUTO_INVAL_DATA,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_SPLICE_WRITE,
     InitFlags::FUSE_SPLICE_MOVE,
 ];
-/// Extended attributes that would promise what is not kept: file capabilities and ACLs.
-const REFUSED_XATTRS: [&[u8]; 3] = [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
+/// An extended attribute that would promise what is not kept: file capabilities.
+const REFUSED_XATTR: &[u8] = b"security.capability";
 /// `setxattr(2)` flags.
 const XATTR_CREATE: i32 = 1;
 const XATTR_REPLACE: i32 = 2;
@@ -54,6 +57,11 @@ fn op(name: &'static str, number: INodeNo) -> Op {
 /// A request that only asks the metadata service.
 fn ask(name: &'static str, number: INodeNo) -> Op {
     Op { asks: true, ..op(name, number) }
+}
+
+/// What a program asked for: the kernel leaves the umask to us ([`InitFlags::FUSE_DONT_MASK`]).
+fn new_mode(mode: u32, umask: u32) -> NewMode {
+    NewMode { bits: mode & 0o7777, umask: umask & 0o777 }
 }
 
 /// The checked name, or the answer that it is none.
@@ -100,12 +108,12 @@ fn done_value(reply: ReplyXattr, value: &[u8], size: u32) {
 
 impl Kernel {
     /// Makes an entry that must not exist.
-    fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, node: NewNode, mode: u32, reply: ReplyEntry) {
+    fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, node: NewNode, mode: NewMode, reply: ReplyEntry) {
         let Some((name, reply)) = checked(name, reply) else { return };
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let new = name.clone();
         let work = async move {
-            let made = shared.client.create(&cred, ino(parent), &new, node, mode & 0o7777).await;
+            let made = shared.client.create(&cred, ino(parent), &new, node, mode).await;
             shared.inodes.changed(ino(parent));
             made
         };
@@ -199,15 +207,24 @@ impl Filesystem for Kernel {
         self.0.serve(ask("readlink", number), reply, work, |_, reply, target| reply.data(&target));
     }
 
-    fn mknod(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
         match new_node(mode, rdev) {
-            Some(node) => self.make(request, parent, name, node, mode, reply),
+            Some(node) => self.make(request, parent, name, node, new_mode(mode, umask), reply),
             None => reply.error(Errno::EINVAL),
         }
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
-        self.make(request, parent, name, NewNode::Dir, mode, reply);
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.make(request, parent, name, NewNode::Dir, new_mode(mode, umask), reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -234,7 +251,7 @@ impl Filesystem for Kernel {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
-        self.make(request, parent, name, node, 0o777, reply);
+        self.make(request, parent, name, node, new_mode(0o777, 0), reply);
     }
 
     fn rename(
@@ -404,7 +421,7 @@ impl Filesystem for Kernel {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        if REFUSED_XATTRS.contains(&name.as_bytes()) {
+        if name.as_bytes() == REFUSED_XATTR {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let mode = match flags {
@@ -424,8 +441,9 @@ impl Filesystem for Kernel {
     }
 
     fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if REFUSED_XATTRS.contains(&name.as_bytes()) {
-            return reply.error(Errno::ENODATA); // never set, so never there: no need to ask
+        // Never set, or known not to be there: the kernel asks about the ACL of every inode that it checks access to.
+        if name.as_bytes() == REFUSED_XATTR || self.0.lacks_acl(ino(number), name.as_bytes()) {
+            return reply.error(Errno::ENODATA);
         }
         let name = name.as_bytes().to_vec();
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
@@ -464,7 +482,7 @@ impl Filesystem for Kernel {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
@@ -474,7 +492,7 @@ impl Filesystem for Kernel {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let new = name.clone();
         let work = async move {
-            let (parent, mode) = (ino(parent), mode & 0o7777);
+            let (parent, mode) = (ino(parent), new_mode(mode, umask));
             let made = shared.client.create_open(&cred, parent, &new, mode, exclusive, wanted).await;
             shared.inodes.changed(parent);
             let (handle, _) = made?;

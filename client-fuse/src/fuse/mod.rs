@@ -23,19 +23,24 @@
 //! | `DO_READDIRPLUS`, `READDIRPLUS_AUTO` | attributes come with the listing when they are used |
 //! | `ATOMIC_O_TRUNC` | `open(O_TRUNC)` is one request |
 //! | `HANDLE_KILLPRIV_V2` | writes need not ask for `security.capability` each time; setuid is taken away here |
+//! | `POSIX_ACL` | the kernel's own checks go by ACLs too; it asks for them as extended attributes |
+//! | `DONT_MASK` | the umask comes with the request: where a directory has a default ACL it does not count |
 //! | `CACHE_SYMLINKS` | a symlink's target never changes |
 //! | `AUTO_INVAL_DATA` | a read asks for attributes that are not believed any more, and drops pages of another time |
 //! | `SPLICE_WRITE`, `SPLICE_MOVE` | large answers without a copy, where `fuser` comes to use it |
 //!
-//! Not asked for: `WRITEBACK_CACHE` (the kernel would own size and times), `EXPORT_SUPPORT`, `POSIX_ACL`.
-//! `default_permissions` is on: the kernel checks, and the metaservers check again.
+//! Not asked for: `WRITEBACK_CACHE` (the kernel would own size and times), `EXPORT_SUPPORT`.
+//! `default_permissions` is on: the kernel checks, and the metaservers check again. It has to: on a path that it has cached
+//! it asks us nothing, and only its own check keeps others out. By mode bits alone it would refuse what an ACL grants, so
+//! `POSIX_ACL`: it drops an ACL when it asks for attributes or looks a known name up again, and before it refuses somebody.
 //!
 //! The kernel believes names and attributes as long as the client's leases of them last, or until it is told otherwise:
 //! `coherence.rs`.
 //!
 //! Left out: collapsing and inserting ranges (the kernel hands them to no FUSE file system), interrupts (`fuser` does not pass them on, so a
-//! request ends by itself or by its deadline), file capabilities and ACLs (setting them is refused), `syncfs` (the
-//! kernel does not pass it on to FUSE: unsaved data of open files is written back by age).
+//! request ends by itself or by its deadline), file capabilities (setting them is refused), access times on reading (the
+//! kernel leaves them to us), `syncfs` (the kernel does not pass it on to FUSE: unsaved data of open files is written back by
+//! age).
 
 pub(crate) mod attrs;
 mod coherence;

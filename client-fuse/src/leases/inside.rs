@@ -386,7 +386,10 @@ impl Inside {
             }
         }
         match (op, outcome) {
-            (Op::Create { parent, name, .. }, Outcome::Created { attr, .. }) => {
+            (
+                Op::Create { parent, name, .. } | Op::CreateUnmasked { parent, name, .. },
+                Outcome::Created { attr, .. },
+            ) => {
                 self.set_name(*parent, name, Some(Some(attr.ino)));
             }
             (Op::Link { ino, parent, name }, _) => self.set_name(*parent, name, Some(Some(*ino))),

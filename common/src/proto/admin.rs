@@ -6,6 +6,7 @@
 use crate::auth::Mac;
 use crate::id::{ChunkId, LogIndex, NodeId, ServerId};
 use crate::proto::keep::{KeepAdmin, KeepAdminReply};
+use crate::proto::squash::{Squash, SquashAsk};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,8 @@ pub enum Order {
         /// Its path.
         path: Vec<u8>,
     },
+    /// Who root of clients' machines is. [`Ordered::RootSquash`].
+    RootSquash(SquashAsk),
 }
 
 /// Events in one answer, at most.
@@ -93,6 +96,8 @@ pub enum Ordered {
     Events(Vec<Event>),
     /// `Chunks`: for each the range of the file that begins there and the copies it should have.
     Chunks(Vec<FileChunk>),
+    /// `RootSquash`: as it is now. `None`: off.
+    RootSquash(Option<Squash>),
 }
 
 /// Something an administrator did.

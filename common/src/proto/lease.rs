@@ -121,7 +121,7 @@ impl Touched {
         let inode = |ino: &InodeId| Touched { inodes: vec![*ino], ..Touched::default() };
         let name = |dir: &InodeId, name: &Name| (*dir, name.clone());
         match op {
-            Op::Create { parent, name: new, .. } => {
+            Op::Create { parent, name: new, .. } | Op::CreateUnmasked { parent, name: new, .. } => {
                 Touched { inodes: vec![*parent], names: vec![name(parent, new)], targets: false }
             }
             Op::Link { ino, parent, name: new } => {

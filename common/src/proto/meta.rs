@@ -58,7 +58,7 @@ pub struct Attr {
     pub ino: InodeId,
     /// Its kind.
     pub kind: FileKind,
-    /// Permission bits with setuid, setgid and sticky: `0o7777`.
+    /// Permission bits with setuid, setgid and sticky: `0o7777`. Above them [`MODE_ACL`] and [`MODE_DEFAULT_ACL`].
     pub mode: u32,
     /// Owner.
     pub uid: u32,
@@ -84,6 +84,19 @@ pub struct Attr {
     pub replicas: u8,
     /// Rises with each change of size or extents.
     pub version: DataVersion,
+}
+
+/// In [`Attr::mode`]: there is an access ACL, and the group's bits are its mask. (Replies are kept in the state machine, so
+/// their encoding has no room for a field of its own.)
+pub const MODE_ACL: u32 = 1 << 16;
+/// In [`Attr::mode`]: there is a default ACL, which new entries inherit.
+pub const MODE_DEFAULT_ACL: u32 = 1 << 17;
+
+impl Attr {
+    /// The permission bits alone: `0o7777`.
+    pub fn permissions(&self) -> u32 {
+        self.mode & 0o7777
+    }
 }
 
 /// What [`Op::Create`] makes.
@@ -234,7 +247,8 @@ pub enum Op {
         /// What to change.
         set: SetAttr,
     },
-    /// Sets an extended attribute.
+    /// Sets an extended attribute. An ACL (`system.posix_acl_access`, `system.posix_acl_default`, in Linux' version 2)
+    /// that says no more than the mode becomes the mode.
     SetXattr {
         /// The inode.
         ino: InodeId,
@@ -277,6 +291,23 @@ pub enum Op {
         ino: InodeId,
         /// The number it waits under.
         number: u64,
+    },
+    /// As `Create`, but the umask is still to be applied: it does not count where the directory has a default ACL.
+    CreateUnmasked {
+        /// Directory.
+        parent: InodeId,
+        /// Name in it.
+        name: Name,
+        /// What to make.
+        node: NewNode,
+        /// Permission bits as the program gave them.
+        mode: u32,
+        /// The program's umask, `0o777`.
+        umask: u32,
+        /// Fail with `Exists` if the name is taken.
+        exclusive: bool,
+        /// Access wanted on an existing file when not `exclusive`.
+        access: u8,
     },
 }
 

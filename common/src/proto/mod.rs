@@ -12,6 +12,7 @@ pub mod lock;
 pub mod meta;
 pub mod opens;
 pub mod servers;
+pub mod squash;
 
 /// The protocol version both planes speak. Another one is refused in the hello.
 pub const VERSION: u16 = 2;

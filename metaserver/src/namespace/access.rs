@@ -1,12 +1,17 @@
-//! Who may do what: POSIX permission bits, as Linux applies them. Root (uid 0) passes, but for executing a file that
-//! nobody may execute.
+//! Who may do what: POSIX permission bits, as Linux applies them, and access control lists ([`super::acl`]). Root (uid 0)
+//! passes, but for executing a file that nobody may execute.
 //!
-//! Left out: access control lists (POSIX or NFSv4), capabilities other than "is root".
+//! Left out: NFSv4 ACLs, capabilities other than "is root".
 
-use super::command::{Fail, refuse};
-use crate::store::values::Inode;
+use super::acl;
+use super::command::{Done, Fail, refuse};
+use super::rows::{Call, row};
+use crate::store::keys::{self, CLUSTER};
+use crate::store::values::{Inode, SquashRow, Value};
 use common::fault::Kind;
+use common::kv::{KvError, KvRead};
 use common::proto::meta::{ACCESS_EXEC, ACCESS_WRITE, Cred, FileKind};
+use common::proto::squash::{SQUASH_ALLOWED_MAX, Squash};
 
 /// Set-user-id bit.
 pub(super) const SETUID: u32 = 0o4000;
@@ -31,7 +36,7 @@ pub(super) fn is_owner(inode: &Inode, cred: &Cred) -> bool {
     is_root(cred) || cred.uid == inode.uid
 }
 
-/// True if the permission bits grant all of `want` (bits of `ACCESS_*`).
+/// True if the permission bits and the ACL grant all of `want` (bits of `ACCESS_*`).
 pub(super) fn grants(inode: &Inode, cred: &Cred, want: u8) -> bool {
     if is_root(cred) {
         let nobody_executes = inode.kind != FileKind::Dir && inode.mode & ANY_EXEC == 0;
@@ -39,6 +44,8 @@ pub(super) fn grants(inode: &Inode, cred: &Cred, want: u8) -> bool {
     }
     let shift = if cred.uid == inode.uid {
         6
+    } else if let Some(entries) = inode.access_acl() {
+        return acl::grants(entries, inode, cred, want);
     } else if in_group(cred, inode.gid) {
         3
     } else {
@@ -49,7 +56,7 @@ pub(super) fn grants(inode: &Inode, cred: &Cred, want: u8) -> bool {
 }
 
 /// # Errors
-/// `Denied` if the permission bits refuse.
+/// `Denied` if permission bits or the ACL refuse.
 pub(super) fn need(inode: &Inode, cred: &Cred, want: u8) -> Result<(), Fail> {
     if grants(inode, cred, want) { Ok(()) } else { Err(refuse(Kind::Denied, "permission denied")) }
 }
@@ -88,6 +95,24 @@ pub(super) fn without_set_id(inode: &Inode, cred: &Cred, chown: bool) -> u32 {
     mode
 }
 
+/// Who root of clients' machines is. `None`: root. Requests are made another user's before they come here.
+pub fn squash(read: &dyn KvRead) -> Result<Option<Squash>, KvError> {
+    let row: Option<SquashRow> = row(read, CLUSTER, keys::SQUASH)?;
+    Ok(row.map(|row| row.0))
+}
+
+pub(super) fn set_squash(call: &mut Call<'_, '_>, squash: Option<&Squash>) -> Result<Done, Fail> {
+    call.config()?;
+    match squash {
+        None => call.txn.delete(CLUSTER, keys::SQUASH),
+        Some(squash) if squash.uid == 0 || squash.gid == 0 || squash.allowed.len() > SQUASH_ALLOWED_MAX => {
+            return Err(refuse(Kind::Invalid, format!("ids above 0, at most {SQUASH_ALLOWED_MAX} machines")));
+        }
+        Some(squash) => call.txn.put(CLUSTER, keys::SQUASH, SquashRow(squash.clone()).encode()),
+    }
+    Ok(Done::Noted)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +134,7 @@ mod tests {
             chunk_size: 1 << 20,
             replicas: 3,
             xattr_names: 0,
+            acls: None,
             body: Body::Plain,
         }
     }

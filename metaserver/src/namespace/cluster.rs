@@ -54,6 +54,7 @@ pub(super) fn format(call: &mut Call<'_, '_>, command: &Command) -> Result<Done,
         chunk_size: CHUNK_SIZE_DEFAULT,
         replicas: *replicas,
         xattr_names: 0,
+        acls: None,
         body: Body::Dir { parent: InodeId::ROOT, entries: 0, next_cookie: 1 },
     };
     let layout = Layout::compute(LayoutVersion(0), *pg_count, *replicas, &[]);

@@ -10,6 +10,7 @@ use common::kv::KvError;
 use common::layout::Layout;
 use common::proto::keep::{KeepChange, KeepSettings};
 use common::proto::meta::{Applied, Register, Request};
+use common::proto::squash::Squash;
 use common::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +129,8 @@ pub enum Command {
         /// Which.
         server: ServerId,
     },
+    /// Who root of clients' machines is; `None`: root. [`Done::Noted`].
+    SetSquash(Option<Squash>),
 }
 
 /// What applying a command answers.

@@ -1,6 +1,7 @@
 //! New names: files, directories, symlinks, pipes, sockets, devices, hard links.
 
 use super::access::{self, SETGID, STICKY};
+use super::acl;
 use super::command::{Fail, refuse};
 use super::rows::{Call, directory, entry, inode, inode_of};
 use crate::store::values::{Body, Dentry, Inode};
@@ -14,6 +15,8 @@ use common::units::{LINK_MAX, SYMLINK_LEN_MAX};
 pub(super) struct New<'a> {
     pub(super) node: &'a NewNode,
     pub(super) mode: u32,
+    /// Still to be applied to `mode`, where the directory has no default ACL.
+    pub(super) umask: u32,
     pub(super) exclusive: bool,
     pub(super) access: u8,
 }
@@ -73,7 +76,7 @@ fn new_inode(
 ) -> Result<Inode, Fail> {
     let (kind, body) = kind_and_body(call, parent, ino, new.node)?;
     let inherits_group = dir.mode & SETGID != 0;
-    Ok(Inode {
+    let mut made = Inode {
         kind,
         mode: new_mode(call, dir, kind, new.mode),
         uid: call.cred.uid,
@@ -85,8 +88,11 @@ fn new_inode(
         chunk_size: dir.chunk_size,
         replicas: dir.replicas,
         xattr_names: 0,
+        acls: None,
         body,
-    })
+    };
+    acl::inherit(dir, &mut made, new.umask);
+    Ok(made)
 }
 
 fn kind_and_body(call: &Call<'_, '_>, parent: InodeId, ino: InodeId, node: &NewNode) -> Result<(FileKind, Body), Fail> {

@@ -405,6 +405,7 @@ fn blank(call: &Call<'_, '_>, kind: FileKind, replicas: u8, body: Body) -> Inode
         chunk_size: CHUNK_SIZE_DEFAULT,
         replicas,
         xattr_names: 0,
+        acls: None,
         body,
     }
 }

@@ -21,7 +21,7 @@
 //! | --- | --- |
 //! | `command` | what stands in the log, what comes back |
 //! | `session` | open, close, expire, reply slots |
-//! | `access` | permission bits |
+//! | `access`, `acl` | permission bits, access control lists |
 //! | `create`, `remove`, `rename`, `attr`, `xattr` | changes of the tree and of inodes |
 //! | `commit`, `clone`, `extents` | changes of what a file holds; the extent map and the reference counts |
 //! | `lock` | locks of programs, held and waited for |
@@ -31,9 +31,10 @@
 //! | `event` | who did what, when |
 //! | `rows`, `check`, `fix` | single rows; the invariants above, checked over a whole store; mending what is wrong |
 //!
-//! Left out (with later issues): trash, snapshots, quotas, access control lists; the rows of finished moves (kept and checked, nothing writes them yet).
+//! Left out (with later issues): trash, snapshots, quotas; the rows of finished moves (kept and checked, nothing writes them yet).
 
 mod access;
+mod acl;
 mod attr;
 mod check;
 mod clone;
@@ -57,6 +58,7 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+pub use access::squash;
 pub use check::{Problem, check, problems};
 pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
 pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
@@ -125,6 +127,9 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
         Command::SetOut { server, out } => {
             system(txn, index, Time::default(), |call| keep::set_out(call, *server, *out))
         }
+        Command::SetSquash(squash) => {
+            system(txn, index, Time::default(), |call| access::set_squash(call, squash.as_ref()))
+        }
         Command::SetKeep(change) => system(txn, index, Time::default(), |call| keep::set_keep(call, change)),
     }
 }
@@ -161,7 +166,13 @@ fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
             call,
             *parent,
             name,
-            &create::New { node, mode: *mode, exclusive: *exclusive, access: *access },
+            &create::New { node, mode: *mode, umask: 0, exclusive: *exclusive, access: *access },
+        ),
+        Op::CreateUnmasked { parent, name, node, mode, umask, exclusive, access } => create::create(
+            call,
+            *parent,
+            name,
+            &create::New { node, mode: *mode, umask: *umask, exclusive: *exclusive, access: *access },
         ),
         Op::Link { ino, parent, name } => create::link(call, *ino, *parent, name),
         Op::Unlink { parent, name, keep } => remove::unlink(call, *parent, name, *keep),

@@ -1,8 +1,9 @@
 //! Extended attributes: namespaces and permissions as Linux has them (`fs/xattr.c`, `xattr_permission`).
 //!
-//! Left out: `system.*` (POSIX ACLs): not supported, as on a file system mounted without them.
+//! Of `system.*` there are the access control lists, which are kept in the inode's row ([`super::acl`]).
 
 use super::access::{self, STICKY};
+use super::acl::{self, Which};
 use super::command::{Fail, refuse};
 use super::rows::{Call, inode};
 use crate::store::keys::{self, XATTR};
@@ -18,17 +19,21 @@ enum Space {
     User,
     Trusted,
     Security,
+    Acl(Which),
 }
 
 fn space(name: &[u8]) -> Result<Space, Fail> {
     if name.is_empty() || name.len() > NAME_LEN_MAX {
         return Err(refuse(Kind::Range, "attribute names have 1 to 255 bytes"));
     }
+    if let Some(which) = Which::named(name) {
+        return Ok(Space::Acl(which));
+    }
     let spaces = [(&b"user."[..], Space::User), (b"trusted.", Space::Trusted), (b"security.", Space::Security)];
     match spaces.iter().find_map(|(prefix, space)| Some((name.strip_prefix(*prefix)?, *space))) {
         Some((rest, _)) if rest.is_empty() || rest.contains(&0) => Err(refuse(Kind::Invalid, "not an attribute name")),
         Some((_, space)) => Ok(space),
-        None => Err(refuse(Kind::Unsupported, "attributes are user.*, trusted.* or security.*")),
+        None => Err(refuse(Kind::Unsupported, "attributes are user.*, trusted.*, security.* or ACLs")),
     }
 }
 
@@ -36,6 +41,7 @@ fn need_write(inode: &Inode, cred: &Cred, name: &[u8]) -> Result<(), Fail> {
     match space(name)? {
         Space::Trusted | Space::Security if access::is_root(cred) => Ok(()),
         Space::Trusted | Space::Security => Err(refuse(Kind::NotPermitted, "only root sets these attributes")),
+        Space::Acl(which) => acl::need_change(inode, cred, which),
         Space::User => {
             let foreign_sticky = inode.kind == FileKind::Dir && inode.mode & STICKY != 0;
             if !matches!(inode.kind, FileKind::File | FileKind::Dir) {
@@ -51,20 +57,34 @@ fn need_write(inode: &Inode, cred: &Cred, name: &[u8]) -> Result<(), Fail> {
 
 fn need_read(inode: &Inode, cred: &Cred, name: &[u8]) -> Result<(), Fail> {
     match space(name)? {
-        Space::Security => Ok(()),
+        Space::Security | Space::Acl(_) => Ok(()),
         Space::Trusted if access::is_root(cred) => Ok(()),
         Space::User if matches!(inode.kind, FileKind::File | FileKind::Dir) => access::need(inode, cred, ACCESS_READ),
         Space::Trusted | Space::User => Err(no_data()),
     }
 }
 
-fn no_data() -> Fail {
+pub(super) fn no_data() -> Fail {
     refuse(Kind::NoData, "no such attribute")
 }
 
 /// What a name takes in `listxattr`, in bytes.
 fn listed_len(name: &[u8]) -> u32 {
     len_u32(name.len() + 1)
+}
+
+/// # Errors
+/// `NoSpace` if the names of all attributes are more than `listxattr` can tell.
+pub(super) fn need_names_fit(inode: &Inode) -> Result<(), Fail> {
+    let acls: u32 = acl_names(inode).map(listed_len).sum();
+    if inode.xattr_names + acls > len_u32(XATTR_LIST_MAX) {
+        return Err(refuse(Kind::NoSpace, format!("more than {XATTR_LIST_MAX} bytes of attribute names")));
+    }
+    Ok(())
+}
+
+fn acl_names(inode: &Inode) -> impl Iterator<Item = &'static [u8]> {
+    acl::NAMES.iter().filter(|(which, _)| which.is_in(inode)).map(|(_, name)| *name)
 }
 
 /// Sets an attribute.
@@ -80,6 +100,9 @@ pub(super) fn set(
     if value.len() > XATTR_LEN_MAX {
         return Err(refuse(Kind::Range, format!("an attribute of {} bytes, at most {XATTR_LEN_MAX}", value.len())));
     }
+    if let Some(which) = Which::named(name) {
+        return acl::set(call, ino, inode, which, value, mode);
+    }
     let key = keys::xattr(ino, name);
     let there = inode.xattr_names > 0 && call.txn.get(XATTR, &key)?.is_some();
     match (mode, there) {
@@ -89,9 +112,7 @@ pub(super) fn set(
     }
     if !there {
         inode.xattr_names += listed_len(name);
-        if inode.xattr_names > len_u32(XATTR_LIST_MAX) {
-            return Err(refuse(Kind::NoSpace, format!("more than {XATTR_LIST_MAX} bytes of attribute names")));
-        }
+        need_names_fit(&inode)?;
     }
     call.txn.put(XATTR, key, value.to_vec());
     inode.ctime = call.at;
@@ -103,6 +124,9 @@ pub(super) fn set(
 pub(super) fn remove(call: &mut Call<'_, '_>, ino: InodeId, name: &[u8]) -> Result<Outcome, Fail> {
     let mut inode = inode(call.txn, ino)?;
     need_write(&inode, call.cred, name)?;
+    if let Some(which) = Which::named(name) {
+        return acl::remove(call, ino, inode, which);
+    }
     let key = keys::xattr(ino, name);
     if call.txn.get(XATTR, &key)?.is_none() {
         return Err(no_data());
@@ -118,6 +142,9 @@ pub(super) fn remove(call: &mut Call<'_, '_>, ino: InodeId, name: &[u8]) -> Resu
 pub(super) fn get(read: &dyn KvRead, cred: &Cred, ino: InodeId, name: &[u8]) -> Result<Vec<u8>, Fail> {
     let inode = inode(read, ino)?;
     need_read(&inode, cred, name)?;
+    if let Some(which) = Which::named(name) {
+        return acl::get(&inode, which).ok_or_else(no_data);
+    }
     if inode.xattr_names == 0 {
         return Err(no_data());
     }
@@ -127,7 +154,7 @@ pub(super) fn get(read: &dyn KvRead, cred: &Cred, ino: InodeId, name: &[u8]) -> 
 /// The names of all attributes the caller may know of, sorted.
 pub(super) fn list(read: &dyn KvRead, cred: &Cred, ino: InodeId) -> Result<Vec<Vec<u8>>, Fail> {
     let inode = inode(read, ino)?;
-    let mut names = Vec::new();
+    let mut names: Vec<Vec<u8>> = acl_names(&inode).map(<[u8]>::to_vec).collect();
     if inode.xattr_names > 0 {
         for found in read.scan(XATTR, prefix_range(&keys::inode(ino)), false) {
             let (key, _) = found?;
@@ -137,5 +164,6 @@ pub(super) fn list(read: &dyn KvRead, cred: &Cred, ino: InodeId) -> Result<Vec<V
             }
         }
     }
+    names.sort_unstable();
     Ok(names)
 }

@@ -103,6 +103,8 @@ pub const LAYOUT: &[u8] = b"layout";
 pub const OUT: &[u8] = b"out";
 /// In [`CLUSTER`]: settings of repair, garbage collection and scrub.
 pub const KEEP: &[u8] = b"keep";
+/// In [`CLUSTER`]: who root of clients' machines is, unless root.
+pub const SQUASH: &[u8] = b"root-squash";
 
 /// Key of an inode; prefix of everything that starts with an inode number.
 pub fn inode(ino: InodeId) -> [u8; 8] {

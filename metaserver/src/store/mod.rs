@@ -14,6 +14,7 @@ use common::kv::{Batch, Entry, Family, KeyRange, KvError, KvRead};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+pub mod acl;
 pub mod keys;
 pub mod values;
 

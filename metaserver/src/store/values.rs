@@ -3,6 +3,7 @@
 //! `postcard` writes fields in order and enum variants by position, so within a version nothing is moved or removed. A
 //! new version of a row gets a new version byte and keeps the old decoder. The golden-byte tests hold this.
 
+use super::acl::Acls;
 use bytes::Bytes;
 use common::auth::Secret;
 use common::fault::Fault;
@@ -12,7 +13,8 @@ use common::layout::{Domain, Layout};
 use common::name::Name;
 use common::proto::keep::KeepSettings;
 use common::proto::lock::LockHolder;
-use common::proto::meta::{Applied, Attr, FileKind};
+use common::proto::meta::{Applied, Attr, FileKind, MODE_ACL, MODE_DEFAULT_ACL};
+use common::proto::squash::Squash;
 use common::time::Time;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -33,14 +35,19 @@ pub trait Value: Serialize + DeserializeOwned {
     /// Reads it back. Bytes behind the end are an error too: they were written by something else.
     fn decode(bytes: &[u8]) -> Result<Self, KvError> {
         match bytes.split_first() {
-            Some((version, body)) if *version == Self::VERSION => match postcard::take_from_bytes(body) {
-                Ok((value, [])) => Ok(value),
-                Ok(_) => Err(damaged(Self::WHAT, "bytes left over")),
-                Err(error) => Err(damaged(Self::WHAT, &error.to_string())),
-            },
+            Some((version, body)) if *version == Self::VERSION => whole(Self::WHAT, body),
             Some((version, _)) => Err(damaged(Self::WHAT, &format!("unknown version {version}"))),
             None => Err(damaged(Self::WHAT, "empty")),
         }
+    }
+}
+
+/// What these bytes are, all of them.
+fn whole<T: DeserializeOwned>(what: &str, body: &[u8]) -> Result<T, KvError> {
+    match postcard::take_from_bytes(body) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(damaged(what, "bytes left over")),
+        Err(error) => Err(damaged(what, &error.to_string())),
     }
 }
 
@@ -74,6 +81,9 @@ pub struct Inode {
     pub replicas: u8,
     /// Bytes of all names of its extended attributes, each with a terminator.
     pub xattr_names: u32,
+    /// Its access control lists, if it has any. See [`Inode::encode`].
+    #[serde(skip)]
+    pub acls: Option<Box<Acls>>,
     /// What only its kind has.
     pub body: Body,
 }
@@ -130,10 +140,12 @@ impl Inode {
             Body::Device { rdev } => (0, 0, DataVersion(0), *rdev),
             Body::Plain => (0, 0, DataVersion(0), 0),
         };
+        let access = if self.access_acl().is_some() { MODE_ACL } else { 0 };
+        let default = if self.default_acl().is_some() { MODE_DEFAULT_ACL } else { 0 };
         Attr {
             ino,
             kind: self.kind,
-            mode: self.mode,
+            mode: self.mode | access | default,
             uid: self.uid,
             gid: self.gid,
             nlink: self.nlink,
@@ -150,9 +162,34 @@ impl Inode {
     }
 }
 
+/// The version byte of inodes with access control lists.
+const INODE_WITH_ACLS: u8 = 2;
+
+/// Version 1 is an inode without access control lists, version 2 the same with [`Acls`] behind it: who has none pays
+/// nothing.
 impl Value for Inode {
     const WHAT: &'static str = "inode";
     const VERSION: u8 = 1;
+
+    fn encode(&self) -> Vec<u8> {
+        let bytes = match &self.acls {
+            None => postcard::to_extend(self, vec![Self::VERSION]),
+            Some(acls) => postcard::to_extend(&(self, acls), vec![INODE_WITH_ACLS]),
+        };
+        bytes.expect("plain data has an encoding, and memory grows")
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Inode, KvError> {
+        match bytes.split_first() {
+            Some((&Self::VERSION, body)) => whole(Self::WHAT, body),
+            Some((&INODE_WITH_ACLS, body)) => {
+                let (inode, acls): (Inode, Box<Acls>) = whole(Self::WHAT, body)?;
+                Ok(Inode { acls: Some(acls), ..inode })
+            }
+            Some((version, _)) => Err(damaged(Self::WHAT, &format!("unknown version {version}"))),
+            None => Err(damaged(Self::WHAT, "empty")),
+        }
+    }
 }
 
 /// A directory entry, found by name.
@@ -458,6 +495,15 @@ pub struct KeepRow(pub KeepSettings);
 
 impl Value for KeepRow {
     const WHAT: &'static str = "keep";
+    const VERSION: u8 = 1;
+}
+
+/// Who root of clients' machines is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SquashRow(pub Squash);
+
+impl Value for SquashRow {
+    const WHAT: &'static str = "root squash";
     const VERSION: u8 = 1;
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the namespace as a whole: commands in, outcomes and rows out.
 #![allow(clippy::as_conversions, reason = "small test numbers")]
 
+mod acls;
 mod clones;
 mod cluster;
 mod commits;

@@ -327,7 +327,7 @@ fn extended_attributes() {
     for (key, kind) in [
         (&b"user."[..], Kind::Invalid),
         (b"other.x", Kind::Unsupported),
-        (b"system.posix_acl_access", Kind::Unsupported),
+        (b"system.posix_acl_other", Kind::Unsupported),
         (b"", Kind::Range),
         (&[b'x'; 256], Kind::Range),
     ] {

@@ -39,7 +39,7 @@ fn script(seed: u64, len: u64) -> Vec<Command> {
         let (text, other) = (name(&format!("n{}", random(8))), name(&format!("n{}", random(8))));
         let to = InodeId(1 + random(13));
         let bytes = vec![random(4) as u8; 1 + random(3000) as usize];
-        commands.push(request(match random(12) {
+        commands.push(request(match random(14) {
             0..3 => {
                 let node = if random(2) == 0 { NewNode::Dir } else { NewNode::File };
                 Op::Create { parent, name: text, node, mode: 0o755, exclusive: false, access: 0 }
@@ -51,6 +51,14 @@ fn script(seed: u64, len: u64) -> Vec<Command> {
                 Op::Rename { from: parent, from_name: text, to, to_name: other, mode: RenameMode::Replace, keep: false }
             }
             7 => Op::SetXattr { ino, name: b"user.x".to_vec(), value: bytes, mode: XattrMode::Any },
+            12 => {
+                let which: &[u8] = [&b"system.posix_acl_access"[..], b"system.posix_acl_default"][random(2) as usize];
+                Op::SetXattr { ino: parent, name: which.to_vec(), value: super::acls::sample(), mode: XattrMode::Any }
+            }
+            13 => {
+                let (node, umask) = (NewNode::File, 0o027);
+                Op::CreateUnmasked { parent, name: text, node, mode: 0o666, umask, exclusive: true, access: 0 }
+            }
             8 => Op::SetAttr { ino, set: SetAttr { size: Some(random(5000)), ..SetAttr::default() } },
             _ => {
                 let chunk = stored(ChunkId::of(&bytes), bytes.len() as u32, 2 + random(2) as u32);

@@ -1,9 +1,10 @@
 //! Golden bytes of every row. A change here is a change of the format on disk: raise the version, keep the old decoder.
 
 use super::*;
+use crate::store::acl::{Acl, Entries};
 use crate::store::values::{
     Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, EventRow, ExtentRow, FixRow, Horizon, Inode, InstanceRow,
-    LayoutRow, Listed, Moved, Purge, ServerRow, SessionRow, SlotRow, Value,
+    LayoutRow, Listed, Moved, Purge, ServerRow, SessionRow, SlotRow, SquashRow, Value,
 };
 use crate::store::values::{LockRow, WaitingLock};
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use common::id::DataVersion;
 use common::layout::{Domain, Layout};
 use common::proto::lock::{Lock, LockHolder, LockKind, LockSpace};
 use common::proto::meta::{Applied, FileKind};
+use common::proto::squash::Squash;
 
 /// The value has these bytes, reads back from them, and from no others.
 fn golden<V: Value + PartialEq + std::fmt::Debug>(value: &V, hex: &str) {
@@ -38,6 +40,7 @@ fn inode(kind: FileKind, body: Body) -> Inode {
         chunk_size: 1 << 20,
         replicas: 3,
         xattr_names: 7,
+        acls: None,
         body,
     }
 }
@@ -52,6 +55,24 @@ fn inodes() {
     golden(&inode(FileKind::Symlink, Body::Symlink { target: b"ab".to_vec() }), &format!("01 02 {common} 02 02 6162"));
     golden(&inode(FileKind::CharDevice, Body::Device { rdev: 8 }), &format!("01 05 {common} 03 08"));
     golden(&inode(FileKind::Fifo, Body::Plain), &format!("01 03 {common} 04"));
+}
+
+#[test]
+fn inodes_with_access_control_lists() {
+    let without = inode(FileKind::Fifo, Body::Plain);
+    let common = "03 a403 05 06 01 0201 0401 0501 808040 03 07 04";
+    let entries = Entries { users: [(300, 6)].into(), group: 5, groups: [(7, 4)].into() };
+    let mut row = without.clone();
+    row.set_access_acl(Some(entries.clone()));
+    let access = "01 01 ac02 06 05 01 07 04";
+    golden(&row, &format!("02 {common} {access} 00"));
+    row.set_default_acl(Some(Acl { mode: 0o750, entries: None }));
+    golden(&row, &format!("02 {common} {access} 01 e803 00"));
+    row.set_access_acl(None);
+    row.set_default_acl(Some(Acl { mode: 0o750, entries: Some(entries) }));
+    golden(&row, &format!("02 {common} 00 01 e803 {access}"));
+    row.set_default_acl(None);
+    assert_eq!(row, without, "without any it is what it was");
 }
 
 #[test]
@@ -127,6 +148,8 @@ fn cluster() {
         last_move: LayoutVersion(11),
     };
     golden(&counters, "01 01 02 03 04 05 06 07 08 09 0a 0b");
+    let squash = Squash { uid: 300, gid: 2, allowed: vec!["10.0.0.1".parse().unwrap()] };
+    golden(&SquashRow(squash), "01 ac02 02 01 00 0a000001");
     let layout = Layout { version: LayoutVersion(2), groups: vec![vec![ServerId(1)], vec![]] };
     golden(&LayoutRow(layout), "01 02 02 01 01 00");
 }
