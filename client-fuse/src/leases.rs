@@ -26,6 +26,7 @@ use common::name::Name;
 use common::proto::lease::{Grants, LeaseAsk, LeasedListing, RecallCall, Recalls, Touched};
 use common::proto::meta::{Answer, Attr, Cred, Op, Outcome, Query, Submitted};
 use inside::{Inside, Own};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -132,13 +133,13 @@ impl Leases {
     }
 
     /// The next call, if anything is held or to be told; and what the kernel is to forget first.
-    fn next_call(&self, session: &Session) -> (Option<RecallCall>, Vec<InodeId>) {
+    fn next_call(&self, session: &Session, open: BTreeSet<InodeId>) -> (Option<RecallCall>, Vec<InodeId>) {
         let mut inside = self.inside();
         inside.in_session(session.id);
         if session.is_certain() {
             inside.settled(); // asked under the lock: what is uncertain was counted before it was noted
         }
-        inside.next_call(session.id, Instant::now())
+        inside.next_call(session.id, open, Instant::now())
     }
 
     /// The answer to it, sent at `sent`, which came at `uptime`.
@@ -155,7 +156,7 @@ impl Asking {
         }
         let mut inside = self.leases.inside();
         inside.in_session(session);
-        if inside.heard(grants.term, (self.sent, uptime)) {
+        if inside.heard(grants.term, &grants.leases, (self.sent, uptime)) {
             inside.learn(self.mark, attrs, grants);
         }
         drop(inside);
@@ -188,7 +189,7 @@ impl Change {
         let Ok(Submitted { applied, grants }) = result else { return };
         let mut inside = self.asking.leases.inside();
         inside.in_session(session);
-        let heard = inside.heard(grants.term, (self.asking.sent, uptime));
+        let heard = inside.heard(grants.term, &grants.leases, (self.asking.sent, uptime));
         inside.changed(op, &self.own, &applied.outcome);
         if heard {
             inside.learn_own(self.asking.mark, &self.own, &applied.outcome.attrs(), grants);
@@ -294,7 +295,8 @@ impl Core {
     pub(crate) async fn lease_loop(self: Arc<Self>, stop: CancellationToken) {
         loop {
             let session = self.meta.session();
-            let (call, forgotten) = self.leases.next_call(&session);
+            let open = self.files().into_iter().map(|inode| inode.ino).collect();
+            let (call, forgotten) = self.leases.next_call(&session, open);
             if !forgotten.is_empty() {
                 let core = self.clone();
                 self.world

@@ -407,7 +407,7 @@ impl Servers for FakeCluster {
     }
 
     fn recalls(&self, call: RecallCall, _: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {
-        Box::pin(async move { Ok(Recalls { term: call.term, last: 0, inodes: Vec::new() }) })
+        Box::pin(async move { Ok(Recalls { term: call.term, last: 0, inodes: Vec::new(), renewed: true }) })
     }
 
     fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Submitted, Fault>> {

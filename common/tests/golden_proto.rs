@@ -315,7 +315,7 @@ fn leases(out: &mut Golden) {
     let applied = Applied { outcome: Outcome::Attr(attr()), index: LogIndex(6) };
     out.line("Submitted", &Submitted { applied, grants: grants() });
     out.line("RecallCall", &RecallCall { session, term: 3, forgot: 5, given_back: vec![(dir, 9)] });
-    out.line("Recalls", &Recalls { term: 3, last: 6, inodes: vec![dir] });
+    out.line("Recalls", &Recalls { term: 3, last: 6, inodes: vec![dir], renewed: true });
     out.line("OpenReport", &OpenReport { session, term: 3, round: 6, open: vec![dir] });
     out.line("OpenAsk", &OpenAsk { term: 3, round: 6 });
 }

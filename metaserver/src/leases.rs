@@ -11,7 +11,7 @@
 use common::id::{InodeId, SessionId};
 use common::name::Name;
 use common::proto::lease::{LEASE_WAIT, RECALLS_MAX};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -68,10 +68,22 @@ struct Holder {
     inodes: BTreeMap<InodeId, u64>,
     /// When its leases have run out.
     end: Instant,
-    /// What it is to forget and has not yet: number and inode.
-    recalls: VecDeque<(u64, InodeId)>,
+    /// What it is to forget and has not yet, by number; and the other way round.
+    recalls: BTreeMap<u64, InodeId>,
+    recalled: BTreeMap<InodeId, u64>,
     /// The number of the last recall.
     last: u64,
+}
+
+/// A lease that was noted for an answer under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Noted {
+    /// Its number; 0: there is none.
+    pub(crate) number: u64,
+    session: SessionId,
+    ino: InodeId,
+    /// The number of the lease that the session held before.
+    before: Option<u64>,
 }
 
 impl Leases {
@@ -94,20 +106,26 @@ impl Leases {
         self.table.lock().expect("no panic holds this lock")
     }
 
-    /// The session gets a lease of the inode, asked for at `now`: its number. `None`: not now.
-    pub(crate) fn grant(&self, session: SessionId, ino: InodeId, now: Instant) -> Option<u64> {
+    /// The session gets a lease of the inode, asked for at `now`. `None`: not now.
+    pub(crate) fn grant(&self, session: SessionId, ino: InodeId, now: Instant) -> Option<Noted> {
         self.table().grant(session, ino, now, 0)
     }
 
-    /// As [`Leases::grant`], of many: their numbers, 0 for none.
+    /// As [`Leases::grant`], of many: with number 0 for none.
     pub(crate) fn grant_all(
         &self,
         session: SessionId,
         inodes: impl Iterator<Item = InodeId>,
         now: Instant,
-    ) -> Vec<u64> {
+    ) -> Vec<Noted> {
         let mut table = self.table();
-        inodes.map(|ino| table.grant(session, ino, now, 0).unwrap_or(0)).collect()
+        inodes.map(|ino| table.grant_or_none(session, ino, now, 0)).collect()
+    }
+
+    /// The session never learns of this lease: what it held before stands, and so does a recall of that.
+    pub(crate) fn undo(&self, noted: Noted) {
+        self.table().undo(noted);
+        self.given_up.notify_waiters();
     }
 
     /// True if the session takes part: it holds something, or did lately.
@@ -115,14 +133,14 @@ impl Leases {
         self.table().holders.contains_key(&session)
     }
 
-    /// True if it has this one and nobody has asked it to forget it.
-    pub(crate) fn holds(&self, session: SessionId, ino: InodeId, lease: u64) -> bool {
-        let table = self.table();
-        let recalled = |holder: &Holder| holder.recalls.iter().any(|(_, recalled)| *recalled == ino);
-        table.holders.get(&session).is_some_and(|holder| holder.inodes.get(&ino) == Some(&lease) && !recalled(holder))
+    /// True if the session has this one and nobody has asked it to forget it.
+    pub(crate) fn stands(&self, noted: Noted) -> bool {
+        let (table, Noted { number, session, ino, .. }) = (self.table(), noted);
+        let holds = |holder: &Holder| holder.inodes.get(&ino) == Some(&number) && !holder.recalled.contains_key(&ino);
+        table.holders.get(&session).is_some_and(holds)
     }
 
-    /// It does not want this lease any more, or never learns of it.
+    /// It does not want this lease any more.
     pub(crate) fn give_back(&self, session: SessionId, ino: InodeId, lease: u64) {
         let mut table = self.table();
         if table.holders.get(&session).is_some_and(|holder| holder.inodes.get(&ino) == Some(&lease)) {
@@ -148,8 +166,8 @@ impl Leases {
     pub(crate) fn recalls(&self, session: SessionId) -> (u64, Vec<InodeId>) {
         let table = self.table();
         let Some(holder) = table.holders.get(&session) else { return (0, Vec::new()) };
-        let some = || holder.recalls.iter().take(RECALLS_MAX);
-        (some().next_back().map_or(0, |(number, _)| *number), some().map(|(_, ino)| *ino).collect())
+        let some: Vec<(u64, InodeId)> = holder.recalls.iter().take(RECALLS_MAX).map(|(at, ino)| (*at, *ino)).collect();
+        (some.last().map_or(0, |(number, _)| *number), some.into_iter().map(|(_, ino)| ino).collect())
     }
 
     /// Waits until there may be something to forget.
@@ -165,15 +183,10 @@ impl Leases {
         }
     }
 
-    /// Its leases are good from `now` on, unless it is to forget something. False: they are not.
-    pub(crate) fn renew(&self, session: SessionId, now: Instant) -> bool {
-        match self.table().holders.get_mut(&session) {
-            Some(holder) if holder.recalls.is_empty() => {
-                holder.end = holder.end.max(now + LEASE_WAIT);
-                true
-            }
-            Some(_) => false,
-            None => true,
+    /// Its leases are good from `now` on: when it said so it had forgotten everything it was to forget.
+    pub(crate) fn renew(&self, session: SessionId, now: Instant) {
+        if let Some(holder) = self.table().holders.get_mut(&session) {
+            holder.end = holder.end.max(now + LEASE_WAIT);
         }
     }
 
@@ -231,6 +244,13 @@ impl Leases {
 #[derive(Debug)]
 pub(crate) struct ChangingAll(Arc<Leases>);
 
+impl ChangingAll {
+    /// Nobody knows when it is over: this leader gives no more leases.
+    pub(crate) fn without_end(self) {
+        self.0.table().changing_all += 1; // one more than is given back
+    }
+}
+
 impl Drop for ChangingAll {
     fn drop(&mut self) {
         self.0.table().changing_all -= 1;
@@ -271,17 +291,16 @@ pub(crate) struct Changing {
 }
 
 impl Changing {
-    /// The session that makes the change, which is applied here, gets leases of what it shows: their numbers, 0 for none.
-    /// `now`: when the change was asked for.
-    pub(crate) fn grant(&self, session: SessionId, inodes: impl Iterator<Item = InodeId>, now: Instant) -> Vec<u64> {
-        let mut table = self.leases.table();
-        let mut grant = |ino| table.grant(session, ino, now, usize::from(self.inodes.contains(&ino))).unwrap_or(0);
-        inodes.map(&mut grant).collect()
+    /// The session that makes the change, which is applied here, gets a lease of what it shows. `now`: when the change was
+    /// asked for.
+    pub(crate) fn grant(&self, session: SessionId, ino: InodeId, now: Instant) -> Noted {
+        let own = usize::from(self.inodes.contains(&ino));
+        self.leases.table().grant_or_none(session, ino, now, own)
     }
 
-    /// As [`Leases::give_back`].
-    pub(crate) fn give_back(&self, session: SessionId, ino: InodeId, lease: u64) {
-        self.leases.give_back(session, ino, lease);
+    /// As [`Leases::undo`].
+    pub(crate) fn undo(&self, noted: Noted) {
+        self.leases.undo(noted);
     }
 
     /// Nobody knows when it is over: these inodes are not leased again by this leader.
@@ -304,11 +323,17 @@ impl Place {
 }
 
 impl Table {
-    fn grant(&mut self, session: SessionId, ino: InodeId, now: Instant, own: usize) -> Option<u64> {
+    fn grant_or_none(&mut self, session: SessionId, ino: InodeId, now: Instant, own: usize) -> Noted {
+        let none = Noted { number: 0, session, ino, before: None };
+        self.grant(session, ino, now, own).unwrap_or(none)
+    }
+
+    fn grant(&mut self, session: SessionId, ino: InodeId, now: Instant, own: usize) -> Option<Noted> {
         let holder = self.holders.entry(session).or_insert_with(|| Holder {
             inodes: BTreeMap::new(),
             end: now,
-            recalls: VecDeque::new(),
+            recalls: BTreeMap::new(),
+            recalled: BTreeMap::new(),
             last: 0,
         });
         // Who does not answer recalls gets no more time.
@@ -320,23 +345,38 @@ impl Table {
         }
         self.last += 1;
         self.inodes.entry(ino).or_default().holders.insert(session);
-        self.count += usize::from(holder.inodes.insert(ino, self.last).is_none());
+        let before = holder.inodes.insert(ino, self.last);
+        self.count += usize::from(before.is_none());
         holder.end = holder.end.max(now + LEASE_WAIT);
-        Some(self.last)
+        Some(Noted { number: self.last, session, ino, before })
+    }
+
+    fn undo(&mut self, noted: Noted) {
+        let Noted { number, session, ino, before } = noted;
+        let Some(holder) = self.holders.get_mut(&session) else { return };
+        if number == 0 || holder.inodes.get(&ino) != Some(&number) {
+            return;
+        }
+        match before {
+            Some(before) => drop(holder.inodes.insert(ino, before)),
+            None => self.forgot(session, ino),
+        }
     }
 
     fn reported(&mut self, session: SessionId, forgot: u64) {
         self.unreported.remove(&session);
         let Some(holder) = self.holders.get_mut(&session) else { return };
-        let keep = holder.recalls.partition_point(|(number, _)| *number <= forgot);
-        let gone: Vec<InodeId> = holder.recalls.drain(..keep).map(|(_, ino)| ino).collect();
-        gone.into_iter().for_each(|ino| self.forgot(session, ino));
+        let rest = holder.recalls.split_off(&(forgot + 1));
+        let gone = std::mem::replace(&mut holder.recalls, rest);
+        gone.into_values().for_each(|ino| self.forgot(session, ino));
     }
 
     fn forgot(&mut self, session: SessionId, ino: InodeId) {
         if let Some(holder) = self.holders.get_mut(&session) {
             self.count -= usize::from(holder.inodes.remove(&ino).is_some());
-            holder.recalls.retain(|(_, recalled)| *recalled != ino);
+            if let Some(number) = holder.recalled.remove(&ino) {
+                holder.recalls.remove(&number);
+            }
         }
         if let Some(place) = self.inodes.get_mut(&ino) {
             place.holders.remove(&session);
@@ -387,9 +427,10 @@ impl Table {
                     self.forgot_all(other); // they have run out by time
                     continue;
                 }
-                if !holder.recalls.iter().any(|(_, recalled)| recalled == ino) {
+                if !holder.recalled.contains_key(ino) {
                     holder.last += 1;
-                    holder.recalls.push_back((holder.last, *ino));
+                    holder.recalls.insert(holder.last, *ino);
+                    holder.recalled.insert(*ino, holder.last);
                 }
                 until = until.max(Some(holder.end));
             }
@@ -435,8 +476,7 @@ mod tests {
             leases.wait_for_recalls(B).await;
             assert_eq!(leases.recalls(B), (1, vec![DIR]));
             assert_eq!(leases.recalls(A), (0, vec![]), "who changes it keeps its own lease");
-            assert!(!leases.holds(B, DIR, theirs) && leases.holds(A, DIR, ours));
-            assert!(!leases.renew(B, Instant::now()), "no more time for who does not answer");
+            assert!(!leases.stands(theirs) && leases.stands(ours));
             assert_eq!(leases.grant(B, OTHER, Instant::now()), None);
             assert_eq!(leases.grant(SessionId(3), DIR, Instant::now()), None, "it is being changed");
             tokio::task::yield_now().await;
@@ -447,10 +487,10 @@ mod tests {
         assert_eq!(leases.grant(B, DIR, Instant::now()), None, "the change is not applied yet");
         drop(change);
         let newer = leases.grant(B, DIR, Instant::now()).unwrap();
-        leases.give_back(B, DIR, theirs);
-        assert!(leases.holds(B, DIR, newer), "late news of an older lease");
-        leases.give_back(B, DIR, newer);
-        assert!(!leases.holds(B, DIR, newer));
+        leases.give_back(B, DIR, theirs.number);
+        assert!(leases.stands(newer), "late news of an older lease");
+        leases.give_back(B, DIR, newer.number);
+        assert!(!leases.stands(newer));
     }
 
     #[tokio::test(start_paused = true)]
@@ -458,9 +498,9 @@ mod tests {
         let leases = leases();
         let lease = leases.grant(B, DIR, Instant::now()).unwrap();
         tokio::time::advance(Duration::from_millis(200)).await;
-        assert!(leases.renew(B, Instant::now()));
+        leases.renew(B, Instant::now());
         assert_eq!(changes(&leases, A, LEASE_WAIT * 2).await, Some(LEASE_WAIT));
-        assert!(leases.recalls(B).1.is_empty() && !leases.holds(B, DIR, lease));
+        assert!(leases.recalls(B).1.is_empty() && !leases.stands(lease));
         assert_eq!(changes(&leases, A, LEASE_WAIT).await, Some(Duration::ZERO));
     }
 
@@ -487,14 +527,33 @@ mod tests {
     async fn who_changes_an_inode_alone_gets_a_lease_with_the_answer() {
         let leases = leases();
         let change = leases.change(A, &[DIR]).await;
-        let got = change.grant(A, [DIR, OTHER].into_iter(), Instant::now());
-        assert!(leases.holds(A, DIR, got[0]) && leases.holds(A, OTHER, got[1]) && leases.takes_part(A));
+        let got = [DIR, OTHER].map(|ino| change.grant(A, ino, Instant::now()));
+        assert!(leases.stands(got[0]) && leases.stands(got[1]) && leases.takes_part(A));
         let second = leases.change(A, &[DIR]).await;
-        assert_eq!(second.grant(A, std::iter::once(DIR), Instant::now()), [0], "another change of it is under way");
+        assert_eq!(second.grant(A, DIR, Instant::now()).number, 0, "another change of it is under way");
         drop((change, second));
         let other = leases.change(A, &[OTHER]).await;
         assert_eq!(leases.grant(B, OTHER, Instant::now()), None, "only who changes it");
         drop(other);
+    }
+
+    /// A holder believes in the lease it knows of, whatever becomes of an answer with a newer one.
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_was_never_told_leaves_the_one_before_and_its_recall() {
+        let leases = leases();
+        let known = leases.grant(B, DIR, Instant::now()).unwrap();
+        leases.undo(leases.grant(B, DIR, Instant::now()).unwrap());
+        assert!(leases.stands(known), "it is still believed");
+        let newer = leases.grant(B, DIR, Instant::now()).unwrap();
+        let changing = leases.change(A, &[DIR]);
+        tokio::pin!(changing);
+        assert!(tokio::time::timeout(LEASE_WAIT / 4, changing.as_mut()).await.is_err());
+        leases.undo(newer);
+        assert_eq!(leases.recalls(B).1, [DIR], "it is still to be forgotten");
+        leases.reported(B, leases.recalls(B).0);
+        drop(changing.await);
+        leases.undo(leases.grant(B, OTHER, Instant::now()).unwrap());
+        assert_eq!(leases.table().count, 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -536,7 +595,7 @@ mod tests {
         for ino in 1..100 {
             let lease = leases.grant(A, InodeId(ino), Instant::now()).unwrap();
             if ino % 2 == 0 {
-                leases.give_back(A, InodeId(ino), lease);
+                leases.give_back(A, InodeId(ino), lease.number);
             }
         }
         drop(leases.change(B, &[InodeId(200)]).await);

@@ -456,20 +456,17 @@ impl Guard {
         let Guard { locked, changing, asked } = self;
         match (result, asked) {
             (Ok(Done::Applied(applied)), Some((session, arrived))) => {
-                let shown = applied.outcome.attrs();
-                let granted = changing.grant(session, shown.iter().map(|attr| attr.ino), arrived);
                 let mounted = state.mounted();
-                let is_so = |shown: &Attr| {
-                    namespace::attr(mounted.kv(), shown.ino).is_ok_and(|found| found.as_ref() == Some(shown))
-                };
-                let checked = shown.into_iter().zip(granted).map(|(shown, lease)| match is_so(shown) {
-                    true => lease,
-                    false => {
-                        changing.give_back(session, shown.ino, lease);
-                        0
+                let grant = |shown: &Attr| {
+                    let noted = changing.grant(session, shown.ino, arrived);
+                    let found = namespace::attr(mounted.kv(), shown.ino);
+                    if found.is_ok_and(|found| found.as_ref() == Some(shown)) {
+                        return noted.number;
                     }
-                });
-                checked.collect()
+                    changing.undo(noted);
+                    0
+                };
+                applied.outcome.attrs().into_iter().map(grant).collect()
             }
             (Err(fault), _) if matches!(fault.kind, Kind::Unsure | Kind::Internal) => {
                 changing.without_end();
@@ -529,10 +526,10 @@ impl Reading {
         let answered = self.plain(ask);
         match answered {
             Ok(answered) if answered.answer.attrs().first().is_some_and(|attr| attr.ino == ino) => {
-                Ok(Answered { grants: Grants { term: self.term, leases: vec![lease] }, ..answered })
+                Ok(Answered { grants: Grants { term: self.term, leases: vec![lease.number] }, ..answered })
             }
             other => {
-                self.leases.give_back(self.session, ino, lease);
+                self.leases.undo(lease);
                 other
             }
         }
@@ -550,10 +547,10 @@ impl Reading {
             if let Some(lease) = granted.next() {
                 entry.attr = namespace::attr(&*view, entry.ino)?;
                 if entry.attr.is_none() {
-                    self.leases.give_back(self.session, entry.ino, lease);
+                    self.leases.undo(lease);
                     continue;
                 }
-                leases.push(lease);
+                leases.push(lease.number);
             }
             kept.push(entry);
         }
@@ -732,22 +729,22 @@ impl Meta for Call {
         let (member, leading) = self.leading().await?;
         ask.cred = self.squashed(&member, ask.cred)?;
         self.touch(&member, &leading, ask.session).await?;
-        let (session, dir, term) = (ask.session, ask.dir, leading.term);
-        let Some(lease) = leading.leases.grant(session, dir, arrived) else {
+        let (session, term) = (ask.session, leading.term);
+        let Some(lease) = leading.leases.grant(session, ask.dir, arrived) else {
             return Ok(Leased { term, listing: None });
         };
         let listing = match self.confirmed(&member, &leading).await {
             Ok(()) => {
                 let reading = self.reading(&member, &leading, session, arrived);
-                let read = self.node().world.blocking(move || reading.listing(&ask, lease)).await;
+                let read = self.node().world.blocking(move || reading.listing(&ask, lease.number)).await;
                 read.map_err(|fail| self.fault(fail))
             }
             Err(fault) => Err(fault),
         };
         match listing {
-            Ok(listing @ Some(_)) if leading.leases.holds(session, dir, lease) => Ok(Leased { term, listing }),
+            Ok(listing @ Some(_)) if leading.leases.stands(lease) => Ok(Leased { term, listing }),
             other => {
-                leading.leases.give_back(session, dir, lease);
+                leading.leases.undo(lease);
                 other.map(|_| Leased { term, listing: None })
             }
         }
@@ -758,21 +755,21 @@ impl Meta for Call {
         self.touch(&member, &leading, call.session).await?;
         let (session, term, arrived) = (call.session, leading.term, tokio::time::Instant::now());
         if call.term != term && call.term != 0 {
-            return Ok(Recalls { term, last: 0, inodes: Vec::new() });
+            return Ok(Recalls { term, last: 0, inodes: Vec::new(), renewed: false });
         }
         leading.leases.reported(session, call.forgot);
         for (ino, lease) in call.given_back.into_iter().take(RECALLS_MAX) {
             leading.leases.give_back(session, ino, lease);
         }
-        let news = leading.leases.wait_for_recalls(session);
-        let has_news = call.term == term && tokio::time::timeout(RECALL_HOLD, news).await.is_ok();
-        if !has_news {
-            self.confirmed(&member, &leading).await?; // before a renewal
+        // Who has forgotten all it was to forget by now gets more time, whatever comes next.
+        let renewed = call.term == term && leading.leases.recalls(session).0 == 0;
+        if renewed {
+            self.confirmed(&member, &leading).await?;
+            leading.leases.renew(session, arrived);
+            let _ = tokio::time::timeout(RECALL_HOLD, leading.leases.wait_for_recalls(session)).await;
         }
-        let renewed = has_news || leading.leases.renew(session, arrived);
         let (last, inodes) = leading.leases.recalls(session);
-        debug_assert!(!inodes.is_empty() || renewed, "neither news nor a renewal");
-        Ok(Recalls { term, last, inodes })
+        Ok(Recalls { term, last, inodes, renewed })
     }
 
     async fn keep(self, _: Context, ask: KeepAsk) -> Result<KeepAnswer, Fault> {

@@ -50,7 +50,8 @@ impl Views {
         self.all("not there yet", &false, |dir| dir.join(&name).exists());
         fs::write(by.join(&name), format!("first {round}")).unwrap();
         self.all("written", &Some(format!("first {round}").into_bytes()), |dir| read(dir, &name));
-        self.all("size", &(6 + round.to_string().len() as u64), |dir| fs::metadata(dir.join(&name)).unwrap().len());
+        let len = common::units::len_u64(format!("first {round}").len());
+        self.all("size", &len, |dir| fs::metadata(dir.join(&name)).unwrap().len());
 
         // A file that is open everywhere, written in place, with the same length.
         let open: Vec<File> = self.dirs.iter().map(|dir| File::open(dir.join(&name)).unwrap()).collect();

@@ -23,12 +23,12 @@ use fuser::{INodeNo, Notifier};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 /// `FUSE_NOTIFY_INC_EPOCH`.
 const INC_EPOCH: i32 = 8;
-/// Pauses between two questions about a file whose lease is gone.
+/// Pauses between two questions about a file whose lease is gone; the last one again and again.
 const RECHECKS: [Duration; 6] = [
     Duration::from_millis(2),
     Duration::from_millis(20),
@@ -82,7 +82,17 @@ impl Shared {
     /// Shows attributes to the kernel: `show` gets those that are certain now and how long they may be believed, or `attr`,
     /// to be believed for no time. `place`: the name they are shown under is believed as well.
     pub(super) fn show(&self, attr: &Attr, place: Option<(InodeId, &Name)>, show: impl FnOnce(&Attr, Duration)) {
-        let _gate = self.coherence.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _gate = self.showing();
+        self.show_within(attr, place, show);
+    }
+
+    /// To be held from before something is shown until it is written.
+    pub(super) fn showing(&self) -> RwLockReadGuard<'_, ()> {
+        self.coherence.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Shared::show`], by who holds [`Shared::showing`].
+    pub(super) fn show_within(&self, attr: &Attr, place: Option<(InodeId, &Name)>, show: impl FnOnce(&Attr, Duration)) {
         let certain = match place {
             Some((dir, name)) if self.coherence.keeps_names() => self.client.certain_as(dir, name, attr.ino),
             Some(_) => None,
@@ -137,17 +147,18 @@ impl Shared {
     }
 
     async fn recheck(&self, ino: InodeId) {
-        for pause in RECHECKS {
+        let pauses = RECHECKS.into_iter().chain(std::iter::repeat(RECHECKS[RECHECKS.len() - 1]));
+        for pause in pauses {
             tokio::time::sleep(pause).await;
             if !self.client.is_open(ino) {
                 return;
             }
             let asked = self.client.getattr(&Cred::default(), ino).await;
+            self.drop_stale_pages(ino).await;
             if asked.is_ok() && self.client.is_leased(ino) {
-                break;
+                return;
             }
         }
-        self.drop_stale_pages(ino).await;
     }
 
     /// What the kernel keeps of a file is dropped if it is of another data version than the file has now.

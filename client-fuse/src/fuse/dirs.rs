@@ -93,8 +93,10 @@ impl Shared {
         };
         let mut piece = piece.lock().await;
         let mut rows = Vec::new();
+        let mut fetched = false;
         if !piece.covers(offset, plus) {
             self.fetch(&cred, dir, offset.saturating_sub(2), plus, &mut piece).await?;
+            fetched = true;
         }
         if offset == 0 {
             rows.push(dot(1, dir, b"."));
@@ -107,7 +109,7 @@ impl Shared {
             let start = piece.position(offset);
             for entry in piece.entries[start..].iter().take(OFFER) {
                 offset = entry.cookie + 2;
-                let attr = if plus { self.fresh(&cred, entry, piece.mark).await? } else { None };
+                let attr = if plus { self.fresh(&cred, entry, fetched.then_some(piece.mark)).await? } else { None };
                 if plus && attr.is_none() {
                     continue; // it is gone by now
                 }
@@ -121,6 +123,7 @@ impl Shared {
             }
             if !piece.covers(offset, plus) {
                 self.fetch(&cred, dir, offset.saturating_sub(2), plus, &mut piece).await?;
+                fetched = true;
             }
         }
         Ok(rows)
@@ -141,10 +144,13 @@ impl Shared {
         Ok(())
     }
 
-    /// The entry's attributes if they are still true, else asked for again. `None`: the inode is gone.
-    async fn fresh(&self, cred: &Cred, entry: &DirEntry, mark: u64) -> Result<Option<Attr>, Fault> {
+    /// The entry's attributes: as they came just now, if this mount has changed nothing since `mark`; else asked for again,
+    /// which costs nothing under a lease. `None`: the inode is gone.
+    async fn fresh(&self, cred: &Cred, entry: &DirEntry, mark: Option<u64>) -> Result<Option<Attr>, Fault> {
         match &entry.attr {
-            Some(attr) if !self.inodes.changed_since(entry.ino, mark) => Ok(Some(attr.clone())),
+            Some(attr) if mark.is_some_and(|mark| !self.inodes.changed_since(entry.ino, mark)) => {
+                Ok(Some(attr.clone()))
+            }
             _ => match self.client.getattr(cred, entry.ino).await {
                 Ok(attr) => Ok(Some(attr)),
                 Err(Fault { kind: Kind::NotFound | Kind::Gone, .. }) => Ok(None),
@@ -165,6 +171,7 @@ impl Shared {
 
     /// Fills the kernel's buffer with names and attributes: each but `.` and `..` counts as a lookup.
     pub(super) fn reply_rows_plus(&self, mut reply: ReplyDirectoryPlus, dir: InodeId, rows: &[Row]) {
+        let _gate = self.showing(); // until it is written
         for row in rows {
             let name = OsStr::from_bytes(&row.name);
             let number = INodeNo(row.ino.0);
@@ -172,7 +179,7 @@ impl Shared {
                 None => reply.add(number, row.after, name, &Duration::ZERO, &dot_attr(number), Generation(0)),
                 Some((checked, attr)) => {
                     let mut full = false;
-                    self.show(attr, Some((dir, checked)), |attr, ttl| {
+                    self.show_within(attr, Some((dir, checked)), |attr, ttl| {
                         self.inodes.shown(attr); // before the kernel can ask about it
                         full = reply.add(number, row.after, name, &ttl, &file_attr(attr), Generation(0));
                     });

@@ -59,6 +59,8 @@ pub(super) struct Inside {
     uncertain: BTreeSet<InodeId>,
     /// And one of an inode that is not known.
     all_uncertain: bool,
+    /// Files that are open: the kernel may map them and never ask again, so their leases are kept.
+    open: BTreeSet<InodeId>,
 }
 
 #[derive(Debug)]
@@ -116,10 +118,12 @@ impl Inside {
         self.all_uncertain = false;
     }
 
-    /// An answer of the leader of `term`. False: nothing of it is to be kept.
-    pub(super) fn heard(&mut self, term: u64, (sent, uptime): (Duration, Duration)) -> bool {
+    /// An answer of the leader of `term`, with leases of these numbers. False: nothing of it is to be kept.
+    pub(super) fn heard(&mut self, term: u64, leases: &[u64], (sent, uptime): (Duration, Duration)) -> bool {
         self.forget_run_out(uptime);
-        if term == 0 {
+        // Without a lease in it the leader has given no more time; and what is too late has run out there, too.
+        let is_news = leases.iter().any(|lease| *lease != 0) && sent + LEASE_TERM > uptime;
+        if !is_news || term < self.term {
             return false;
         }
         if self.term != term {
@@ -231,7 +235,7 @@ impl Inside {
             }
             let alone = self.changing.get(&attr.ino).is_none_or(|all| all.count <= ours && !all.overlapped);
             let quiet = alone && self.blind == usize::from(own.blind);
-            let keep = quiet && self.is_undisturbed(attr.ino, mark);
+            let keep = quiet && lease != 0 && self.is_undisturbed(attr.ino, mark);
             self.keep(attr, lease, keep);
         }
         self.trim();
@@ -241,7 +245,7 @@ impl Inside {
         let uncertain = self.is_uncertain(attr.ino);
         match self.known.get_mut(&attr.ino) {
             Some(known) => {
-                known.lease = if lease == 0 { known.lease } else { lease };
+                known.lease = known.lease.max(lease); // answers may overtake each other
                 known.attr = keep.then(|| attr.clone());
                 known.used = Instant::now();
             }
@@ -258,6 +262,7 @@ impl Inside {
     pub(super) fn made(&mut self, attr: &Attr) {
         if attr.kind == FileKind::Dir
             && let Some(known) = self.known.get_mut(&attr.ino)
+            && known.attr.is_some()
         {
             known.names = Some(HashMap::new());
         }
@@ -305,10 +310,10 @@ impl Inside {
     pub(super) fn listed(&mut self, dir: InodeId, mark: u64, times: (Duration, Duration), leased: Option<Leased>) {
         let ours = self.listing.remove(&dir);
         let Some(leased) = leased else { return self.leave_alone(dir) };
-        if !self.heard(leased.term, times) {
+        let Some(listing) = leased.listing else { return self.leave_alone(dir) };
+        if !self.heard(leased.term, &listing.leases, times) {
             return self.leave_alone(dir);
         }
-        let Some(listing) = leased.listing else { return self.leave_alone(dir) };
         let lease = listing.leases.first().copied().unwrap_or(0);
         let usable = lease != 0 && !self.is_uncertain(dir) && mark >= self.spoilt;
         match ours.filter(|_| usable) {
@@ -384,6 +389,8 @@ impl Inside {
             if let Some(known) = self.known.get_mut(ino) {
                 known.attr = None;
             }
+        } else if own.blind {
+            self.known.values_mut().for_each(|known| known.attr = None); // it may have been any of them
         }
         match (op, outcome) {
             (
@@ -425,12 +432,20 @@ impl Inside {
         let quiet = self.blind == 0 && !self.changing_names.contains_key(&(dir, name.clone()));
         let is_open = self.known.get(&dir).and_then(|known| known.names.as_ref()).map(|names| names.get(name));
         if quiet && self.is_undisturbed(dir, mark) && is_open == Some(Some(&None)) {
-            self.set_name(dir, name, leads.map(Some));
+            self.put_name(dir, name, leads.map(Some));
         }
     }
 
-    /// What is known of a name from now on: that it is not there, or where it leads, if that is known.
+    /// What is known of a name from now on, after a change of this session: that it is not there, or where it leads, if
+    /// that is known. A name that may be there or not stays so: the reply to a repeated request may be old.
     fn set_name(&mut self, dir: InodeId, name: &Name, to: Option<Option<InodeId>>) {
+        let is_open = |known: &Known| known.names.as_ref().is_some_and(|names| names.get(name) == Some(&None));
+        if !self.known.get(&dir).is_some_and(is_open) {
+            self.put_name(dir, name, to);
+        }
+    }
+
+    fn put_name(&mut self, dir: InodeId, name: &Name, to: Option<Option<InodeId>>) {
         let Some(names) = self.known.get_mut(&dir).and_then(|known| known.names.as_mut()) else { return };
         let before = names.len();
         match to {
@@ -444,6 +459,10 @@ impl Inside {
     pub(super) fn end(&mut self, own: &Own, known: bool) {
         if !known {
             own.inodes.iter().for_each(|ino| self.forget(*ino));
+            if own.blind {
+                let all: Vec<InodeId> = self.known.keys().copied().collect();
+                all.into_iter().for_each(|ino| self.forget(ino)); // it may be any of them
+            }
             self.uncertain.extend(own.inodes.iter().copied());
             self.all_uncertain |= own.blind;
         }
@@ -476,7 +495,13 @@ impl Inside {
     }
 
     /// The next call, if anything is held or to be told; and what the kernel is to forget before it is sent.
-    pub(super) fn next_call(&mut self, session: SessionId, now: Instant) -> (Option<RecallCall>, Vec<InodeId>) {
+    pub(super) fn next_call(
+        &mut self,
+        session: SessionId,
+        open: BTreeSet<InodeId>,
+        now: Instant,
+    ) -> (Option<RecallCall>, Vec<InodeId>) {
+        self.open = open;
         self.forget_idle(now);
         let tell = std::mem::take(&mut self.tell);
         let idle = self.known.is_empty() && self.listing.is_empty() && self.give_back.is_empty();
@@ -506,7 +531,7 @@ impl Inside {
             self.forget(*ino);
         }
         self.forgot = self.forgot.max(answer.last);
-        if answer.inodes.is_empty() {
+        if answer.renewed {
             self.good_until = self.good_until.max(sent + LEASE_TERM);
         }
     }
@@ -547,8 +572,8 @@ impl Inside {
     }
 
     fn forget_idle(&mut self, now: Instant) {
-        let idle = self.known.iter().filter(|(_, known)| known.used + IDLE_MAX < now).map(|(ino, _)| *ino);
-        let idle: Vec<InodeId> = idle.collect();
+        let idle = |(ino, known): &(&InodeId, &Known)| known.used + IDLE_MAX < now && !self.open.contains(*ino);
+        let idle: Vec<InodeId> = self.known.iter().filter(idle).map(|(ino, _)| *ino).collect();
         idle.into_iter().for_each(|ino| self.forget(ino));
     }
 
@@ -557,7 +582,8 @@ impl Inside {
         if self.known.len() <= KNOWN_MAX && self.names <= NAMES_MAX {
             return;
         }
-        let mut by_use: Vec<(Instant, InodeId)> = self.known.iter().map(|(ino, known)| (known.used, *ino)).collect();
+        let closed = self.known.iter().filter(|(ino, _)| !self.open.contains(*ino));
+        let mut by_use: Vec<(Instant, InodeId)> = closed.map(|(ino, known)| (known.used, *ino)).collect();
         by_use.sort_unstable();
         let quarter = by_use.len().div_ceil(4);
         by_use.into_iter().take(quarter).for_each(|(_, ino)| self.forget(ino));

@@ -73,7 +73,7 @@ fn mode(leases: &Leases, ino: InodeId) -> Option<u32> {
 }
 
 fn call(leases: &Leases) -> RecallCall {
-    leases.inside().next_call(S, Instant::now()).0.unwrap()
+    leases.inside().next_call(S, BTreeSet::new(), Instant::now()).0.unwrap()
 }
 
 fn submitted(outcome: Outcome, leases: Vec<u64>) -> Result<Submitted, Fault> {
@@ -113,7 +113,7 @@ async fn what_is_leased_is_answered_while_the_lease_lasts() {
     let call = call(&leases);
     assert_eq!(call, RecallCall { session: S, term: 3, forgot: 0, given_back: vec![] });
     let later = AT + LEASE_TERM / 2;
-    leases.recalled(&call, (later, later), &Recalls { term: 3, last: 0, inodes: vec![] });
+    leases.recalled(&call, (later, later), &Recalls { term: 3, last: 0, inodes: vec![], renewed: true });
     assert_eq!(leases.entry(DIR, &name("b"), AT + LEASE_TERM), Entry::Absent, "renewed");
 }
 
@@ -122,7 +122,7 @@ async fn what_is_leased_is_answered_while_the_lease_lasts() {
 async fn what_has_run_out_does_not_come_back() {
     let (leases, late) = (held(&[("a", A)]), AT + LEASE_TERM);
     let before = call(&leases);
-    leases.recalled(&before, (late, late), &Recalls { term: 3, last: 0, inodes: vec![] });
+    leases.recalled(&before, (late, late), &Recalls { term: 3, last: 0, inodes: vec![], renewed: true });
     assert_eq!(leases.entry(DIR, &name("b"), late), Entry::Unknown, "by a renewal");
     assert_eq!(call(&leases).given_back.len(), 2, "the leader may still count them");
 
@@ -232,9 +232,9 @@ async fn what_is_recalled_is_forgotten_and_told_before_that_is_said() {
     let leases = held(&[("a", A)]);
     let before = call(&leases);
     let asking = leases.asking(AT);
-    leases.recalled(&before, (AT, AT), &Recalls { term: 3, last: 4, inodes: vec![DIR, B] });
+    leases.recalled(&before, (AT, AT), &Recalls { term: 3, last: 4, inodes: vec![DIR, B], renewed: false });
     assert_eq!((entry(&leases, "b"), mode(&leases, A)), (Entry::Unknown, Some(0o644)));
-    let (next, told) = leases.inside().next_call(S, Instant::now());
+    let (next, told) = leases.inside().next_call(S, BTreeSet::new(), Instant::now());
     let next = next.unwrap();
     assert_eq!((next.forgot, next.given_back, told), (4, vec![(DIR, 9)], vec![DIR]));
     asking.answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 3, leases: vec![70] });
@@ -306,9 +306,9 @@ async fn saves_do_not_keep_a_file_from_being_read() {
 async fn nothing_survives_a_new_leader_or_session() {
     let leases = held(&[("a", A)]);
     let before = call(&leases);
-    leases.recalled(&before, (AT, AT), &Recalls { term: 4, last: 0, inodes: vec![] });
+    leases.recalled(&before, (AT, AT), &Recalls { term: 4, last: 0, inodes: vec![], renewed: true });
     assert!(entry(&leases, "b") == Entry::Unknown && leases.inside().term == 4);
-    let (_, told) = leases.inside().next_call(S, Instant::now());
+    let (_, told) = leases.inside().next_call(S, BTreeSet::new(), Instant::now());
     assert_eq!(told.len(), 2, "the kernel hears of it before the new leader does");
 
     let leases = held(&[("a", A)]);
@@ -333,7 +333,63 @@ async fn memory_is_bounded_and_idle_leases_end() {
     assert_eq!(mode(&leases, InodeId(59_999)), Some(0o600));
     assert!(call(&leases).given_back.contains(&(DIR, 9)));
     tokio::time::advance(Duration::from_secs(40)).await;
-    while let (Some(_), _) = leases.inside().next_call(S, Instant::now()) {}
+    while let (Some(_), _) = leases.inside().next_call(S, BTreeSet::new(), Instant::now()) {}
     let inside = leases.inside();
     assert!(format!("{inside:?}").len() < 1000, "nothing is left: {inside:?}");
+}
+
+/// The leader gives time only with a lease, so it is not taken from an answer without one.
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_a_lease_gives_no_time() {
+    let leases = held(&[("a", A), ("b", B)]);
+    let (op, late) = (unlink("b"), AT + LEASE_TERM / 2);
+    let change = leases.change(&op, late);
+    change.done(&op, &submitted(Outcome::Removed { ino: B, nlink: 0 }, vec![]), S, late);
+    leases.asking(late).answered(S, late, &[&attr(B, 0o600)], &Grants { term: 3, leases: vec![0] });
+    assert!(leases.attr(A, AT + LEASE_TERM).is_none());
+    let call = call(&leases);
+    leases.recalled(&call, (late, late), &Recalls { term: 3, last: 7, inodes: vec![InodeId(99)], renewed: false });
+    assert!(leases.attr(A, AT + LEASE_TERM).is_none());
+    leases.recalled(&call, (late, late), &Recalls { term: 3, last: 8, inodes: vec![InodeId(98)], renewed: true });
+    assert!(leases.attr(A, AT + LEASE_TERM).is_some());
+}
+
+/// Its first copy was run long ago; since then others may have changed what it tells of.
+#[tokio::test(start_paused = true)]
+async fn the_reply_to_a_repeated_request_may_be_old() {
+    let leases: Arc<Leases> = Arc::default();
+    leases.inside().in_session(S);
+    let op = unlink("a");
+    let change = leases.change(&op, AT);
+    assert!(leases.inside().lists(DIR, Instant::now()));
+    let asking = leases.asking(AT);
+    leases.inside().listed(DIR, asking.mark, (AT, AT), listing(3, &[("a", B)]));
+    done(change, &op, &submitted(Outcome::Removed { ino: A, nlink: 0 }, vec![]));
+    assert_eq!(entry(&leases, "a"), Entry::Unknown, "somebody else has made it anew");
+
+    let op = create("c");
+    let old = submitted(Outcome::Created { attr: attr(A, 0o600), new: true, parent: attr(DIR, 0o711) }, vec![0, 0]);
+    done(leases.change(&op, AT), &op, &old);
+    assert!(mode(&leases, A).is_none() && mode(&leases, DIR).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_of_what_is_not_known_may_be_of_anything() {
+    let leases = held(&[("a", A)]);
+    let other = InodeId(8);
+    let (from_name, to_name) = (name("x"), name("y"));
+    let op = Op::Rename { from: other, from_name, to: other, to_name, mode: RenameMode::Replace, keep: false };
+    done(leases.change(&op, AT), &op, &submitted(Outcome::Renamed { replaced: None }, vec![]));
+    assert!(mode(&leases, A).is_none() && leases.holds(A, AT));
+    drop(leases.change(&op, AT));
+    assert!(!leases.holds(A, AT) && entry(&leases, "a") == Entry::Unknown, "nobody knows how it went");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_open_is_not_given_back() {
+    let leases = held(&[("a", A)]);
+    tokio::time::advance(Duration::from_secs(40)).await;
+    let (_, told) = leases.inside().next_call(S, BTreeSet::from([A]), Instant::now());
+    assert_eq!(told, [DIR]);
+    assert!(leases.holds(A, AT));
 }

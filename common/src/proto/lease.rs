@@ -100,8 +100,10 @@ pub struct Recalls {
     pub term: u64,
     /// The number of the last one in `inodes`; 0 if there is none.
     pub last: u64,
-    /// What to forget, then say so. Empty (in the named term): all leases are renewed from when the call was sent.
+    /// What to forget, then say so.
     pub inodes: Vec<InodeId>,
+    /// All leases but those of `inodes` are renewed from when the call was sent.
+    pub renewed: bool,
 }
 
 /// What a change makes untrue.

@@ -222,14 +222,19 @@ impl Work {
     async fn repair(&self, fixes: Vec<Fix>) -> Result<(), Fault> {
         let scan = self.job.state().look.index;
         let leading = self.node.leadership.get(&self.member).await?;
-        let _nobody_believes = leading.leases.change_all().await;
+        let changing = leading.leases.change_all().await;
         for (batch, fixes) in (1u32..).zip(fixes.chunks(FIXES_MAX)) {
             self.go_on()?;
             let at = self.node.world.now();
             let what = format!("fsck --repair: {} corrections", fixes.len());
             let command = Some(Box::new(Command::Fix { scan, batch, fixes: fixes.to_vec(), at }));
             let command = Command::Ordered { by: self.by.clone(), what, at, command };
-            self.member.propose(&command).await?;
+            if let Err(fault) = self.member.propose(&command).await {
+                if fault.kind == Kind::Unsure {
+                    changing.without_end();
+                }
+                return Err(fault);
+            }
             self.job.update(|look| look.repaired += len_u64(fixes.len()));
         }
         Ok(())

@@ -94,7 +94,7 @@ impl Meta for Fake {
     }
 
     async fn recalls(self, _: Context, call: RecallCall) -> Result<Recalls, Fault> {
-        Ok(Recalls { term: call.term, last: 0, inodes: Vec::new() })
+        Ok(Recalls { term: call.term, last: 0, inodes: Vec::new(), renewed: true })
     }
     async fn opens(
         self,
