@@ -6,7 +6,7 @@
 use crate::service::{Registration, Shared};
 use crate::{Config, ServerError, State};
 use common::fault::{Fault, Kind};
-use common::proto::meta::{Heartbeat, Register};
+use common::proto::meta::{Heartbeat, Register, Registered};
 use common::rpc::Caller;
 use common::task::Tasks;
 use std::sync::Arc;
@@ -50,12 +50,15 @@ struct Voice {
 impl Voice {
     async fn run(self, stop: CancellationToken) {
         loop {
-            if let Err(error) = self.register().await {
+            let ended = match self.register().await {
+                Ok(()) => self.beat().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
                 self.report.send_replace(State::Failed(Arc::new(error)));
                 stop.cancelled().await;
                 return;
             }
-            self.beat().await;
             tokio::time::sleep(REGISTER_PAUSE).await;
         }
     }
@@ -77,15 +80,16 @@ impl Voice {
             };
             match self.caller.register(&register, REGISTER_LIMIT).await {
                 Ok(registered) => {
-                    let (server, map) = (registered.server, registered.map);
-                    // Written down before anything is served under this name.
-                    self.shared.stores().adopt(map.cluster, server).await?;
-                    self.shared.me.set_id(server.0.into());
-                    self.shared.me.set_cluster(map.cluster, map.epoch);
-                    info!(%server, cluster = %map.cluster, epoch = %map.epoch, "registered");
-                    self.shared.set_registration(Registration { server, secret: registered.secret, map });
-                    self.report.send_replace(State::Serving(server));
-                    return Ok(());
+                    let Registered { server, secret, map } = registered;
+                    let (cluster, epoch) = (map.cluster, map.epoch);
+                    match self.serve_under(Registration { server, secret, map }).await? {
+                        Ok(()) => {
+                            info!(%server, %cluster, %epoch, "registered");
+                            self.report.send_replace(State::Serving(server));
+                            return Ok(());
+                        }
+                        Err(fault) => trouble.say("register", &fault),
+                    }
                 }
                 Err(fault) => trouble.say("register", &fault),
             }
@@ -93,14 +97,36 @@ impl Voice {
         }
     }
 
+    /// From now on serves under this name and map. Who this is, and in which epoch, is written down before.
+    ///
+    /// # Errors
+    /// The inner one: it comes from a metaserver of an epoch that is over.
+    async fn serve_under(&self, registration: Registration) -> Result<Result<(), Fault>, ServerError> {
+        let (server, map) = (registration.server, &registration.map);
+        let known = self.shared.stores().epoch();
+        if map.epoch < known {
+            let text = format!("the metadata was restored in epoch {known}, and a metaserver is left in {}", map.epoch);
+            return Ok(Err(Fault::new(Kind::Refused, text)));
+        }
+        self.shared.stores().adopt(map.cluster, server, map.epoch).await?;
+        self.shared.me.set_id(server.0.into());
+        self.shared.me.set_cluster(map.cluster, map.epoch);
+        self.caller.learn(map.metaservers.values());
+        self.shared.set_registration(registration);
+        Ok(Ok(()))
+    }
+
     /// Sends heartbeats until the metaservers do not know this server any more.
-    async fn beat(&self) {
+    ///
+    /// # Errors
+    /// It cannot go on.
+    async fn beat(&self) -> Result<(), ServerError> {
         let mut trouble = Trouble::default();
         let mut tick = tokio::time::interval(HEARTBEAT_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let Ok(registration) = self.shared.registration() else { return };
+            let Ok(registration) = self.shared.registration() else { return Ok(()) };
             let stats = self.shared.stores().stats_soon().await;
             let heartbeat = Heartbeat {
                 server: registration.server,
@@ -116,16 +142,19 @@ impl Voice {
             };
             match self.caller.heartbeat(&heartbeat, HEARTBEAT_LIMIT).await {
                 Ok(reply) => {
-                    trouble.over("heartbeat");
-                    if let Some(map) = reply.map {
-                        self.shared.me.set_cluster(map.cluster, map.epoch);
-                        let Registration { server, secret, .. } = *registration;
-                        self.shared.set_registration(Registration { server, secret, map });
+                    let Registration { server, secret, .. } = *registration;
+                    let taken = match reply.map {
+                        Some(map) => self.serve_under(Registration { server, secret, map }).await?,
+                        None => Ok(()),
+                    };
+                    match taken {
+                        Ok(()) => trouble.over("heartbeat"),
+                        Err(fault) => trouble.say("heartbeat", &fault),
                     }
                 }
                 Err(fault) if is_unknown(fault.kind) => {
                     warn!(error = %fault, "the metaservers do not know this server: registering again");
-                    return;
+                    return Ok(());
                 }
                 Err(fault) => trouble.say("heartbeat", &fault),
             }

@@ -109,7 +109,7 @@ pub async fn start(config: Config, world: World) -> Result<Server, ServerError> 
     let identity = stores.identity();
     // Known before the first hello is answered: a client that finds another name here asks elsewhere.
     me.set_id(identity.server.map_or(0, |server| u64::from(server.0)));
-    me.set_cluster(identity.cluster, common::id::Epoch(0));
+    me.set_cluster(identity.cluster, stores.epoch());
     let shared = Arc::new(Shared::new(world, me, stores));
     let (report, state) = watch::channel(State::default());
     service::serve(&shared, &tasks, listener);

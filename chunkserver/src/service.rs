@@ -128,9 +128,14 @@ impl Shared {
         &self.stores
     }
 
-    /// From now on requests are judged by this.
+    /// From now on requests are judged by this. With a new epoch all wishes to delete are void: a grant of the old one may
+    /// still be on its way.
     pub(crate) fn set_registration(&self, registration: Registration) {
-        *self.registration.write().expect("no panic holds this lock") = Some(Arc::new(registration));
+        let epoch = registration.map.epoch;
+        let before = self.registration.write().expect("no panic holds this lock").replace(Arc::new(registration));
+        if before.is_some_and(|before| before.map.epoch != epoch) {
+            self.stores.forget_wishes(); // after the new epoch shows: see `Keeper::wish`
+        }
     }
 
     /// What the metaservers last said.

@@ -295,6 +295,26 @@ async fn before_it_has_registered_it_says_so_and_later_it_serves() {
     tokio::time::timeout(LIMIT, seen).await.unwrap();
     let stale = pool.touch(&anyone, auth(), &[], LIMIT).await.unwrap_err();
     assert!(stale.kind == Kind::Stale && stale.message.contains("e9"), "{stale}");
+    // A metaserver of an epoch that is over is not listened to, also after a restart.
+    *meta.epoch.lock().unwrap() = Some(Epoch(8));
+    *meta.map_version.lock().unwrap() = 6;
+    let asked = |more: usize| {
+        let (meta, before) = (meta.clone(), meta.heartbeats.lock().unwrap().len());
+        async move {
+            while meta.heartbeats.lock().unwrap().len() < before + more {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, asked(3)).await.unwrap();
+    assert_eq!(meta.heartbeats.lock().unwrap().last().unwrap().map_version, 5);
+    let stale = pool.touch(&anyone, auth(), &[], LIMIT).await.unwrap_err();
+    assert!(stale.message.contains("e9"), "{stale}");
+    server.shutdown().await;
+    let server = chunkserver::start(config(&meta_addr, dir.path()), World::real()).await.unwrap();
+    assert_eq!(server.stores().epoch(), Epoch(9));
+    let refused = tokio::time::timeout(Duration::from_secs(2), server.registered()).await;
+    assert!(refused.is_err(), "it serves under an epoch that is over");
 }
 
 #[tokio::test(flavor = "multi_thread")]

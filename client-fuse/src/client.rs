@@ -73,6 +73,41 @@ impl NewMode {
     }
 }
 
+/// A connection for administrators' questions, one after the other.
+pub struct AdminLink {
+    caller: Caller,
+    tasks: Tasks,
+    limit: Duration,
+}
+
+impl AdminLink {
+    /// To these metaservers. Connects when first used.
+    pub fn new(config: &ClientConfig, world: &World) -> AdminLink {
+        let me = Me::new(Hello { role: Role::Admin, cluster: config.cluster, epoch: Epoch(0), id: 0 });
+        let tasks = Tasks::new();
+        let caller = Caller::new(world, &tasks, &me, &config.metaservers);
+        AdminLink { caller, tasks, limit: config.op_timeout }
+    }
+
+    /// As [`Client::admin`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn ask(&self, ask: &Admin) -> Result<AdminReply, Fault> {
+        match ask {
+            Admin::Format { .. } | Admin::NodeStatus => self.caller.admin_once(ask, self.limit).await,
+            Admin::Status | Admin::Keep(_) | Admin::Order(_) | Admin::Members => {
+                self.caller.admin(ask, self.limit).await
+            }
+        }
+    }
+
+    /// Ends it.
+    pub async fn close(self) {
+        self.tasks.shutdown(STOP_GRACE).await;
+    }
+}
+
 impl Client {
     /// Connects, opens a session and starts the background tasks.
     ///
@@ -124,14 +159,9 @@ impl Client {
     /// An administrator's question, without a session (so also to an unformatted cluster). Sent to the leader, except
     /// `Format` and `NodeStatus`: once, to the first of `metaservers`.
     pub async fn admin(config: &ClientConfig, world: &World, ask: Admin) -> Result<AdminReply, Fault> {
-        let me = Me::new(Hello { role: Role::Admin, cluster: config.cluster, epoch: Epoch(0), id: 0 });
-        let tasks = Tasks::new();
-        let caller = Caller::new(world, &tasks, &me, &config.metaservers);
-        let reply = match &ask {
-            Admin::Format { .. } | Admin::NodeStatus => caller.admin_once(&ask, config.op_timeout).await,
-            Admin::Status | Admin::Keep(_) | Admin::Order(_) => caller.admin(&ask, config.op_timeout).await,
-        };
-        tasks.shutdown(STOP_GRACE).await;
+        let link = AdminLink::new(config, world);
+        let reply = link.ask(&ask).await;
+        link.close().await;
         reply
     }
 

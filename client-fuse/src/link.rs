@@ -105,7 +105,11 @@ impl Servers for RealServers {
     }
 
     fn cluster_map(&self, deadline: Instant) -> BoxFuture<'_, Result<ClusterMap, Fault>> {
-        Box::pin(self.caller.cluster_map(left(deadline)))
+        Box::pin(async move {
+            let map = self.caller.cluster_map(left(deadline)).await?;
+            self.caller.learn(map.metaservers.values());
+            Ok(map)
+        })
     }
 
     fn lease<'a>(&'a self, ask: &'a LeaseAsk, deadline: Instant) -> BoxFuture<'a, Result<Leased, Fault>> {

@@ -20,7 +20,9 @@
 //! The answer has the same layout, with a verdict (1 accepted, 0 refused) in the place of the plane and the length of
 //! a reason in bytes 40 to 43; the CRC32C is over bytes 0 to 43 and the reason, which follows at 48.
 //!
-//! The epoch is told, not judged: requests carry their own, and those are judged.
+//! The epoch is judged where a metaserver is a side: one whose epoch is lower than the other side's is left over from
+//! before the metadata was restored, and is refused by everybody. Everybody else may be behind: requests carry their own
+//! epoch, and those are judged.
 //!
 //! Left out: proof of identity (TLS, keys). Until then the network of a cluster is trusted to keep strangers out.
 
@@ -198,6 +200,9 @@ pub async fn introduce(conn: &mut Conn, me: &Me, plane: Plane, to: &str) -> Resu
         let text = format!("{to} belongs to cluster {}, not to ours, {}", theirs.cluster, mine.cluster);
         return Err(Fault::new(Kind::Refused, text));
     }
+    if let Some(why) = left_over(&mine, &theirs) {
+        return Err(Fault::new(Kind::Refused, format!("{to}: {why}")));
+    }
     Ok(theirs)
 }
 
@@ -267,7 +272,27 @@ async fn judge(conn: &mut Conn, mine: &Hello, plane: Plane, from: &str) -> Resul
         let text = format!("this is cluster {}, the {} belongs to {}", mine.cluster, theirs.role, theirs.cluster);
         return Ok(Err(text));
     }
+    if let Some(why) = left_over(mine, &theirs) {
+        return Ok(Err(why));
+    }
     Ok(Ok(theirs))
+}
+
+/// Why one of two sides must not be listened to: it is a metaserver of an epoch that is over.
+fn left_over(a: &Hello, b: &Hello) -> Option<String> {
+    let is_over = |one: &Hello, other: &Hello| {
+        one.role == Role::Metaserver && one.epoch != Epoch(0) && one.epoch < other.epoch && one.cluster == other.cluster
+    };
+    let (old, new) = match (is_over(a, b), is_over(b, a)) {
+        (true, _) => (a, b),
+        (_, true) => (b, a),
+        (false, false) => return None,
+    };
+    Some(format!(
+        "metaserver m{} is left over from epoch {}: the metadata was restored since, in epoch {}; stop it and empty its \
+         data_dir",
+        old.id, old.epoch, new.epoch
+    ))
 }
 
 fn same_cluster(a: ClusterId, b: ClusterId) -> bool {
@@ -374,6 +399,31 @@ mod tests {
             right.write_all(&encode(&answer, 1, 0, &[])).await.unwrap();
             let outcome = introduce(&mut left, &me(Role::Client, 7, 1), Plane::Control, "b").await;
             assert_eq!(outcome.map_err(|fault| fault.kind), if theirs == 7 { Ok(answer) } else { Err(Kind::Refused) });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_metaserver_of_an_epoch_that_is_over_is_refused_by_everybody() {
+        let of = |role, epoch| Me::new(Hello { role, cluster: ClusterId(9), epoch: Epoch(epoch), id: 2 });
+        let (meta, chunk, client) = (Role::Metaserver, Role::Chunkserver, Role::Client);
+        for (a, b, accepted) in [
+            ((meta, 1), (meta, 2), false),
+            ((meta, 2), (meta, 1), false),
+            ((meta, 2), (meta, 2), true),
+            ((meta, 0), (meta, 2), true), // it has no data yet
+            ((chunk, 2), (meta, 1), false),
+            ((client, 2), (meta, 1), false),
+            ((meta, 1), (chunk, 2), false),
+            ((chunk, 1), (meta, 2), true), // it is about to learn
+            ((client, 0), (meta, 2), true),
+            ((client, 1), (chunk, 2), true), // its requests are judged
+            ((client, 2), (chunk, 1), true),
+        ] {
+            let (there, here) = meet(&of(a.0, a.1), Plane::Control, &of(b.0, b.1), Plane::Control).await;
+            assert_eq!((there.is_ok(), here.is_ok()), (accepted, accepted), "{a:?} {b:?}");
+            if let Err(fault) = there {
+                assert!(fault.kind == Kind::Refused && fault.message.contains("epoch e1"), "{fault}");
+            }
         }
     }
 

@@ -52,6 +52,11 @@ number_id!(
     DataVersion(u64), "v"
 );
 
+impl Epoch {
+    /// That of a cluster which was never restored.
+    pub const FIRST: Epoch = Epoch(1);
+}
+
 impl InodeId {
     /// The root directory.
     pub const ROOT: InodeId = InodeId(1);

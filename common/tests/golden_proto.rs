@@ -10,6 +10,7 @@ use common::id::*;
 use common::layout::{ClusterMap, Domain, Layout, ServerInfo};
 use common::name::Name;
 use common::proto::admin::*;
+use common::proto::backup::*;
 use common::proto::chunk::*;
 use common::proto::keep::*;
 use common::proto::lease::*;
@@ -414,6 +415,55 @@ fn orders(out: &mut Golden) {
     }
 }
 
+fn metaservers(out: &mut Golden) {
+    let at = Time { secs: 5, nanos: 6 };
+    let head = BackupHead {
+        cluster: ClusterId(1),
+        epoch: Epoch(2),
+        term: 3,
+        index: LogIndex(300),
+        inodes: 4,
+        chunks: 5,
+        files: vec![("f".into(), 6)],
+    };
+    let (plan_head, hashes, metaservers) = (head.clone(), vec![[7; 32]], vec![(NodeId(1), "a:1".to_owned())]);
+    let plan =
+        RestorePlan { restore: 8, head: plan_head, hashes, epoch: Epoch(9), term: 10, metaservers, at, by: "b".into() };
+    for ask in [BackupAsk::Begin, BackupAsk::Piece { backup: 8, file: 1, at: 2 }, BackupAsk::End { backup: 8 }] {
+        out.line("Order", &Order::Backup(ask));
+    }
+    let bytes = Bytes::from_static(b"xy");
+    for step in [
+        RestoreStep::Begin(plan),
+        RestoreStep::Piece { restore: 8, file: 1, at: 2, bytes: bytes.clone() },
+        RestoreStep::Prepare { restore: 8 },
+        RestoreStep::Activate { restore: 8 },
+    ] {
+        out.line("Order", &Order::Restore(Box::new(step)));
+    }
+    let node = NodeId(4);
+    for change in
+        [MemberChange::Add { addr: "a:1".into() }, MemberChange::Promote { node }, MemberChange::Remove { node }]
+    {
+        out.line("Order", &Order::Members(change));
+    }
+    let keep = KeepChange { grace_s: Some(5), ..KeepChange::default() };
+    out.line("Order", &Order::Settings { keep, min_replicas: Some(1) });
+    out.line("Order", &Order::Release);
+    for answer in
+        [BackupAnswer::Begun { backup: 8, head }, BackupAnswer::Piece { bytes, hash: [7; 32] }, BackupAnswer::Ended]
+    {
+        out.line("Ordered", &Ordered::Backup(answer));
+    }
+    let members = Members { voters: vec![NodeId(1)], learners: vec![node] };
+    out.line("Ordered", &Ordered::Members { node, members: members.clone() });
+    out.line("Admin", &Admin::Members);
+    out.line("AdminReply", &AdminReply::Members(members));
+    out.line("Admin", &Admin::Keep(KeepAdmin::Held));
+    let held = Held { epoch: Epoch(9), index: LogIndex(300), at };
+    out.line("AdminReply", &AdminReply::Keep(KeepAdminReply::Held(Some(held))));
+}
+
 #[test]
 fn the_protocol_bytes_are_what_they_were() {
     let mut golden = Golden::default();
@@ -422,6 +472,7 @@ fn the_protocol_bytes_are_what_they_were() {
     leases(&mut golden);
     keeping(&mut golden);
     orders(&mut golden);
+    metaservers(&mut golden);
     if std::env::var_os("DFS_WRITE_GOLDEN").is_some() {
         std::fs::write(FILE, &golden.0).expect("the golden file can be written");
     }

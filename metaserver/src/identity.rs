@@ -5,13 +5,13 @@
 
 use crate::raft::{node_of, read_checked, write_checked};
 use common::disk::Disk;
-use common::id::{ClusterId, NodeId};
+use common::id::{ClusterId, Epoch, NodeId};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
 
 const NAME: &str = "identity";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub struct Identity {
     pub cluster: ClusterId,
     /// The member of its Raft group; the low 16 bits are the node's number.
     pub raft_id: u64,
+    /// The life of the cluster that it is of. A metaserver of a lower one is refused by everybody (`common::hello`).
+    pub epoch: Epoch,
 }
 
 /// Why a data directory is not this node's.
@@ -50,18 +52,28 @@ pub enum IdentityError {
 
 impl Identity {
     /// A new one.
-    pub(crate) fn new(cluster: ClusterId, raft_id: u64) -> Identity {
-        Identity { version: VERSION, cluster, raft_id }
+    pub(crate) fn new(cluster: ClusterId, epoch: Epoch, raft_id: u64) -> Identity {
+        Identity { version: VERSION, cluster, raft_id, epoch }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Identity, String> {
+        match bytes.first() {
+            // From before a cluster could be restored.
+            Some(1) => {
+                let first: (u8, ClusterId, u64) = postcard::from_bytes(bytes).map_err(|e| e.to_string())?;
+                Ok(Identity::new(first.1, Epoch::FIRST, first.2))
+            }
+            Some(&VERSION) => postcard::from_bytes(bytes).map_err(|e| e.to_string()),
+            Some(other) => Err(format!("version {other} is not known here")),
+            None => Err("it is empty".into()),
+        }
     }
 
     /// Reads the one in `dir`. `None`: this node is not a member of anything yet.
     pub(crate) fn load(disk: &dyn Disk, dir: &Path, node: NodeId) -> Result<Option<Identity>, IdentityError> {
         let failed = |source| IdentityError::Disk { dir: dir.display().to_string(), source };
         let Some(bytes) = read_checked(disk, &dir.join(NAME)).map_err(failed)? else { return Ok(None) };
-        let identity: Identity = postcard::from_bytes(&bytes).map_err(|e| failed(io::Error::other(e)))?;
-        if identity.version != VERSION {
-            return Err(failed(io::Error::other(format!("version {} is not known here", identity.version))));
-        }
+        let identity = Identity::decode(&bytes).map_err(|e| failed(io::Error::other(e)))?;
         if node_of(identity.raft_id) != node {
             let found = node_of(identity.raft_id);
             return Err(IdentityError::OtherNode { dir: dir.display().to_string(), found, wanted: node });
@@ -72,5 +84,20 @@ impl Identity {
     /// Writes it. Durable when this returns.
     pub(crate) fn save(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         write_checked(disk, dir, NAME, &postcard::to_stdvec(self).map_err(io::Error::other)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_reads_back_also_one_of_the_first_version() {
+        let identity = Identity::new(ClusterId(5), Epoch(300), 3);
+        let bytes = postcard::to_stdvec(&identity).unwrap();
+        assert_eq!(bytes, [2, 5, 3, 0xac, 2]);
+        assert_eq!(Identity::decode(&bytes), Ok(identity));
+        assert_eq!(Identity::decode(&[1, 5, 3]), Ok(Identity::new(ClusterId(5), Epoch(1), 3)));
+        assert!(Identity::decode(&[3, 5, 3]).is_err() && Identity::decode(&[]).is_err());
     }
 }

@@ -15,11 +15,13 @@
 //! | `opens` | who has removed files open |
 //! | `copies` | may a commit have fewer copies than asked for |
 //! | `orders`, `fsck` | what only administrators may ask; the check of everything |
+//! | `members`, `backup` | metaservers come and go; backups, and the new life that begins from one |
 //! | `workers` | the loops: flush, expire, layout, purge, return |
 //! | `config`, `identity` | how it is configured; whose data its directory holds |
 //!
 //! The write path (README) enters at `service` (`submit`), goes through `raft` and ends in `namespace/commit.rs`.
 
+mod backup;
 pub mod config;
 mod copies;
 mod fsck;
@@ -27,6 +29,7 @@ pub mod identity;
 mod keep;
 mod leading;
 mod leases;
+mod members;
 pub mod namespace;
 mod node;
 mod opens;
@@ -141,14 +144,21 @@ pub async fn start(config: Config, world: World) -> Result<Server, Error> {
     let addr = listener.local_addr();
     let told = if config.advertise.is_empty() { addr.clone() } else { config.advertise.clone() };
     let cluster = identity.map_or(ClusterId(0), |identity| identity.cluster);
-    let me = Me::new(Hello { role: Role::Metaserver, cluster, epoch: Epoch(0), id: config.node_id });
+    let epoch = identity.map_or(Epoch(0), |identity| identity.epoch);
+    let me = Me::new(Hello { role: Role::Metaserver, cluster, epoch, id: config.node_id });
     let tasks = Tasks::new();
-    if identity.is_some() {
+    let removed = world.disk.exists(&config.data_dir.join(members::REMOVED_FILE));
+    if identity.is_some() && !removed {
         greet(&config, &world, &tasks, &me).await?;
     }
     let node = Arc::new(Node::new(config, told, world, tasks, me, admin_key));
-    if let Some(identity) = identity {
-        node.join(identity).await?;
+    match identity {
+        Some(_) if removed => {
+            tracing::error!(node = %node.id(), "{}", node::REMOVED);
+            node.leave().await;
+        }
+        Some(identity) => node.join(identity).await?,
+        None => {}
     }
     common::rpc::serve(&node.tasks, listener, node.me.clone(), service::handler(node.clone()));
     workers::start(&node);

@@ -8,13 +8,15 @@
 //!   member in one step. The old member's votes and acknowledgements do not count from then on; should its data turn up
 //!   again, it belongs to nobody. So an empty disk never votes in the name of a full one.
 //!
-//! Left out: more or fewer metaservers than at format.
+//! - *Restore*: see [`crate::backup`]. More or fewer metaservers than at format: see [`crate::members`].
 
 use crate::config::Config;
 use crate::identity::Identity;
 use crate::leading::{Leadership, not_formatted};
 use crate::namespace::{self, Command, Done};
-use crate::raft::{Member, Message, PROPOSE_TIMEOUT, Reply, StartError, decode, encode, node_of, returned_id};
+use crate::raft::{
+    Incoming, Member, Message, PROPOSE_TIMEOUT, Reply, StartError, decode, encode, node_of, returned_id,
+};
 use crate::space::Space;
 use common::auth::{AdminKey, Secret};
 use common::fault::{Fault, Kind};
@@ -27,18 +29,21 @@ use common::units::REPLICAS_MAX;
 use common::world::World;
 use openraft::{BasicNode, ChangeMembers};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How long another metaserver may take to answer while a cluster is formatted or a node returns.
-const PEER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the new group may take to elect its first leader.
 const FIRST_LEADER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between two looks at who leads.
 const LEADER_POLL: Duration = Duration::from_millis(50);
+
+/// What a metaserver says that was removed.
+pub(crate) const REMOVED: &str = "this metaserver was removed from its cluster: empty its data_dir to use it again";
 
 /// See the module.
 pub(crate) struct Node {
@@ -60,7 +65,13 @@ pub(crate) struct Node {
     pub(crate) space: Space,
     member: RwLock<Option<Member>>,
     /// Held while it becomes a member or changes the group.
-    forming: tokio::sync::Mutex<()>,
+    pub(crate) forming: tokio::sync::Mutex<()>,
+    /// A restore under way.
+    pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
+    /// The restore that made it a member, in this process; 0: none.
+    restored: AtomicU64,
+    /// It was a member, and is not to be one any more.
+    removed: AtomicBool,
     stopping: AtomicBool,
     /// Why it cannot go on.
     failure: watch::Sender<Option<String>>,
@@ -77,8 +88,65 @@ impl Node {
         admin_key: Option<AdminKey>,
     ) -> Node {
         let (leadership, space, member, forming, stopping) = Default::default();
+        let (incoming, restored, removed) = Default::default();
         let failure = watch::Sender::new(None);
-        Node { config, addr, world, tasks, me, admin_key, leadership, space, member, forming, stopping, failure }
+        Node {
+            config,
+            addr,
+            world,
+            tasks,
+            me,
+            admin_key,
+            leadership,
+            space,
+            member,
+            forming,
+            incoming,
+            restored,
+            removed,
+            stopping,
+            failure,
+        }
+    }
+
+    /// True if it was removed from its cluster.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// It was removed from its cluster: takes no part from now on.
+    pub(crate) async fn leave(&self) {
+        self.removed.store(true, Ordering::Relaxed);
+        let member = self.member.write().expect("no panic holds this lock").take();
+        if let Some(member) = member
+            && let Err(error) = member.group.shutdown().await
+        {
+            tracing::warn!(%error, "stop taking part");
+        }
+    }
+
+    /// True if this restore made it a member, in this process.
+    pub(crate) fn was_restored(&self, restore: u64) -> bool {
+        self.restored.load(Ordering::Relaxed) == restore
+    }
+
+    /// See [`Node::was_restored`].
+    pub(crate) fn note_restored(&self, restore: u64) {
+        self.restored.store(restore, Ordering::Relaxed);
+    }
+
+    /// Addresses of the other metaservers: as configured, and as the group says.
+    pub(crate) fn others(&self) -> Vec<String> {
+        let mut all = self.config.others();
+        if let Some(member) = self.try_member() {
+            let own = member.identity.raft_id;
+            let members = member.metrics().membership_config;
+            let known = members.nodes().filter(|(id, _)| **id != own).map(|(_, node)| node.addr.clone());
+            all.extend(
+                known.collect::<BTreeSet<String>>().into_iter().filter(|addr| !self.config.others().contains(addr)),
+            );
+        }
+        all
     }
 
     /// It cannot go on: the process is to end. Only the first reason counts.
@@ -115,6 +183,7 @@ impl Node {
         match self.try_member() {
             Some(member) => Ok(member),
             None if self.stopping.load(Ordering::Relaxed) => Err(Fault::new(Kind::Busy, "this metaserver is stopping")),
+            None if self.is_removed() => Err(Fault::new(Kind::Unavailable, REMOVED)),
             None => Err(not_formatted()),
         }
     }
@@ -132,16 +201,16 @@ impl Node {
 
     /// Opens what the identity says and joins the group.
     pub(crate) async fn join(&self, identity: Identity) -> Result<(), StartError> {
-        self.me.set_cluster(identity.cluster, Epoch(0));
+        self.me.set_cluster(identity.cluster, identity.epoch);
         let member = Member::open(&self.world, &self.tasks, &self.me, &self.config, identity).await?;
         *self.member.write().expect("no panic holds this lock") = Some(member);
         Ok(())
     }
 
     /// Makes the files of a member, durably, and joins.
-    async fn become_member(&self, identity: Identity) -> Result<(), Fault> {
+    pub(crate) async fn become_member(&self, identity: Identity) -> Result<(), Fault> {
         let (world, config) = (self.world.clone(), self.config.clone());
-        let made = self.world.blocking(move || Member::create(&world, &config, identity)).await;
+        let made = self.world.blocking(move || Member::create(&world, &config, identity, None)).await;
         let failed = |error: StartError| Fault::new(Kind::Internal, error.to_string());
         made.map_err(failed)?;
         tracing::info!(cluster = %identity.cluster, raft_id = identity.raft_id, "this node is a member now");
@@ -161,7 +230,7 @@ impl Node {
                 let text = format!("metaserver {node} holds data of cluster {}", member.identity.cluster);
                 Err(Fault::new(Kind::Exists, text))
             }
-            None => self.become_member(Identity::new(cluster, node.0)).await.map(|()| Reply::Done),
+            None => self.become_member(Identity::new(cluster, Epoch::FIRST, node.0)).await.map(|()| Reply::Done),
         }
     }
 
@@ -181,7 +250,7 @@ impl Node {
             reached.map_err(|fault| fault.context(format!("format needs every metaserver: {node} at {addr}")))?;
         }
         if self.try_member().is_none() {
-            self.become_member(Identity::new(*cluster, self.id().0)).await?;
+            self.become_member(Identity::new(*cluster, Epoch::FIRST, self.id().0)).await?;
         }
         let member = self.member()?;
         let cluster = member.identity.cluster; // of the first attempt
@@ -283,13 +352,13 @@ impl Node {
             return Ok(());
         }
         let answer = self.ask_leader(&others, ask).await?;
-        let Reply::Returned { cluster, raft_id } = decode(&answer)? else {
+        let Reply::Returned { cluster, raft_id, epoch } = decode(&answer)? else {
             return Err(Fault::new(Kind::Internal, "return: an answer that does not fit"));
         };
         let _forming = self.forming.lock().await;
         if self.try_member().is_none() {
             tracing::warn!(%cluster, raft_id, "no data here, but the cluster knows this node: it comes back as a new member");
-            self.become_member(Identity::new(cluster, raft_id)).await?;
+            self.become_member(Identity::new(cluster, epoch, raft_id)).await?;
         }
         Ok(())
     }
@@ -298,10 +367,10 @@ impl Node {
     pub(crate) async fn try_enter(&self, member: &Member) -> Result<(), Fault> {
         let raft_id = member.identity.raft_id;
         let enter = encode(&Message::Enter { raft_id, addr: self.addr.clone() })?;
-        self.ask_leader(&self.config.others(), enter).await.map(|_| ())
+        self.ask_leader(&self.others(), enter).await.map(|_| ())
     }
 
-    async fn ask_leader(&self, addrs: &[String], message: bytes::Bytes) -> Result<bytes::Bytes, Fault> {
+    pub(crate) async fn ask_leader(&self, addrs: &[String], message: bytes::Bytes) -> Result<bytes::Bytes, Fault> {
         let mut last = Fault::new(Kind::Unavailable, "no other metaserver is configured");
         for addr in addrs {
             match self.caller(addr).raft(message.clone(), PEER_TIMEOUT).await {
@@ -322,13 +391,14 @@ impl Node {
         if !member.is_leader() {
             return Err(Fault::not_leader(member.leader()));
         }
-        if !members.nodes().any(|(id, _)| node_of(*id) == node) {
-            let text = format!("metaserver {node} at {addr} is not one of this cluster");
+        if !members.voter_ids().any(|id| node_of(id) == node) {
+            let text = format!("metaserver {node} at {addr} does not vote in this cluster: `dfs admin meta add`");
             return Err(Fault::new(Kind::Refused, text));
         }
         let index = member.fresh_index().await?;
         tracing::warn!(%node, addr, index, "a metaserver came back without data: it gets a new Raft id");
-        Ok(Reply::Returned { cluster: member.identity.cluster, raft_id: returned_id(node, index) })
+        let Identity { cluster, epoch, .. } = member.identity;
+        Ok(Reply::Returned { cluster, raft_id: returned_id(node, index), epoch })
     }
 
     /// Answers [`Message::Enter`]: adds the member as a learner, and once it has caught up swaps it for the old one. That
@@ -351,6 +421,9 @@ impl Node {
         }
         let node = node_of(raft_id);
         let newest = voters.iter().filter(|id| node_of(**id) == node).max();
+        if newest.is_none() && members.get_node(&raft_id).is_some() {
+            return Err(Fault::new(Kind::Busy, format!("{node} learns until `dfs admin meta promote {}`", node.0)));
+        }
         if newest.is_none_or(|newest| *newest > raft_id) {
             return Err(Fault::new(Kind::Refused, format!("metaserver {node} came back once more since")));
         }
@@ -399,7 +472,7 @@ impl Node {
 }
 
 /// A learner this close behind the log's end becomes a voter.
-const CAUGHT_UP_ENTRIES: u64 = 1000;
+pub(crate) const CAUGHT_UP_ENTRIES: u64 = 1000;
 
 /// True if this member is not a voter of the group it knows.
 pub(crate) fn is_outside(member: &Member) -> bool {

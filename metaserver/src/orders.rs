@@ -1,5 +1,6 @@
 //! What administrators order: is it theirs to order, and who carries it out.
 
+use crate::backup::Backups;
 use crate::fsck::Jobs;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, Done};
@@ -13,11 +14,13 @@ use common::hello::{Peer, Role};
 use common::id::{ChunkId, NodeId, ServerId};
 use common::kv::{KvError, KvRead};
 use common::proto::admin::{EVENTS_PER_ANSWER, ORDER_AGE_MAX_S, Order, Ordered, Signed};
+use common::proto::backup::{BackupAnswer, BackupAsk, MemberChange};
 use common::proto::squash::SquashAsk;
 use common::units::len_usize;
 use common::wire::Pool;
 use std::ops::Bound;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// The longest name of who ordered something, in bytes.
 const BY_LEN_MAX: usize = 255;
@@ -30,12 +33,13 @@ pub(crate) struct Orders {
     node: Shared,
     pool: Pool,
     jobs: Jobs,
+    backups: Arc<Backups>,
 }
 
 impl Orders {
     /// For this node; asks chunkservers through this pool.
     pub(crate) fn new(node: Shared, pool: Pool) -> Orders {
-        Orders { node, pool, jobs: Jobs::default() }
+        Orders { node, pool, jobs: Jobs::default(), backups: Arc::default() }
     }
 
     /// Refuses what no administrator signed.
@@ -58,7 +62,32 @@ impl Orders {
                 Ok(Ordered::FsckStarted { job })
             }
             Order::FsckLook { job, after } => Ok(Ordered::Fsck(self.jobs.look(job, after)?)),
-            Order::Keep(_) => Err(Fault::new(Kind::Internal, "this order is carried out elsewhere")),
+            Order::Keep(_) | Order::Restore(_) => {
+                Err(Fault::new(Kind::Internal, "this order is carried out elsewhere"))
+            }
+            Order::Backup(ask) => {
+                let begins = ask == BackupAsk::Begin;
+                let answer = self.backups.step(&self.node, &member, ask).await?;
+                if let (true, BackupAnswer::Begun { head, .. }) = (begins, &answer) {
+                    self.note(&member, by, format!("backup of the metadata at index {}", head.index.0), None).await?;
+                }
+                Ok(Ordered::Backup(answer))
+            }
+            Order::Settings { keep, min_replicas } => {
+                keep.check().map_err(|text| Fault::new(Kind::Invalid, text))?;
+                let min = min_replicas.map(|min| format!("min_replicas = {min}"));
+                let what = format!("settings: {}", min.into_iter().chain(keep.words()).collect::<Vec<_>>().join(", "));
+                self.note(&member, by, what, Some(Command::Settings { keep, min_replicas })).await?;
+                leading.servers.rows_changed(false);
+                Ok(Ordered::Done)
+            }
+            Order::Members(change) => self.change_members(member, by, change).await,
+            Order::Release => {
+                let epoch = leading.ctx.epoch;
+                let what = "deletion goes on after the restore, unchecked".to_owned();
+                self.note(&member, by, what, Some(Command::Release { epoch })).await?;
+                Ok(Ordered::Done)
+            }
             Order::SetWeight { server, weight } => {
                 let what = format!("weight of chunkserver {server}: {weight}");
                 self.note(&member, by, what, Some(Command::SetServerWeight { server, weight })).await?;
@@ -105,6 +134,24 @@ impl Orders {
         tracing::info!(by, what, "an administrator ordered");
         let (at, command) = (self.node.world.now(), command.map(Box::new));
         member.propose(&Command::Ordered { by, what, at, command }).await
+    }
+
+    /// Whether or not somebody still waits for it, a change of the metaservers that was begun is ended.
+    async fn change_members(&self, member: Member, by: String, change: MemberChange) -> Result<Ordered, Fault> {
+        let (node, own, asked) = (self.node.clone(), member.clone(), change.clone());
+        let (done, answer) = oneshot::channel();
+        self.node.tasks.spawn_until_stop(async move {
+            let _ = done.send(node.change_members(&own, &asked).await); // the caller gave up
+        });
+        let stopping = |_| Fault::new(Kind::Unsure, "this metaserver is stopping");
+        let (node, members) = answer.await.map_err(stopping)??;
+        let what = match &change {
+            MemberChange::Add { addr } => format!("metaserver {node} at {addr} added"),
+            MemberChange::Promote { .. } => format!("metaserver {node} votes"),
+            MemberChange::Remove { .. } => format!("metaserver {node} removed"),
+        };
+        self.note(&member, by, what, None).await?;
+        Ok(Ordered::Members { node, members })
     }
 
     /// Another voter that keeps up shall lead.

@@ -7,7 +7,7 @@ use crate::leases::{Changing, LockedNames};
 use crate::namespace::{self, Command, Done, Fail};
 use crate::node::Shared;
 use crate::orders::Orders;
-use crate::raft::{Member, Message, Reply, decode, encode, node_of, within_limit};
+use crate::raft::{Member, Message, NODE_MASK, Reply, decode, encode, node_of, within_limit};
 use bytes::Bytes;
 use common::fault::{Fault, Kind};
 use common::hello::{Peer, Role};
@@ -25,7 +25,6 @@ use common::proto::meta::{
 use common::proto::opens::{OPENS_HOLD, OpenAsk, OpenReport};
 use common::proto::squash::Squash;
 use common::rpc::Handler;
-use openraft::Instant;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -231,9 +230,12 @@ impl Call {
     fn map(&self, member: &Member, leading: &Leading) -> Result<Arc<ClusterMap>, Fault> {
         let mounted = member.state.mounted();
         let read = || {
-            namespace::cluster_map(mounted.kv())
-                .map_err(|error| self.store_failed(&error))?
-                .ok_or_else(crate::leading::not_formatted)
+            let map = namespace::cluster_map(mounted.kv()).map_err(|error| self.store_failed(&error))?;
+            let map = map.ok_or_else(crate::leading::not_formatted)?;
+            // As the group is now; the row is as it was when the cluster was made or restored.
+            let members = member.metrics().membership_config;
+            let voters = members.voter_ids().filter_map(|id| Some((node_of(id), members.get_node(&id)?.addr.clone())));
+            Ok(ClusterMap { metaservers: voters.collect(), ..map })
         };
         leading.servers.map(read)
     }
@@ -295,15 +297,7 @@ impl Call {
         let mounted = member.state.mounted();
         let counters = namespace::counters(mounted.kv()).map_err(|error| self.store_failed(&error))?;
         let metrics = member.metrics();
-        let matched = |id: u64| {
-            if id == member.identity.raft_id {
-                return metrics.last_log_index;
-            }
-            let heard = metrics.heartbeat.as_ref().and_then(|all| all.get(&id)).copied().flatten();
-            let alive = heard.is_some_and(|at| at.elapsed() < UNREACHABLE_AFTER);
-            let matched = metrics.replication.as_ref()?.get(&id)?.as_ref()?.index;
-            alive.then_some(matched)
-        };
+        let matched = |id: u64| crate::members::matched(&metrics, member.identity.raft_id, id);
         let members = metrics.membership_config.nodes();
         let metaservers = members.map(|(id, node)| (node_of(*id), node.addr.clone(), matched(*id).map(LogIndex)));
         let (raw_capacity, raw_free) = leading.servers.space();
@@ -331,14 +325,17 @@ impl Call {
     fn node_status(&self) -> NodeStatus {
         let node = self.node().id();
         let Some(member) = self.node().try_member() else {
-            let state = "unformatted".to_string();
+            let state = if self.node().is_removed() { "removed" } else { "unformatted" }.to_string();
             return NodeStatus { node, state, term: 0, leader: None, applied: LogIndex(0), last_log: LogIndex(0) };
         };
         let metrics = member.metrics();
         let formatted = namespace::config(member.state.mounted().kv()).is_ok_and(|config| config.is_some());
         let state = match (&metrics.running_state, formatted) {
             (Err(fatal), _) => format!("stopped: {fatal}"),
-            (Ok(()), false) if metrics.current_term == 0 => "unformatted".to_string(),
+            // One that was added or came back is a learner, also before it has got anything.
+            (Ok(()), false) if metrics.current_term == 0 && member.identity.raft_id <= NODE_MASK => {
+                "unformatted".to_string()
+            }
             (Ok(()), _) => format!("{:?}", metrics.state).to_lowercase(),
         };
         NodeStatus {
@@ -369,6 +366,10 @@ impl Call {
                     reports: leading.keep.reports(),
                     settings,
                 }))
+            }
+            KeepAdmin::Held => {
+                let held = namespace::held(member.state.mounted().kv()).map_err(|error| self.store_failed(&error))?;
+                Ok(KeepAdminReply::Held(held))
             }
             KeepAdmin::Gc => {
                 keep::nothing_to_purge(&member).await; // files just removed are to be counted
@@ -437,9 +438,6 @@ impl Call {
 fn too_long() -> Fault {
     Fault::new(Kind::Invalid, format!("more than {KEEP_BATCH_MAX} chunks at once"))
 }
-
-/// A member whose last answer to a heartbeat is older than this is shown as unreachable.
-const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
 
 /// What keeps others from believing in what a change makes untrue.
 struct Guard {
@@ -704,7 +702,11 @@ impl Meta for Call {
             Admin::Format { .. } => self.format(request).await,
             Admin::Status => Ok(AdminReply::Status(Box::new(self.status().await?))),
             Admin::NodeStatus => Ok(AdminReply::Node(self.node_status())),
-            Admin::Keep(ask @ (KeepAdmin::Status | KeepAdmin::Explain { .. })) => {
+            Admin::Members => {
+                let (member, _) = self.leading().await?;
+                Ok(AdminReply::Members(crate::members::members(&member.metrics())))
+            }
+            Admin::Keep(ask @ (KeepAdmin::Status | KeepAdmin::Held | KeepAdmin::Explain { .. })) => {
                 self.keep_admin(ask).await.map(AdminReply::Keep)
             }
             Admin::Keep(_) if self.node().admin_key.is_some() => {
@@ -713,12 +715,18 @@ impl Meta for Call {
             Admin::Keep(ask) => self.keep_admin(ask).await.map(AdminReply::Keep),
             Admin::Order(signed) => {
                 self.service.orders.check(&self.peer, &signed)?;
-                if let Order::Keep(ask) = signed.order {
-                    let reply = self.keep_admin(ask).await?;
-                    return Ok(AdminReply::Ordered(Box::new(Ordered::Keep(reply))));
-                }
-                let (member, leading) = self.leading().await?;
-                let done = self.service.orders.carry_out(member, leading, *signed).await?;
+                let done = match signed.order {
+                    Order::Keep(ask) => Ordered::Keep(self.keep_admin(ask).await?),
+                    Order::Restore(step) => {
+                        let node = self.node().clone();
+                        self.detached("restore", async move { node.restore(*step).await }).await?;
+                        Ordered::Done
+                    }
+                    _ => {
+                        let (member, leading) = self.leading().await?;
+                        self.service.orders.carry_out(member, leading, *signed).await?
+                    }
+                };
                 Ok(AdminReply::Ordered(Box::new(done)))
             }
         }
@@ -789,7 +797,9 @@ impl Meta for Call {
             KeepAsk::Report { server, report } => {
                 let mounted = member.state.mounted();
                 let read = namespace::counters(mounted.kv()).and_then(|counters| {
-                    namespace::keep_settings(mounted.kv()).map(|settings| (counters.degraded, settings))
+                    let mut settings = namespace::keep_settings(mounted.kv())?;
+                    settings.delete_paused |= namespace::held(mounted.kv())?.is_some();
+                    Ok((counters.degraded, settings))
                 });
                 let (degraded, settings) = read.map_err(|error| self.store_failed(&error))?;
                 let orders = leading.keep.heard(server, report);
@@ -818,6 +828,11 @@ impl Meta for Call {
                 self.detached("enter", async move { node.let_in(raft_id, &addr).await }).await?
             }
             Message::Room => Reply::Room(self.node().space.has_room()),
+            Message::Join { cluster, epoch, raft_id } => {
+                let node = self.node().clone();
+                self.detached("join", async move { node.be_learner(cluster, epoch, raft_id).await }).await?
+            }
+            Message::Standing { raft_id } => self.node().standing(raft_id).await?,
         };
         encode::<Reply>(&reply)
     }

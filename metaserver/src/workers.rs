@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | flush | every member | makes what is applied durable, so that a restart replays little |
 //! | leader | the leader | ends silent sessions and unfinished changes of the members, asks who has removed files open, takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers |
-//! | return | a node without data, or not yet a voter | asks the others to take it back |
+//! | return | a node without data, or not yet a voter | asks the others to take it back; every other one that does not lead: whether it was removed |
 //! | space | every member | looks how full the disk is; the leader asks the others too |
 //! | watch | every member | stops the process when openraft has stopped |
 
@@ -40,6 +40,8 @@ const PURGE_EXTENTS: u32 = 2048;
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two attempts to return.
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
+/// A member that does not lead asks after so many of them whether it is still one.
+const STANDING_LOOKS: u32 = 5;
 
 /// Starts all loops. They find out by themselves what there is to do.
 pub(crate) fn start(node: &Shared) {
@@ -83,6 +85,7 @@ async fn flush(node: Shared, stop: CancellationToken) {
 }
 
 async fn leader(node: Shared, stop: CancellationToken) {
+    let mut members = None;
     while next(&stop, LEADER_LOOK).await {
         let Some(member) = node.try_member() else { continue };
         if let Err(fatal) = &member.metrics().running_state {
@@ -100,6 +103,10 @@ async fn leader(node: Shared, stop: CancellationToken) {
                 continue;
             }
         };
+        let now = *member.metrics().membership_config.log_id();
+        if std::mem::replace(&mut members, now) != now {
+            leading.servers.rows_changed(false); // the cluster map names the metaservers
+        }
         let work = async {
             node.end_change(&member).await?;
             expire(&node, &member, &leading).await?;
@@ -249,13 +256,22 @@ async fn ask_for_room(node: &Shared, member: &Member, callers: &mut BTreeMap<Str
 }
 
 async fn come_back(node: Shared, stop: CancellationToken) {
+    let mut looks = 0u32;
     while next(&stop, RETURN_PAUSE).await {
+        looks = looks.wrapping_add(1);
         let result = match node.try_member() {
+            None if node.is_removed() => Ok(()),
             None => node.try_return().await,
             // Only a node that came back asks to be let in: at format all are members from the start.
             Some(member) if member.identity.raft_id > crate::raft::NODE_MASK && is_outside(&member) => {
-                node.try_enter(&member).await
+                match node.try_enter(&member).await {
+                    Err(fault) if looks.is_multiple_of(STANDING_LOOKS) => {
+                        node.check_standing(&member).await.and(Err(fault))
+                    }
+                    entered => entered,
+                }
             }
+            Some(member) if looks.is_multiple_of(STANDING_LOOKS) => node.check_standing(&member).await,
             Some(_) => Ok(()),
         };
         if let Err(fault) = result {

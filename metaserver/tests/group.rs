@@ -1,11 +1,13 @@
 //! Metaservers in one process, on real TCP and real disks: what the group promises over crashes and restarts.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use common::auth::AdminKey;
 use common::fault::{Fault, Kind};
 use common::hello::{Hello, Me, Role};
-use common::id::{ClusterId, Epoch, InodeId, NodeId, SessionId};
+use common::id::{ClusterId, Epoch, InodeId, LogIndex, NodeId, SessionId};
 use common::name::Name;
 use common::net::free_port;
+use common::proto::admin::{Order, Ordered};
 use common::proto::meta::{
     Admin, AdminReply, Answer, Applied, Ask, Cred, NewNode, NodeStatus, Op, Outcome, Query, Request, Status,
 };
@@ -18,6 +20,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::Instant;
+
+#[path = "group/lives.rs"]
+mod lives;
+#[path = "group/members.rs"]
+mod members;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -84,7 +91,12 @@ impl Group {
     }
 
     async fn format(&self) -> Result<AdminReply, Fault> {
-        let metaservers = self.addrs.iter().zip(1..).map(|(addr, node)| (NodeId(node), addr.clone())).collect();
+        self.format_first(self.addrs.len()).await
+    }
+
+    /// Makes a cluster of the first `n`.
+    async fn format_first(&self, n: usize) -> Result<AdminReply, Fault> {
+        let metaservers = self.addrs.iter().take(n).zip(1..).map(|(addr, node)| (NodeId(node), addr.clone())).collect();
         let cluster = ClusterId(World::real().random_u128());
         let format = Admin::Format { cluster, metaservers, pg_count: 16, replicas: 3, min_replicas: 2 };
         self.caller(Role::Admin, &self.addrs[..1]).admin_once(&format, LIMIT).await
@@ -115,6 +127,20 @@ impl Group {
             AdminReply::Status(status) => *status,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Has an order carried out, by whoever leads of these.
+    async fn order_at(&self, addrs: &[String], order: Order) -> Result<Ordered, Fault> {
+        let key = AdminKey::from_text("nobody checks this here").unwrap();
+        let signed = key.sign(order, World::real().now(), "test@here".into());
+        match self.caller(Role::Admin, addrs).admin(&Admin::Order(Box::new(signed)), LIMIT).await? {
+            AdminReply::Ordered(done) => Ok(*done),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn order(&self, order: Order) -> Result<Ordered, Fault> {
+        self.order_at(&self.addrs, order).await
     }
 
     /// The index of the one that leads.

@@ -39,7 +39,7 @@ impl Keeper {
             return Ok(0);
         }
         let lens: BTreeMap<ChunkId, u32> = extra.iter().map(|copy| (copy.id, copy.len)).collect();
-        let asks: Vec<Nonced> = lens.keys().filter_map(|id| self.wish(*id)).collect();
+        let asks: Vec<Nonced> = lens.keys().filter_map(|id| self.wish(of, *id)).collect();
         let outcome = self.ask(of, &asks).await;
         let (grants, kept) = match outcome {
             Ok(answer) => answer,
@@ -62,10 +62,18 @@ impl Keeper {
         Ok(deleted + dropped)
     }
 
-    /// A wish to delete this chunk, with a new nonce, if it can stand.
-    fn wish(&self, id: ChunkId) -> Option<Nonced> {
+    /// A wish to delete this chunk, with a new nonce, if it can stand in the epoch that the caller goes by. If that ends
+    /// before the look, the look sees it; if it ends later, the wish is void with all others.
+    fn wish(&self, of: &Registration, id: ChunkId) -> Option<Nonced> {
         let nonce = self.shared.world.random_u64();
-        self.shared.stores().wish(id, nonce).then_some((id, nonce))
+        if !self.shared.stores().wish(id, nonce) {
+            return None;
+        }
+        if self.shared.registration().is_ok_and(|now| now.map.epoch == of.map.epoch) {
+            return Some((id, nonce));
+        }
+        self.shared.stores().unwish(id, nonce);
+        None
     }
 
     fn unwish(&self, wishes: &[Nonced]) {
@@ -113,7 +121,7 @@ impl Keeper {
                 continue; // ours after all, or there is nobody to take it over yet
             }
             let Some(len) = lens.get(&id) else { continue };
-            let Some((id, nonce)) = self.wish(id) else { continue };
+            let Some((id, nonce)) = self.wish(of, id) else { continue };
             rounds.entry(owners).or_default().push((ChunkRef { id, len: *len }, nonce));
         }
         let mut dropped = 0;

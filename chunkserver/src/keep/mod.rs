@@ -124,6 +124,7 @@ impl Keeper {
         loop {
             tokio::time::sleep(REPORT_EVERY).await;
             let Ok(registration) = self.shared.registration() else { continue };
+            self.caller.learn(registration.map.metaservers.values());
             self.tell_holds().await;
             let ask = KeepAsk::Report { server: registration.server, report: self.state() };
             match self.caller.keep(&ask, CALL_LIMIT).await {

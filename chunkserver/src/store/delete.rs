@@ -4,7 +4,7 @@
 //! tombstone) and the punching is done at the next start. There is nothing in between.
 
 use super::format::{self, DEAD, KIND_TOMBSTONE, Log};
-use super::lane::{Change, Settled, Waiter, What, Wished};
+use super::lane::{Change, Lane, Settled, Waiter, What, Wished};
 use super::{DISK_WAIT_MAX, Inner, Store, StoreError};
 use common::id::ChunkId;
 use common::kv::Batch;
@@ -31,6 +31,11 @@ impl Store {
     /// Takes a wish back.
     pub fn unwish(&self, id: ChunkId, nonce: u64) {
         self.inner.lanes.iter().for_each(|lane| lane.unwish(id, nonce));
+    }
+
+    /// All wishes are void.
+    pub fn forget_wishes(&self) {
+        self.inner.lanes.iter().for_each(Lane::forget_wishes);
     }
 
     /// Deletes this store's copy of a chunk if the wish with this nonce still stands; checking and deleting are one step.

@@ -1,22 +1,23 @@
-//! Whose data a directory holds: the file `identity`, written whole by rename when it changes. Version 1:
+//! Whose data a directory holds: the file `identity`, written whole by rename when it changes. Version 2:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic `DFSSTORE` |
-//! | 8 | 2 | version, 1 |
+//! | 8 | 2 | version, 2 |
 //! | 10 | 1 | 1 if the server has an id, else 0 |
 //! | 11 | 1 | zero |
 //! | 12 | 4 | server id |
 //! | 16 | 16 | cluster id; 0: not registered yet |
 //! | 32 | 16 | instance: random, the same in all directories of a server |
 //! | 48 | 16 | store: random, this directory's |
-//! | 64 | 4 | CRC32C of bytes 0..64 |
+//! | 64 | 8 | cluster epoch: no metaserver of a lower one is listened to; 0: not known yet |
+//! | 72 | 4 | CRC32C of bytes 0..72 |
 //!
-//! Numbers are little-endian.
+//! Numbers are little-endian. Version 1 had no epoch (so 0), and its CRC32C at 64.
 
 use super::error::{OpenError, disk_error};
 use common::disk::{Disk, Lock};
-use common::id::{ClusterId, ServerId};
+use common::id::{ClusterId, Epoch, ServerId};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -24,8 +25,9 @@ const LOCK: &str = "lock";
 const FILE: &str = "identity";
 const FILE_TMP: &str = "identity.tmp";
 const MAGIC: [u8; 8] = *b"DFSSTORE";
-const VERSION: u16 = 1;
-const LEN: usize = 68;
+const VERSION: u16 = 2;
+const LEN: usize = 76;
+const LEN_V1: usize = 68;
 
 /// Whose data it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub struct Identity {
     pub instance: u128,
     /// This directory.
     pub store: u128,
+    /// The highest cluster epoch that this directory was served in.
+    pub epoch: Epoch,
 }
 
 /// Takes a data directory for this process. It must be there. Comes before its identity is read or written.
@@ -58,10 +62,10 @@ pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Open
     let file = disk.open(&path).map_err(disk_error("open", &path))?;
     let len = file.len().map_err(disk_error("read", &path))?;
     let bad = |what: String| OpenError::Identity { path: path.clone(), what };
-    if len != common::units::len_u64(LEN) {
+    if ![LEN, LEN_V1].iter().any(|known| len == common::units::len_u64(*known)) {
         return Err(bad(format!("has {len} bytes, not {LEN}")));
     }
-    let mut bytes = [0; LEN];
+    let mut bytes = vec![0; common::units::len_usize(len)];
     file.read_exact_at(&mut bytes, 0).map_err(disk_error("read", &path))?;
     decode(&bytes).map(Some).map_err(bad)
 }
@@ -88,20 +92,23 @@ fn encode(identity: &Identity) -> [u8; LEN] {
     out[16..32].copy_from_slice(&identity.cluster.0.to_le_bytes());
     out[32..48].copy_from_slice(&identity.instance.to_le_bytes());
     out[48..64].copy_from_slice(&identity.store.to_le_bytes());
-    let crc = crc32c::crc32c(&out[..64]);
-    out[64..].copy_from_slice(&crc.to_le_bytes());
+    out[64..72].copy_from_slice(&identity.epoch.0.to_le_bytes());
+    let crc = crc32c::crc32c(&out[..72]);
+    out[72..].copy_from_slice(&crc.to_le_bytes());
     out
 }
 
-fn decode(bytes: &[u8; LEN]) -> Result<Identity, String> {
+/// `bytes` are as long as one version's.
+fn decode(bytes: &[u8]) -> Result<Identity, String> {
     if !bytes.starts_with(&MAGIC) {
         return Err("is not an identity file of a chunk store".into());
     }
-    if crc32c::crc32c(&bytes[..64]) != u32::from_le_bytes(bytes[64..].try_into().expect("4 bytes")) {
+    let (body, crc) = bytes.split_at(bytes.len() - 4);
+    if crc32c::crc32c(body).to_le_bytes() != crc {
         return Err("is damaged: its checksum is wrong".into());
     }
     let version = u16::from_le_bytes([bytes[8], bytes[9]]);
-    if version != VERSION {
+    if (version, bytes.len()) != (VERSION, LEN) && (version, bytes.len()) != (1, LEN_V1) {
         return Err(format!("was written by another version (format {version}, this is {VERSION})"));
     }
     let u128_at = |at: usize| u128::from_le_bytes(bytes[at..at + 16].try_into().expect("16 bytes"));
@@ -111,6 +118,7 @@ fn decode(bytes: &[u8; LEN]) -> Result<Identity, String> {
         server: (bytes[10] != 0).then_some(ServerId(server)),
         instance: u128_at(32),
         store: u128_at(48),
+        epoch: Epoch(body.get(64..72).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8 bytes")))),
     })
 }
 
@@ -120,14 +128,20 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let identity = Identity { cluster: ClusterId(2), server: Some(ServerId(0x0102)), instance: 3, store: 4 };
+        let (cluster, server) = (ClusterId(2), Some(ServerId(0x0102)));
+        let identity = Identity { cluster, server, instance: 3, store: 4, epoch: Epoch(5) };
         let bytes = encode(&identity);
-        let mut expected = b"DFSSTORE\x01\0\x01\0\x02\x01\0\0".to_vec();
+        let mut expected = b"DFSSTORE\x02\0\x01\0\x02\x01\0\0".to_vec();
         for number in [2u128, 3, 4] {
             expected.extend(number.to_le_bytes());
         }
-        assert_eq!(bytes[..64], expected);
+        let mut first = expected.clone();
+        expected.extend(5u64.to_le_bytes());
+        assert_eq!(bytes[..72], expected);
         assert_eq!(decode(&bytes), Ok(identity));
+        first[8] = 1;
+        first.extend(crc32c::crc32c(&first).to_le_bytes());
+        assert_eq!(decode(&first), Ok(Identity { epoch: Epoch(0), ..identity }), "version 1");
         for at in 0..LEN {
             let mut bad = bytes;
             bad[at] ^= 1;

@@ -263,6 +263,11 @@ impl Lane {
         }
     }
 
+    /// No wish stands any more.
+    pub(super) fn forget_wishes(&self) {
+        self.state().wishes.clear();
+    }
+
     /// Takes the chunk's lock for a delete, if this wish still stands and nobody is at the chunk: one step. Whatever
     /// vouched for the chunk since has voided it ([`Lane::settle`]); what comes now finds the chunk dying.
     pub(super) fn begin_delete(&self, id: ChunkId, nonce: u64) -> Wished {

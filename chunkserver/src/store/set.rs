@@ -9,7 +9,7 @@ use super::identity::{self, Identity};
 use super::silent::QUICK_MAX;
 use super::{Kept, Part, Store, StoreConfig, StoreError, StoreStats, VerifiedChunk};
 use common::disk::Lock;
-use common::id::{ChunkId, ClusterId, PgId, ServerId};
+use common::id::{ChunkId, ClusterId, Epoch, PgId, ServerId};
 use common::proto::chunk::ChunkRef;
 use common::task::Tasks;
 use common::world::World;
@@ -90,19 +90,28 @@ impl StoreSet {
         self.identity.lock().expect("no panic holds this lock")[0]
     }
 
-    /// Writes down, durably, which cluster and server this is: at the first registration, before anything is served.
+    /// The highest cluster epoch that any directory was served in; 0: not known yet. A directory that was away may have
+    /// missed it.
+    pub fn epoch(&self) -> Epoch {
+        let identities = self.identity.lock().expect("no panic holds this lock");
+        identities.iter().map(|identity| identity.epoch).max().unwrap_or_default()
+    }
+
+    /// Writes down, durably, which cluster and server this is, and in which epoch: when that is new, before anything is
+    /// served under it. The epoch never goes back.
     ///
     /// # Errors
     /// `OtherCluster`, `OtherServer`: it is another one already. `Disk`.
-    pub async fn adopt(&self, cluster: ClusterId, server: ServerId) -> Result<(), OpenError> {
+    pub async fn adopt(&self, cluster: ClusterId, server: ServerId, epoch: Epoch) -> Result<(), OpenError> {
         let set = self.clone();
-        self.world.blocking(move || set.adopt_now(cluster, server)).await
+        self.world.blocking(move || set.adopt_now(cluster, server, epoch)).await
     }
 
-    fn adopt_now(&self, cluster: ClusterId, server: ServerId) -> Result<(), OpenError> {
+    fn adopt_now(&self, cluster: ClusterId, server: ServerId, epoch: Epoch) -> Result<(), OpenError> {
         let mut identities = self.identity.lock().expect("no panic holds this lock");
         for (store, identity) in self.stores.iter().zip(identities.iter_mut()) {
-            let adopted = Identity { cluster, server: Some(server), ..*identity };
+            let epoch = epoch.max(identity.epoch);
+            let adopted = Identity { cluster, server: Some(server), epoch, ..*identity };
             if adopted == *identity {
                 continue;
             }
@@ -262,6 +271,11 @@ impl StoreSet {
     /// [`Store::unwish`] for every copy.
     pub fn unwish(&self, id: ChunkId, nonce: u64) {
         self.stores.iter().for_each(|store| store.unwish(id, nonce));
+    }
+
+    /// All wishes are void: what they rely on was said in an epoch that is over.
+    pub fn forget_wishes(&self) {
+        self.stores.iter().for_each(Store::forget_wishes);
     }
 
     /// [`Store::delete`] of every copy whose wish stands: each has been vouched for by itself, or has not. The chunk's
@@ -433,7 +447,10 @@ fn identities(world: &World, config: &SetConfig) -> Result<Vec<Dir>, OpenError> 
     // Before the first registration nothing was stored: then an empty directory is one that the first start did not reach.
     let (first_dir, first) = found.iter().find_map(seen).unwrap_or_else(|| {
         let (instance, store) = (world.random_u128(), world.random_u128());
-        (config.dirs[0].clone(), Identity { cluster: ClusterId::default(), server: None, instance, store })
+        (
+            config.dirs[0].clone(),
+            Identity { cluster: ClusterId::default(), server: None, instance, store, epoch: Epoch(0) },
+        )
     });
     let mut opened: Vec<Dir> = Vec::new();
     for (dir, found) in found {

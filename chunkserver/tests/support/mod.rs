@@ -16,7 +16,7 @@ use common::net::{Listener, Net, TcpNet};
 use common::proto::chunk::{ChunkRef, WriteAuth};
 use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
-    Admin, AdminReply, Alive, Answered, Applied, Ask, Heartbeat, HeartbeatReply, Meta, Register, Registered, Request,
+    Admin, AdminReply, Alive, Answered, Ask, Heartbeat, HeartbeatReply, Meta, Register, Registered, Request, Submitted,
 };
 use common::rpc::{Handler, serve};
 use common::task::Tasks;
@@ -64,7 +64,7 @@ impl FakeMeta {
 }
 
 impl Meta for FakeMeta {
-    async fn submit(self, _: Context, _: Request) -> Result<Applied, Fault> {
+    async fn submit(self, _: Context, _: Request) -> Result<Submitted, Fault> {
         nothing()
     }
     async fn query(self, _: Context, _: Ask) -> Result<Answered, Fault> {

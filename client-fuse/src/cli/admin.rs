@@ -4,13 +4,15 @@ use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::size_text;
 use super::keep;
-use super::{fsck, servers, squash};
+use super::{fsck, meta, servers, settings, squash};
 use clap::Subcommand;
-use client_fuse::{Client, ClientConfig};
+use client_fuse::{AdminLink, Client, ClientConfig};
 use common::auth::AdminKey;
 use common::fault::Fault;
 use common::id::{ClusterId, NodeId};
+use common::layout::ClusterMap;
 use common::proto::admin::{Order, Ordered};
+use common::proto::backup::Members;
 use common::proto::meta::{Admin, AdminReply, ServerStatus, Status};
 use common::units::{MIN_REPLICAS_DEFAULT, REPLICAS_DEFAULT};
 use common::world::World;
@@ -46,9 +48,9 @@ pub(crate) enum AdminCommand {
     /// Chunkservers: list, weights, drain, remove
     #[command(subcommand)]
     Server(servers::ServerCommand),
-    /// Metaservers: list, change of the leader
+    /// Metaservers: list, add, promote, remove, change of the leader; backup and restore of the metadata
     #[command(subcommand)]
-    Meta(servers::MetaCommand),
+    Meta(meta::MetaCommand),
     /// Where data belongs
     #[command(subcommand)]
     Layout(servers::LayoutCommand),
@@ -74,6 +76,9 @@ pub(crate) enum AdminCommand {
     /// Who root of clients' machines is: root, or nobody
     #[command(subcommand)]
     RootSquash(squash::SquashCommand),
+    /// What the whole cluster goes by: show, change
+    #[command(subcommand)]
+    Settings(settings::SettingsCommand),
     /// Repair, garbage collection and scrub: show how far they are, and change their settings
     Keep {
         #[command(flatten)]
@@ -122,24 +127,28 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
                     return Err(failure.advice("start a majority of the metaservers; see their logs"));
                 }
             };
-            let keeping = keep::status(target).await?;
+            let (keeping, held, members) =
+                (keep::status(target).await?, keep::held(target).await?, members(target).await?);
             if json {
-                let mut all = status_json(&status);
+                let mut all = status_json(&status, &members);
                 all["keep"] = keep::json(&keeping);
+                all["deletion_held"] = held.map(|held| held.epoch.0).into();
                 say!("{all}");
             } else {
-                say!("{}{}", status_text(&status), keep::text(&keeping).trim_end());
+                let held = held.map_or_else(String::new, |held| keep::held_text(&held) + "\n");
+                say!("{}{held}{}", status_text(&status, &members), keep::text(&keeping).trim_end());
             }
             Ok(0)
         }
         AdminCommand::Fsck(args) => fsck::run(&Orders::new(target)?, args).await,
         AdminCommand::Server(command) => servers::server(target, command).await.map(|()| 0),
-        AdminCommand::Meta(command) => servers::meta(target, command).await.map(|()| 0),
+        AdminCommand::Meta(command) => meta::run(target, command).await.map(|()| 0),
         AdminCommand::Layout(command) => servers::layout(target, command).await.map(|()| 0),
         AdminCommand::Events { last, json } => servers::events(target, last, json).await.map(|()| 0),
         AdminCommand::Gc { what } => keep::gc(target, what).await.map(|()| 0),
         AdminCommand::Scrub { command } => keep::scrub(target, command).await.map(|()| 0),
         AdminCommand::RootSquash(command) => squash::run(target, command).await.map(|()| 0),
+        AdminCommand::Settings(command) => settings::run(target, command).await.map(|()| 0),
         AdminCommand::Keep { flags } => keep::settings(target, flags).await.map(|()| 0),
     }
 }
@@ -174,12 +183,43 @@ pub(crate) async fn cluster_status(target: &Target) -> Outcome<Status> {
     }
 }
 
+/// The cluster map.
+pub(crate) async fn cluster_map(target: &Target) -> Outcome<ClusterMap> {
+    let config = target.client_config("admin")?;
+    let servers = config.metaservers.join(",");
+    let map = Client::map_for_admin(&config, &World::real()).await;
+    map.map_err(|fault| Failure::fault("ask", servers, &fault))
+}
+
+/// Which metaservers vote, and which only learn.
+pub(crate) async fn members(target: &Target) -> Outcome<Members> {
+    let config = target.client_config("admin")?;
+    let limit = STATUS_LIMIT.min(config.op_timeout);
+    match ask(&World::real(), &config.metaservers, Admin::Members, limit).await? {
+        AdminReply::Members(members) => Ok(members),
+        other => Err(Failure::new(format!("status: unexpected answer {other:?}"))),
+    }
+}
+
+/// An order that answers nothing but that it was carried out.
+pub(crate) fn done(what: Ordered) -> Outcome {
+    match what {
+        Ordered::Done => Ok(()),
+        other => Err(Failure::new(format!("unexpected answer {other:?}"))),
+    }
+}
+
 /// How the cluster is, in one word, and why: `ok`, `warning` (nothing is lost, something is to be done), `critical` (one
 /// more fault may stop it or lose data).
-pub(crate) fn health(status: &Status) -> (&'static str, Vec<String>) {
+pub(crate) fn health(status: &Status, members: &Members) -> (&'static str, Vec<String>) {
     let (mut why, mut critical) = (Vec::new(), false);
-    let voters = status.metaservers.len();
-    let down = status.metaservers.iter().filter(|(node, _, log)| *node != status.leader.node && log.is_none()).count();
+    let (learners, voting): (Vec<_>, Vec<_>) =
+        status.metaservers.iter().partition(|(node, ..)| members.learners.contains(node));
+    for (node, addr, _) in learners {
+        why.push(format!("{node} at {addr} only learns: `dfs admin meta promote {}`", node.0));
+    }
+    let voters = voting.len();
+    let down = voting.iter().filter(|(node, _, log)| *node != status.leader.node && log.is_none()).count();
     if down > 0 {
         critical |= (voters - down) * 2 <= voters + 1;
         why.push(format!("{down} of {voters} metaservers do not answer"));
@@ -237,11 +277,34 @@ impl Orders {
         Ok(Orders { world: World::real(), config, key, by: format!("{user}@{host}") })
     }
 
+    /// Who orders: user and host.
+    pub(crate) fn by(&self) -> &str {
+        &self.by
+    }
+
+    /// A connection for many orders: to one metaserver, or to the cluster.
+    pub(crate) fn link(&self, to: Option<&str>, limit: Duration) -> AdminLink {
+        let mut config = self.config.clone();
+        config.op_timeout = limit.max(config.op_timeout);
+        if let Some(addr) = to {
+            config.metaservers = vec![addr.to_owned()];
+        }
+        AdminLink::new(&config, &self.world)
+    }
+
     /// Sends one; what came of it. `doing` is for the error.
     pub(crate) async fn send(&self, doing: &str, order: Order) -> Outcome<Ordered> {
+        let link = self.link(None, ORDER_LIMIT_MIN);
+        let answer = self.send_on(&link, doing, "the cluster", order).await;
+        link.close().await;
+        answer
+    }
+
+    /// As [`Orders::send`], on a connection; `to` is for the error.
+    pub(crate) async fn send_on(&self, link: &AdminLink, doing: &str, to: &str, order: Order) -> Outcome<Ordered> {
         let signed = self.key.sign(order, self.world.now(), self.by.clone());
-        let answer = Client::admin(&self.config, &self.world, Admin::Order(Box::new(signed))).await;
-        match answer.map_err(|fault| Failure::fault(doing, "the cluster", &fault))? {
+        let answer = link.ask(&Admin::Order(Box::new(signed))).await;
+        match answer.map_err(|fault| Failure::fault(doing, to, &fault))? {
             AdminReply::Ordered(done) => Ok(*done),
             other => Err(Failure::new(format!("{doing}: unexpected answer {other:?}"))),
         }
@@ -265,10 +328,10 @@ async fn nodes_text(world: &World, addresses: &[String]) -> String {
 }
 
 /// The cluster for people.
-pub(crate) fn status_text(status: &Status) -> String {
+pub(crate) fn status_text(status: &Status, members: &Members) -> String {
     let mut text = String::new();
     // writing to a string cannot fail
-    let (word, why) = health(status);
+    let (word, why) = health(status, members);
     let _ = writeln!(text, "health {word}");
     for reason in why {
         let _ = writeln!(text, "  {reason}");
@@ -279,6 +342,7 @@ pub(crate) fn status_text(status: &Status) -> String {
         let leads = *node == status.leader.node;
         let (state, term) = match (leads, matched) {
             (true, _) => ("leader", status.leader.term.to_string()),
+            (false, Some(_)) if members.learners.contains(node) => ("learner", status.leader.term.to_string()),
             (false, Some(_)) => ("follower", status.leader.term.to_string()),
             (false, None) => ("down", "-".into()),
         };
@@ -335,7 +399,7 @@ fn dedup_ratio(status: &Status) -> f64 {
 }
 
 /// Its metaservers as JSON.
-pub(crate) fn metaserver_json(status: &Status) -> Vec<serde_json::Value> {
+pub(crate) fn metaserver_json(status: &Status, members: &Members) -> Vec<serde_json::Value> {
     status
         .metaservers
         .iter()
@@ -346,6 +410,7 @@ pub(crate) fn metaserver_json(status: &Status) -> Vec<serde_json::Value> {
                 "name": format!("meta-{}", node.0),
                 "addr": address,
                 "leader": leads,
+                "votes": !members.learners.contains(node),
                 "up": leads || matched.is_some(),
                 "log": if leads { Some(status.leader.last_log.0) } else { matched.map(|index| index.0) },
             })
@@ -354,9 +419,9 @@ pub(crate) fn metaserver_json(status: &Status) -> Vec<serde_json::Value> {
 }
 
 /// The cluster as JSON.
-pub(crate) fn status_json(status: &Status) -> serde_json::Value {
-    let metaservers = metaserver_json(status);
-    let (health, why) = health(status);
+pub(crate) fn status_json(status: &Status, members: &Members) -> serde_json::Value {
+    let metaservers = metaserver_json(status, members);
+    let (health, why) = health(status, members);
     let servers: Vec<serde_json::Value> = status.servers.iter().map(server_json).collect();
     let fs = &status.fs;
     serde_json::json!({

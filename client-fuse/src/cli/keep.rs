@@ -1,12 +1,13 @@
 //! `dfs admin gc`, `scrub`, `keep`: how far repair, garbage collection and scrub are, and what an administrator orders.
 
-use super::admin::{Orders, ask};
+use super::admin::{Orders, ask, done};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
-use super::format::size_text;
+use super::format::{size_text, time_text};
 use clap::Subcommand;
 use common::proto::admin::{Order, Ordered};
-use common::proto::keep::{Explained, KeepAdmin, KeepAdminReply, KeepChange, KeepReport, KeepSettings, KeepStatus};
+use common::proto::backup::Held;
+use common::proto::keep::{Explained, KeepAdmin, KeepAdminReply, KeepChange, KeepReport, KeepStatus};
 use common::proto::meta::{Admin, AdminReply};
 use common::world::World;
 use std::fmt::Write;
@@ -41,7 +42,12 @@ enum GcCommand {
     /// Delete nothing until `resume`
     Pause,
     /// Delete again what nothing refers to
-    Resume,
+    Resume {
+        /// After a restore: although `dfs admin fsck` has not found everything sound. Data that the backup misses, and
+        /// other copies of what is damaged, may be deleted
+        #[arg(long)]
+        unchecked: bool,
+    },
 }
 
 /// `dfs admin keep ...`
@@ -68,7 +74,7 @@ pub(crate) struct KeepFlags {
 }
 
 async fn keep(target: &Target, what: KeepAdmin, limit: Duration) -> Outcome<KeepAdminReply> {
-    if !matches!(what, KeepAdmin::Status | KeepAdmin::Explain { .. }) {
+    if !matches!(what, KeepAdmin::Status | KeepAdmin::Held | KeepAdmin::Explain { .. }) {
         return match Orders::new(target)?.send("admin", Order::Keep(what)).await? {
             Ordered::Keep(reply) => Ok(reply),
             other => Err(unexpected(&other)),
@@ -93,11 +99,26 @@ pub(crate) async fn status(target: &Target) -> Outcome<KeepStatus> {
     }
 }
 
-async fn set(target: &Target, change: KeepChange) -> Outcome<KeepSettings> {
-    match keep(target, KeepAdmin::Set(change), ASK_LIMIT).await? {
-        KeepAdminReply::Set(settings) => Ok(settings),
+/// Since which restore deletion is held. `None`: it is not.
+pub(crate) async fn held(target: &Target) -> Outcome<Option<Held>> {
+    match keep(target, KeepAdmin::Held, ASK_LIMIT).await? {
+        KeepAdminReply::Held(held) => Ok(held),
         other => Err(unexpected(&other)),
     }
+}
+
+/// For people.
+pub(crate) fn held_text(held: &Held) -> String {
+    format!(
+        "deletion is held: the metadata was restored at {}, in epoch {}; `dfs admin fsck` lifts that when it finds \
+         nothing wrong",
+        time_text(held.at),
+        held.epoch.0
+    )
+}
+
+async fn set(target: &Target, keep: KeepChange) -> Outcome {
+    done(Orders::new(target)?.send("set", Order::Settings { keep, min_replicas: None }).await?)
 }
 
 /// Runs `dfs admin gc ...`.
@@ -106,7 +127,7 @@ pub(crate) async fn gc(target: &Target, what: GcArgs) -> Outcome {
         (None, Some(chunk)) => explain(target, &chunk).await,
         (Some(GcCommand::Run), None) => run(target).await,
         (Some(GcCommand::Pause), None) => pause(target, true).await,
-        (Some(GcCommand::Resume), None) => pause(target, false).await,
+        (Some(GcCommand::Resume { unchecked }), None) => resume(target, unchecked).await,
         (None, None) | (Some(_), Some(_)) => Err(Failure::new("gc: say run, pause, resume, or --explain CHUNK")),
     }
 }
@@ -144,6 +165,17 @@ async fn pause(target: &Target, paused: bool) -> Outcome {
     Ok(())
 }
 
+async fn resume(target: &Target, unchecked: bool) -> Outcome {
+    if unchecked {
+        done(Orders::new(target)?.send("resume", Order::Release).await?)?;
+    }
+    pause(target, false).await?;
+    if let Some(held) = held(target).await? {
+        say!("but {}", held_text(&held));
+    }
+    Ok(())
+}
+
 async fn run(target: &Target) -> Outcome {
     let order = match keep(target, KeepAdmin::Gc, ASK_LIMIT).await? {
         KeepAdminReply::Ordered(order) => order,
@@ -152,6 +184,9 @@ async fn run(target: &Target) -> Outcome {
     let before = status(target).await?;
     if before.settings.delete_paused {
         return Err(Failure::new("gc: deletion is paused: `dfs admin gc resume` first"));
+    }
+    if let Some(held) = held(target).await? {
+        return Err(Failure::new(format!("gc: {}", held_text(&held))));
     }
     let deleted = |status: &KeepStatus| -> (u64, u64) {
         status.reports.iter().fold((0, 0), |sum, (_, _, r)| (sum.0 + r.deleted, sum.1 + r.deleted_bytes))

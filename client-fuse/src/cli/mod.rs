@@ -11,6 +11,7 @@ macro_rules! say {
 }
 
 mod admin;
+mod backup;
 mod change;
 mod connect;
 mod copy;
@@ -22,13 +23,17 @@ mod get;
 mod helper;
 mod keep;
 mod list;
+mod manifest;
+mod meta;
 mod mount;
 pub(crate) mod mounts;
 mod progress;
 mod put;
 mod remote;
 mod remove;
+mod restore;
 mod servers;
+mod settings;
 pub(crate) mod show;
 mod squash;
 mod umount;

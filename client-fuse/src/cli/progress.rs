@@ -43,6 +43,12 @@ impl Progress {
         self.bar.inc_length(bytes);
     }
 
+    /// So many of the bytes that were expected are done, and this is being done now.
+    pub(crate) fn reached(&self, bytes: u64, what: &str) {
+        self.bar.set_position(bytes);
+        self.bar.set_message(what.to_owned());
+    }
+
     /// What is being done.
     pub(crate) fn name(&self, path: impl std::fmt::Display) {
         self.bar.set_message(path.to_string());

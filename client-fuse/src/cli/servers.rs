@@ -1,17 +1,16 @@
-//! `dfs admin server`, `meta`, `layout` and `events`: who is there, with what share, and what was done to it.
+//! `dfs admin server`, `layout` and `events`: who is there, with what share, and what was done to it.
 
-use super::admin::{Orders, cluster_status, metaserver_json, server_json, status_text};
+use super::admin::{Orders, cluster_map, cluster_status, done, server_json};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
 use super::progress::Progress;
 use super::remote::Remote;
 use clap::Subcommand;
-use common::id::{ChunkId, NodeId, ServerId};
+use common::id::{ChunkId, ServerId};
 use common::layout::{ClusterMap, Layout};
 use common::proto::admin::{EVENTS_PER_ANSWER, FileChunk, Order, Ordered};
 use common::proto::meta::Status;
-use common::world::World;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
@@ -50,22 +49,6 @@ pub(crate) enum ServerCommand {
         /// Really
         #[arg(long)]
         yes: bool,
-    },
-}
-
-/// What can be done with metaservers.
-#[derive(Clone, Debug, Subcommand)]
-pub(crate) enum MetaCommand {
-    /// All metaservers and how far they are
-    List {
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Let another metaserver lead
-    TransferLeader {
-        /// Its node id
-        to: u64,
     },
 }
 
@@ -112,25 +95,11 @@ fn shares(map: &ClusterMap) -> BTreeMap<ServerId, Share> {
     map.servers.iter().map(share).collect()
 }
 
-async fn map(target: &Target) -> Outcome<ClusterMap> {
-    let config = target.client_config("admin")?;
-    let servers = config.metaservers.join(",");
-    let map = client_fuse::Client::map_for_admin(&config, &World::real()).await;
-    map.map_err(|fault| Failure::fault("ask", servers, &fault))
-}
-
-fn done(what: Ordered) -> Outcome {
-    match what {
-        Ordered::Done => Ok(()),
-        other => Err(Failure::new(format!("unexpected answer {other:?}"))),
-    }
-}
-
 /// Runs `dfs admin server`.
 pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
     match command {
         ServerCommand::List { json } => {
-            let (map, status) = (map(target).await?, cluster_status(target).await?);
+            let (map, status) = (cluster_map(target).await?, cluster_status(target).await?);
             list_servers(&map, &status, json);
             Ok(())
         }
@@ -230,39 +199,6 @@ fn list_servers(map: &ClusterMap, status: &Status, json: bool) {
     }
 }
 
-/// Runs `dfs admin meta`.
-pub(crate) async fn meta(target: &Target, command: MetaCommand) -> Outcome {
-    match command {
-        MetaCommand::List { json } => {
-            let status = cluster_status(target).await?;
-            match json {
-                true => say!("{}", serde_json::Value::from(metaserver_json(&status))),
-                false => {
-                    let text = status_text(&status);
-                    let table = text.split("\n\n").find(|part| part.starts_with("META")).unwrap_or_default();
-                    say!("{}", table.trim_end());
-                }
-            }
-            Ok(())
-        }
-        MetaCommand::TransferLeader { to } => {
-            let orders = Orders::new(target)?;
-            done(orders.send("transfer", Order::TransferLeader { to: NodeId(to) }).await?)?;
-            for _ in 0..TRANSFER_LOOKS {
-                if cluster_status(target).await.is_ok_and(|status| status.leader.node == NodeId(to)) {
-                    say!("m{to} leads");
-                    return Ok(());
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-            Err(Failure::new(format!("m{to} was asked to lead, and does not yet")).advice("see `dfs admin meta list`"))
-        }
-    }
-}
-
-/// Looks for the new leader, each [`LOOK_EVERY`].
-const TRANSFER_LOOKS: u32 = 20;
-
 /// Runs `dfs admin events`.
 pub(crate) async fn events(target: &Target, last: u32, json: bool) -> Outcome {
     let order = Order::Events { limit: last.min(EVENTS_PER_ANSWER) };
@@ -281,7 +217,7 @@ pub(crate) async fn events(target: &Target, last: u32, json: bool) -> Outcome {
 
 /// Runs `dfs admin layout`.
 pub(crate) async fn layout(target: &Target, command: LayoutCommand) -> Outcome {
-    let map = map(target).await?;
+    let map = cluster_map(target).await?;
     match command {
         LayoutCommand::Show { json } => show(&map, json),
         LayoutCommand::Explain { what, json } => {

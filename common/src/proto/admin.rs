@@ -5,7 +5,8 @@
 
 use crate::auth::Mac;
 use crate::id::{ChunkId, LogIndex, NodeId, ServerId};
-use crate::proto::keep::{KeepAdmin, KeepAdminReply};
+use crate::proto::backup::{BackupAnswer, BackupAsk, MemberChange, Members, RestoreStep};
+use crate::proto::keep::{KeepAdmin, KeepAdminReply, KeepChange};
 use crate::proto::squash::{Squash, SquashAsk};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,21 @@ pub enum Order {
     },
     /// Who root of clients' machines is. [`Ordered::RootSquash`].
     RootSquash(SquashAsk),
+    /// A step of a backup of the metadata. [`Ordered::Backup`].
+    Backup(BackupAsk),
+    /// A step of a restore, for one empty metaserver. [`Ordered::Done`].
+    Restore(Box<RestoreStep>),
+    /// The metaservers change. [`Ordered::Members`].
+    Members(MemberChange),
+    /// Settings of the cluster change, all or none. [`Ordered::Done`].
+    Settings {
+        /// Of repair, garbage collection and scrub.
+        keep: KeepChange,
+        /// Durable copies below which a write is not acknowledged, 1 to the default replica count.
+        min_replicas: Option<u8>,
+    },
+    /// Deletion goes on after a restore though no check of everything has found it sound. [`Ordered::Done`].
+    Release,
 }
 
 /// Events in one answer, at most.
@@ -98,6 +114,15 @@ pub enum Ordered {
     Chunks(Vec<FileChunk>),
     /// `RootSquash`: as it is now. `None`: off.
     RootSquash(Option<Squash>),
+    /// `Backup`.
+    Backup(BackupAnswer),
+    /// `Members`: the one it was about, and all of them now.
+    Members {
+        /// Which.
+        node: NodeId,
+        /// Now.
+        members: Members,
+    },
 }
 
 /// Something an administrator did.

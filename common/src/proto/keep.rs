@@ -2,7 +2,9 @@
 //! should hold, what they report, and what an administrator sees of it (DESIGN, section 7).
 
 use crate::id::{ChunkId, Epoch, LayoutVersion, LogIndex, ServerId};
+use crate::proto::backup::Held;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 
 /// The most chunks in one [`Expected`], and in the lists of [`KeepAsk`].
 pub const KEEP_BATCH_MAX: u32 = 4096;
@@ -195,6 +197,8 @@ pub enum KeepAdmin {
         /// The first bytes of its id, 6 at least.
         prefix: Vec<u8>,
     },
+    /// Is deletion held since a restore? Answer: `Held`.
+    Held,
 }
 
 /// Changes of [`KeepSettings`]; `None` leaves a field as it is.
@@ -235,6 +239,43 @@ impl KeepSettings {
     }
 }
 
+/// Rates that make sense, in bytes per second: below, repair never ends; above, there is no such disk.
+pub const RATES: RangeInclusive<u64> = 1 << 20..=1 << 40;
+/// The longest grace, in seconds: a month.
+pub const GRACE_S_MAX: u64 = 31 * 24 * 3600;
+/// Periods of scrub that make sense, in seconds: a minute to ten years.
+pub const SCRUB_PERIODS_S: RangeInclusive<u64> = 60..=3650 * 24 * 3600;
+
+impl KeepChange {
+    fn numbers(&self) -> [(&'static str, Option<u64>, RangeInclusive<u64>); 5] {
+        [
+            ("repair_busy_rate", self.repair_busy_rate, RATES),
+            ("repair_idle_rate", self.repair_idle_rate, RATES),
+            ("grace_s", self.grace_s, 0..=GRACE_S_MAX),
+            ("scrub_period_s", self.scrub_period_s, SCRUB_PERIODS_S),
+            ("scrub_rate", self.scrub_rate, RATES),
+        ]
+    }
+
+    /// Refuses what makes no sense, with one line for a person.
+    ///
+    /// # Errors
+    /// Names the setting and its range.
+    pub fn check(&self) -> Result<(), String> {
+        let wrong = self.numbers().into_iter().find(|(_, new, range)| new.is_some_and(|new| !range.contains(&new)));
+        let Some((name, new, range)) = wrong else { return Ok(()) };
+        let (from, to) = range.into_inner();
+        Err(format!("{name} = {}: must be from {from} to {to}", new.unwrap_or_default()))
+    }
+
+    /// What changes, in words: `grace_s = 5`, with rates in bytes per second.
+    pub fn words(&self) -> Vec<String> {
+        let numbers = self.numbers().into_iter().filter_map(|(name, new, _)| Some(format!("{name} = {}", new?)));
+        let switches = [("scrub_paused", self.scrub_paused), ("delete_paused", self.delete_paused)];
+        numbers.chain(switches.into_iter().filter_map(|(name, new)| Some(format!("{name} = {}", new?)))).collect()
+    }
+}
+
 /// What they are told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeepAdminReply {
@@ -246,6 +287,8 @@ pub enum KeepAdminReply {
     Set(KeepSettings),
     /// `Explain`: every referenced chunk whose id begins so, at most 16.
     Explained(Vec<Explained>),
+    /// `Held`: until a check of everything has found nothing wrong. `None`: it is not held.
+    Held(Option<Held>),
 }
 
 /// The state of repair and the like, as the leader has heard it.

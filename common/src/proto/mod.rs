@@ -5,6 +5,7 @@
 //! [`VERSION`]. The golden-byte tests hold this.
 
 pub mod admin;
+pub mod backup;
 pub mod chunk;
 pub mod keep;
 pub mod lease;

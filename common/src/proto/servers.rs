@@ -1,6 +1,7 @@
 //! What chunkservers and administrators ask of the metadata service; clients' requests are in [`super::meta`].
 
 use super::admin::{Ordered, Signed};
+use super::backup::Members;
 use super::keep::{KeepAdmin, KeepAdminReply};
 use super::meta::FsStat;
 use crate::auth::Secret;
@@ -94,6 +95,8 @@ pub enum Admin {
     Keep(KeepAdmin),
     /// What only an administrator may ask.
     Order(Box<Signed>),
+    /// Which metaservers vote, and which only learn, from the leader.
+    Members,
 }
 
 /// What they get.
@@ -109,6 +112,8 @@ pub enum AdminReply {
     Keep(KeepAdminReply),
     /// `Order`.
     Ordered(Box<Ordered>),
+    /// `Members`.
+    Members(Members),
 }
 
 /// The cluster, as its leader sees it.

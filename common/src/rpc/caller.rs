@@ -57,6 +57,8 @@ struct Shared {
 
 struct Links {
     all: Vec<Arc<Link>>,
+    /// So many of them, the first, were given at the start.
+    given: usize,
     /// The presumed leader.
     current: usize,
 }
@@ -95,14 +97,35 @@ struct Miss {
 impl Caller {
     /// A caller of these addresses (`host:port`, 1 or more). Connects when first used.
     pub fn new(world: &World, tasks: &Tasks, me: &Me, addrs: &[String]) -> Caller {
-        let all = addrs.iter().take(ADDRESSES_MAX).map(|addr| Link::new(addr)).collect();
-        let links = Mutex::new(Links { all, current: 0 });
+        let all: Vec<_> = addrs.iter().take(ADDRESSES_MAX).map(|addr| Link::new(addr)).collect();
+        let links = Mutex::new(Links { given: all.len(), all, current: 0 });
         Caller { shared: Arc::new(Shared { world: world.clone(), tasks: tasks.clone(), me: me.clone(), links }) }
     }
 
     /// The addresses known now.
     pub fn addrs(&self) -> Vec<String> {
         self.links().all.iter().map(|link| link.addr.clone()).collect()
+    }
+
+    /// The cluster map names these as its metaservers: those not known yet are tried from now on. What was given at the
+    /// start stays; room for newer ones is made by forgetting, of the others, those that the map does not name.
+    pub fn learn<'a>(&self, named: impl IntoIterator<Item = &'a String>) {
+        let named: Vec<&String> = named.into_iter().collect();
+        let mut links = self.links();
+        let new: Vec<&String> =
+            named.iter().copied().filter(|addr| links.all.iter().all(|link| link.addr != **addr)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let (given, current) = (links.given, links.all.get(links.current).map(|link| link.addr.clone()));
+        let mut at = 0;
+        links.all.retain(|link| {
+            at += 1;
+            at <= given || named.contains(&&link.addr)
+        });
+        let room = ADDRESSES_MAX.saturating_sub(links.all.len());
+        links.all.extend(new.into_iter().take(room).map(|addr| Link::new(addr)));
+        links.current = links.all.iter().position(|link| Some(&link.addr) == current.as_ref()).unwrap_or(0);
     }
 
     /// Sends a request that changes nothing or carries an id until somebody answers it: to the presumed leader, to

@@ -180,7 +180,19 @@ impl Work {
             self.job.update(|look| look.phase = FsckPhase::Repair);
             self.repair(fixes).await?;
         }
-        Ok(())
+        self.release().await
+    }
+
+    /// Everything is there and sound: what a restore holds back may go on.
+    async fn release(&self) -> Result<(), Fault> {
+        let clean = self.job.state().look.counts.is_empty();
+        let held = namespace::held(self.member.state.mounted().kv()).map_err(|e| store_failed(&e))?;
+        let Some(held) = held.filter(|_| clean && self.ask.path.is_none()) else { return Ok(()) };
+        self.go_on()?;
+        let what = "fsck found nothing wrong after the restore: deletion goes on".to_owned();
+        let (by, at, epoch) = (self.by.clone(), self.node.world.now(), held.epoch);
+        let command = Some(Box::new(Command::Release { epoch }));
+        self.member.propose(&Command::Ordered { by, what, at, command }).await.map(|_| ())
     }
 
     /// Ends the job when nobody wants it, or when what it reads may be old.

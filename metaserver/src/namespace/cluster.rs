@@ -1,6 +1,7 @@
 //! The cluster itself: format, chunkservers, layout, the map.
 
 use super::command::{Command, Done, Fail, refuse};
+use super::restore;
 use super::rows::{Call, config, counters, row};
 use crate::store::keys::{self, CLUSTER, INSTANCE, SERVER};
 use crate::store::values::{Body, Config, Inode, InstanceRow, LayoutRow, ServerRow, Value, damaged};
@@ -35,7 +36,7 @@ pub(super) fn format(call: &mut Call<'_, '_>, command: &Command) -> Result<Done,
     }
     let config = Config {
         cluster: *cluster,
-        epoch: Epoch(1),
+        epoch: Epoch::FIRST,
         secret: *secret,
         pg_count: *pg_count,
         replicas: *replicas,
@@ -79,7 +80,13 @@ pub(super) fn register(call: &mut Call<'_, '_>, register: &Register) -> Result<D
     let server = match (register.server, known) {
         (None, Some(known)) => known.0,
         (Some(claimed), Some(known)) if claimed == known.0 => known.0,
-        (None, None) => return Ok(new_server(call, register)),
+        (None, None) => {
+            let server = ServerId(call.counters.next_server);
+            return Ok(new_server(call, register, server));
+        }
+        (Some(claimed), None) if restore::is_of_an_earlier_life(call, claimed)? => {
+            return Ok(new_server(call, register, claimed));
+        }
         (Some(claimed), _) => {
             let message = format!("server {claimed} is not the one that registered here: its data is another server's");
             return Err(refuse(Kind::Refused, message));
@@ -96,9 +103,8 @@ pub(super) fn register(call: &mut Call<'_, '_>, register: &Register) -> Result<D
     Ok(Done::Registered { server, new: false })
 }
 
-fn new_server(call: &mut Call<'_, '_>, register: &Register) -> Done {
-    let server = ServerId(call.counters.next_server);
-    call.counters.next_server += 1;
+fn new_server(call: &mut Call<'_, '_>, register: &Register, server: ServerId) -> Done {
+    call.counters.next_server = call.counters.next_server.max(server.0.saturating_add(1));
     call.counters.map_version += 1;
     let row = ServerRow {
         instance: register.instance,
@@ -137,6 +143,18 @@ pub(super) fn set_weight(call: &mut Call<'_, '_>, server: ServerId, weight: u32)
     call.txn.put(SERVER, key, found.encode());
     call.counters.map_version += 1;
     Ok(Done::WeightSet)
+}
+
+/// Sets how many durable copies a write needs.
+pub(super) fn set_min_replicas(call: &mut Call<'_, '_>, min_replicas: u8) -> Result<(), Fail> {
+    let config = call.config()?;
+    if min_replicas == 0 || min_replicas > config.replicas {
+        let text = format!("min_replicas = {min_replicas}: must be from 1 to {}, the replicas", config.replicas);
+        return Err(refuse(Kind::Invalid, text));
+    }
+    call.txn.put(CLUSTER, keys::CONFIG, Config { min_replicas, ..config }.encode());
+    call.counters.map_version += 1;
+    Ok(())
 }
 
 /// Forgets a server that has weight 0 and no place in the layout. The caller knows that it holds nothing that is needed.

@@ -131,6 +131,28 @@ pub enum Command {
     },
     /// Who root of clients' machines is; `None`: root. [`Done::Noted`].
     SetSquash(Option<Squash>),
+    /// Settings change, all or none. [`Done::Noted`].
+    Settings {
+        /// Of repair, garbage collection and scrub.
+        keep: KeepChange,
+        /// Durable copies below which a write is not acknowledged, 1 to the default replica count.
+        min_replicas: Option<u8>,
+    },
+    /// A new life begins from a backup. Applied once, before the group of that life is formed, by each of its members
+    /// to its own copy of the backup; it stands in no log. [`Done::Noted`].
+    Restored {
+        /// The new epoch.
+        epoch: Epoch,
+        /// The metaservers of the new life and their addresses.
+        metaservers: Vec<(NodeId, String)>,
+        /// When.
+        at: Time,
+    },
+    /// Deletion, held since the restore that began this epoch, goes on. [`Done::Noted`].
+    Release {
+        /// Which.
+        epoch: Epoch,
+    },
 }
 
 /// What applying a command answers.

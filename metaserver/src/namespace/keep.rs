@@ -152,6 +152,10 @@ pub fn targets(read: &dyn KvRead, chunks: &[ChunkId]) -> Result<Vec<(ChunkId, u8
 /// Each time it is asked, also again: every grant has an index of its own.
 pub(super) fn condemn(call: &mut Call<'_, '_>, epoch: Epoch, chunks: &[ChunkId]) -> Result<Done, Fail> {
     check_epoch(call, epoch)?;
+    if super::restore::held(call.txn)?.is_some() {
+        let text = "deletion is held since the metadata was restored: `dfs admin fsck` lifts that when all is sound";
+        return Err(refuse(Kind::Refused, text));
+    }
     let mut granted = Vec::new();
     for id in chunks {
         if call.txn.get(CHUNK, &keys::chunk(id))?.is_none() {

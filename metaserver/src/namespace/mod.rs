@@ -29,6 +29,7 @@
 //! | `cluster` | format, chunkservers, layout, map |
 //! | `keep` | which chunks belong on a server, which may be deleted, who is out |
 //! | `event` | who did what, when |
+//! | `restore` | a new life from a backup |
 //! | `rows`, `check`, `fix` | single rows; the invariants above, checked over a whole store; mending what is wrong |
 //!
 //! Left out (with later issues): trash, snapshots, quotas; the rows of finished moves (kept and checked, nothing writes them yet).
@@ -50,6 +51,7 @@ mod lock;
 mod query;
 mod remove;
 mod rename;
+mod restore;
 mod rows;
 mod session;
 mod walk;
@@ -69,6 +71,7 @@ pub use keep::{Page, expected, explain, out, settings as keep_settings, targets}
 pub use lock::waits as lock_waits;
 pub use query::{QueryCtx, attr, lead_to, leased, query};
 pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
+pub use restore::held;
 pub use rows::{config, counters};
 pub use session::{SESSION_TIMEOUT_MS, is_open as session_is_open, sessions};
 
@@ -131,6 +134,16 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
             system(txn, index, Time::default(), |call| access::set_squash(call, squash.as_ref()))
         }
         Command::SetKeep(change) => system(txn, index, Time::default(), |call| keep::set_keep(call, change)),
+        Command::Settings { keep, min_replicas } => system(txn, index, Time::default(), |call| {
+            if let Some(min_replicas) = min_replicas {
+                cluster::set_min_replicas(call, *min_replicas)?;
+            }
+            keep::set_keep(call, keep).map(|_| Done::Noted)
+        }),
+        Command::Restored { epoch, metaservers, at } => {
+            system(txn, index, *at, |call| restore::restored(call, *epoch, metaservers))
+        }
+        Command::Release { epoch } => system(txn, index, Time::default(), |call| restore::release(call, *epoch)),
     }
 }
 

@@ -104,11 +104,16 @@ struct Flusher {
 }
 
 impl RaftLog {
-    /// Makes an empty log. Durable when this returns. `id` is the cluster's.
-    pub fn create(world: &World, dir: &Path, id: [u8; 16]) -> Result<(), OpenError> {
+    /// Makes an empty log. Durable when this returns. `id` is the cluster's. `vote`: for a node that begins in a later
+    /// term than the first.
+    pub fn create(world: &World, dir: &Path, id: [u8; 16], vote: Option<Vote>) -> Result<(), OpenError> {
         let disk_error = |source| OpenError::Marker { dir: dir.to_path_buf(), source };
         world.disk.create_dir_all(dir).map_err(disk_error)?;
-        open_segments(world, dir, id, &mut Replay::default())?;
+        let (segments, _) = open_segments(world, dir, id, &mut Replay::default())?;
+        if let Some(vote) = &vote {
+            segments.append(&[records::vote(vote)])?;
+            segments.sync()?;
+        }
         Marker::create(&*world.disk, dir).map_err(disk_error)?;
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::state::Applied;
 use super::types::{TypeConfig, Vote};
 use bytes::Bytes;
 use common::fault::{Fault, Kind};
-use common::id::{ClusterId, NodeId};
+use common::id::{ClusterId, Epoch, NodeId};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, VoteRequest, VoteResponse,
 };
@@ -38,6 +38,21 @@ pub enum Message {
     },
     /// Is there room on your disk? `Room`.
     Room,
+    /// Be this member, a learner at first. Only a node without data agrees, or one that was told so before and has got
+    /// nothing yet. `Returned`: what it is.
+    Join {
+        /// The cluster.
+        cluster: ClusterId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The new Raft id.
+        raft_id: u64,
+    },
+    /// Is this one still a member, or a voter to be? For the leader. `Standing`.
+    Standing {
+        /// Its Raft id.
+        raft_id: u64,
+    },
 }
 
 /// Raft itself.
@@ -93,15 +108,19 @@ pub enum Reply {
     Vote(VoteResponse<TypeConfig>),
     /// To `SnapshotEnd`.
     Snapshot(SnapshotResponse<TypeConfig>),
-    /// To `Return`: be this, in this cluster.
+    /// To `Return` and `Join`: be this, in this cluster.
     Returned {
         /// The cluster.
         cluster: ClusterId,
         /// The new Raft id.
         raft_id: u64,
+        /// The cluster's epoch.
+        epoch: Epoch,
     },
     /// To `Room`.
     Room(bool),
+    /// To `Standing`: false if it was removed.
+    Standing(bool),
 }
 
 /// To bytes.

@@ -7,6 +7,7 @@
 //! | `state`, `state_machine` | the store, its snapshots; applying entries |
 //! | `message`, `network`, `snapshot` | what members say to each other |
 //! | `reads` | linearizable reads |
+//! | `restore` | the first state of a new life, from a backup |
 //!
 //! This file opens all of it for one node, proposes commands, and answers other members.
 
@@ -17,6 +18,7 @@ mod message;
 mod network;
 mod reads;
 mod records;
+mod restore;
 pub mod runtime;
 mod snapshot;
 mod state;
@@ -28,8 +30,11 @@ mod types;
 pub use log::{OpenError, RaftLog};
 pub use message::{Message, Reply, decode, encode};
 pub use reads::ReadBarrier;
+pub(crate) use restore::Incoming;
+pub(crate) use snapshot::list;
+pub(crate) use state::{Dir, read_checked, read_piece, write_checked};
 pub use state::{Mounted, State};
-pub(crate) use state::{read_checked, write_checked};
+pub(crate) use types::Members;
 pub use types::{Group, LogId, NODE_MASK, Response, TypeConfig, node_of, returned_id, term_of};
 
 use crate::config::Config;
@@ -39,6 +44,7 @@ use common::fault::{Fault, Kind};
 use common::hello::Me;
 use common::task::Tasks;
 use common::world::World;
+use marker::vote_of;
 use message::ToMember;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, RaftError};
@@ -47,6 +53,7 @@ use openraft::{BasicNode, RaftMetrics, SnapshotPolicy};
 use snapshot::Receiving;
 use state_machine::{SnapshotData, StateMachine};
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -143,14 +150,26 @@ fn settings(config: &Config) -> Result<openraft::Config, StartError> {
 impl Member {
     /// Makes the files of a new member: log, marker, and only then the identity. Durable when this returns. What another
     /// member left in the directory goes: without an identity nobody answers for it.
-    pub fn create(world: &World, config: &Config, identity: Identity) -> Result<(), StartError> {
+    ///
+    /// `start`: the state and the term that it begins with; `None`: with nothing.
+    pub fn create(
+        world: &World,
+        config: &Config,
+        identity: Identity,
+        start: Option<(&Path, u64)>,
+    ) -> Result<(), StartError> {
         let dir = config.data_dir.join("raft");
         for old in [&dir, &config.data_dir.join("state")] {
             if world.disk.exists(old) {
                 world.disk.remove_dir_all(old).map_err(|source| state_error(config, source))?;
             }
         }
-        RaftLog::create(world, &dir, identity.cluster.0.to_le_bytes())?;
+        let vote = start.map(|(_, term)| vote_of(term, identity.raft_id, false));
+        RaftLog::create(world, &dir, identity.cluster.0.to_le_bytes(), vote)?;
+        if let Some((from, _)) = start {
+            let root = config.data_dir.join("state");
+            State::adopt(world, &root, from).map_err(|source| state_error(config, source))?;
+        }
         identity.save(&*world.disk, &config.data_dir).map_err(|source| state_error(config, source))
     }
 
@@ -237,7 +256,7 @@ impl Member {
         self.group.is_leader()
     }
 
-    /// Nothing was ever acknowledged by this member: it may still become another one's.
+    /// Nothing was ever acknowledged by this member.
     pub async fn is_pristine(&self) -> bool {
         let metrics = self.metrics();
         metrics.last_log_index.is_none() && metrics.current_term == 0

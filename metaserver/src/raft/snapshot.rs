@@ -71,7 +71,7 @@ pub(super) async fn ask(caller: &Caller, to: u64, message: ToMember, limit: Dura
     super::message::decode(&caller.raft(bytes, limit).await?)
 }
 
-fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(String, u64)>> {
+pub(crate) fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(String, u64)>> {
     let mut files = Vec::new();
     for name in disk.list(dir)? {
         let len = disk.open(&dir.join(&name))?.len()?;
@@ -93,9 +93,19 @@ pub(super) struct Receiving {
 }
 
 impl Receiving {
-    /// Begins. Blocks.
+    /// Begins, in a directory of the state. Blocks.
     pub(super) fn begin(
         state: &State,
+        transfer: u64,
+        applied: Applied,
+        files: Vec<(String, u64)>,
+    ) -> Result<Receiving, Fault> {
+        Receiving::begin_in(state.receiving_dir().map_err(failed)?, transfer, applied, files)
+    }
+
+    /// Begins, in this directory, which is empty and goes with the transfer unless somebody keeps it.
+    pub(super) fn begin_in(
+        dir: Dir,
         transfer: u64,
         applied: Applied,
         files: Vec<(String, u64)>,
@@ -106,7 +116,6 @@ impl Receiving {
         if files.len() > FILES_MAX || !files.iter().all(|(name, _)| good(name)) {
             return Err(Fault::new(Kind::Invalid, "a snapshot with too many files, or with names that are none"));
         }
-        let dir = state.receiving_dir().map_err(failed)?;
         Ok(Receiving { transfer, applied, dir, files, now: (0, 0, blake3::Hasher::new()), hashes: Vec::new() })
     }
 
@@ -128,6 +137,11 @@ impl Receiving {
             self.next_file();
         }
         Ok(())
+    }
+
+    /// True if these bytes have arrived before.
+    pub(super) fn has(&self, file: u32, at: u64, len: u64) -> bool {
+        (len_usize(u64::from(file)), at.saturating_add(len)) <= (self.now.0, self.now.1)
     }
 
     fn next_file(&mut self) {

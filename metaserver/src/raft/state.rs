@@ -82,12 +82,17 @@ struct SnapshotFile {
 }
 
 const VERSION: u8 = 1;
-const ROW_APPLIED: &[u8] = b"applied";
+pub(super) const ROW_APPLIED: &[u8] = b"applied";
 
 impl Dir {
     /// A directory that stays.
     pub fn new(disk: Arc<dyn Disk>, path: PathBuf) -> Dir {
         Dir { path, disk, given_up: AtomicBool::new(false) }
+    }
+
+    /// It stays, or is ours no more.
+    pub(super) fn keep(&self) {
+        self.given_up.store(false, Ordering::Relaxed);
     }
 
     /// It may go.
@@ -226,6 +231,30 @@ impl State {
         Ok(snapshot)
     }
 
+    /// A copy of the store as it is after the newest entry applied, in a directory that goes when nobody uses it any more;
+    /// and what `read` finds in it.
+    pub fn checkpoint<T>(&self, read: impl FnOnce(&dyn KvRead) -> Result<T, KvError>) -> io::Result<(Applied, T, Dir)> {
+        self.flush()?; // most of the work, while batches go on being written
+        let path = self.root.join(format!("snap-{:016x}", self.world.random_u64()));
+        let dir = Dir::new(self.world.disk.clone(), path);
+        dir.give_up();
+        let _writing = self.writing.lock().expect("no panic holds this lock");
+        let mounted = self.mounted();
+        mounted.kv.checkpoint(&dir.path).map_err(io::Error::other)?;
+        let found = read(mounted.kv()).map_err(io::Error::other)?;
+        Ok((self.applied(), found, dir))
+    }
+
+    /// Makes this directory, which is complete and synced, the state of a member that is being made. Durable when this
+    /// returns.
+    pub(super) fn adopt(world: &World, root: &Path, from: &Path) -> io::Result<()> {
+        world.disk.create_dir_all(root)?;
+        let name = format!("kv-{:016x}", world.random_u64());
+        world.disk.rename(from, &root.join(&name))?;
+        world.disk.sync_dir(root)?;
+        write_checked(&*world.disk, root, "CURRENT", name.as_bytes())
+    }
+
     /// Makes this the newest snapshot, durably.
     fn keep(&self, snapshot: Snapshot) -> io::Result<()> {
         let name = snapshot.dir.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -282,14 +311,14 @@ fn index_of(applied: &Applied) -> u64 {
     applied.last.map_or(0, |id| id.index)
 }
 
-fn applied_in(kv: &dyn Kv) -> io::Result<Applied> {
+pub(super) fn applied_in(kv: &dyn Kv) -> io::Result<Applied> {
     match kv.get(RAFT, ROW_APPLIED).map_err(io::Error::other)? {
         Some(bytes) => postcard::from_bytes(&bytes).map_err(io::Error::other),
         None => Ok(Applied::default()),
     }
 }
 
-fn mount(world: &World, root: &Path, name: &str, tuning: &Tuning) -> io::Result<Mounted> {
+pub(super) fn mount(world: &World, root: &Path, name: &str, tuning: &Tuning) -> io::Result<Mounted> {
     let path = root.join(name);
     let kv: Box<dyn Kv> = if world.is_simulated() {
         world.disk.create_dir_all(&path)?;
@@ -328,7 +357,7 @@ fn copy_dir(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
     disk.sync_dir(to)
 }
 
-fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+pub(super) fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     postcard::to_stdvec(value).map_err(io::Error::other)
 }
 
@@ -367,7 +396,7 @@ pub(crate) fn read_checked(disk: &dyn Disk, path: &Path) -> io::Result<Option<Ve
 }
 
 /// The bytes of a file, from `at`, up to `len`.
-pub(super) fn read_piece(disk: &dyn Disk, path: &Path, at: u64, len: u64) -> io::Result<Bytes> {
+pub(crate) fn read_piece(disk: &dyn Disk, path: &Path, at: u64, len: u64) -> io::Result<Bytes> {
     let mut piece = vec![0; common::units::len_usize(len)];
     disk.open(path)?.read_exact_at(&mut piece, at)?;
     Ok(piece.into())

@@ -25,7 +25,7 @@ impl StoreBuilder<TypeConfig, RaftLog, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, RaftLog, StateMachine), openraft::StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
         let world = World::real();
-        RaftLog::create(&world, &dir.path().join("raft"), CLUSTER).unwrap();
+        RaftLog::create(&world, &dir.path().join("raft"), CLUSTER, None).unwrap();
         let state = State::open(&world, &dir.path().join("state"), small()).unwrap();
         let log = RaftLog::open(&world, &Tasks::new(), &dir.path().join("raft"), CLUSTER, None).unwrap();
         Ok((dir, log, StateMachine::new(&world, state)))
@@ -47,7 +47,7 @@ fn entry(term: u64, index: u64, len: usize) -> Entry {
 }
 
 fn create(dir: &Path) {
-    RaftLog::create(&World::real(), dir, CLUSTER).unwrap();
+    RaftLog::create(&World::real(), dir, CLUSTER, None).unwrap();
 }
 
 fn try_open(dir: &Path, applied: Option<LogId>) -> Result<RaftLog, OpenError> {
@@ -305,13 +305,13 @@ fn sim_open(disk: &SimDisk, course: &Course) -> Result<RaftLog, OpenError> {
 async fn a_power_cut_at_any_write_keeps_what_was_promised_and_is_no_damage() {
     for seed in 0..16 {
         let uncut = SimDisk::new(seed);
-        RaftLog::create(&simulated(&uncut), Path::new("/raft"), CLUSTER).unwrap();
+        RaftLog::create(&simulated(&uncut), Path::new("/raft"), CLUSTER, None).unwrap();
         let made = uncut.writes();
         let mut course = Course::new();
         assert!(course.run(&mut sim_open(&uncut, &course).unwrap()).await);
         for cut in made..uncut.writes() {
             let disk = SimDisk::new(seed).cut_after(cut);
-            RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER).unwrap();
+            RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER, None).unwrap();
             let mut course = Course::new();
             if let Ok(mut log) = sim_open(&disk, &course) {
                 course.run(&mut log).await;
@@ -329,7 +329,7 @@ async fn a_power_cut_at_any_write_keeps_what_was_promised_and_is_no_damage() {
 #[tokio::test]
 async fn after_a_failed_sync_nothing_is_acknowledged_any_more() {
     let disk = SimDisk::new(1);
-    RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER).unwrap();
+    RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER, None).unwrap();
     let mut log = sim_open(&disk, &Course::new()).unwrap();
     log.blocking_append([entry(1, 0, 10)]).await.unwrap();
     disk.fail_sync(Path::new("/raft/log/00000001.seg"));
@@ -342,7 +342,7 @@ async fn after_a_failed_sync_nothing_is_acknowledged_any_more() {
 async fn the_marker_is_durable_soon_after_the_last_append() {
     for seed in 0..16 {
         let disk = SimDisk::new(seed);
-        RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER).unwrap();
+        RaftLog::create(&simulated(&disk), Path::new("/raft"), CLUSTER, None).unwrap();
         let mut log = sim_open(&disk, &Course::new()).unwrap();
         log.blocking_append([entry(1, 0, 10)]).await.unwrap();
         log.blocking_append([entry(1, 1, 10)]).await.unwrap();
@@ -360,8 +360,8 @@ fn a_new_member_takes_nothing_over_from_an_old_one() {
         std::fs::create_dir(dir.path().join(old)).unwrap();
         std::fs::write(dir.path().join(old).join("of another member"), b"x").unwrap();
     }
-    let identity = crate::identity::Identity::new(common::id::ClusterId(1), 1);
-    super::Member::create(&World::real(), &config, identity).unwrap();
+    let identity = crate::identity::Identity::new(common::id::ClusterId(1), common::id::Epoch(1), 1);
+    super::Member::create(&World::real(), &config, identity, None).unwrap();
     for old in ["raft", "state"] {
         assert!(!dir.path().join(old).join("of another member").exists(), "{old}");
     }

@@ -24,7 +24,7 @@
 //! | moved | placement group 4 | [`Moved`](super::values::Moved) |
 //! | server | server 4 | [`ServerRow`](super::values::ServerRow) |
 //! | instance | instance 16 | [`InstanceRow`](super::values::InstanceRow): finds a server that registers again |
-//! | cluster | `config`, `counters`, `layout`, `fix` | [`Config`](super::values::Config), ... |
+//! | cluster | `config`, `counters`, `layout`, `fix`, `restored` | [`Config`](super::values::Config), ... |
 //! | event | number 8 | [`EventRow`](super::values::EventRow) |
 //! | raft | the metaserver's own: last applied, membership | `raft/` |
 //!
@@ -99,6 +99,8 @@ pub const SESSION_CLOCK: &[u8] = b"session-clock";
 pub const FIX: &[u8] = b"fix";
 /// In [`CLUSTER`]: the layout table.
 pub const LAYOUT: &[u8] = b"layout";
+/// In [`CLUSTER`]: the restore that this life of the cluster began with.
+pub const RESTORED: &[u8] = b"restored";
 /// In [`CLUSTER`]: servers that are out.
 pub const OUT: &[u8] = b"out";
 /// In [`CLUSTER`]: settings of repair, garbage collection and scrub.

@@ -540,3 +540,23 @@ impl Value for EventRow {
     const WHAT: &'static str = "event";
     const VERSION: u8 = 1;
 }
+
+/// The restore that this life of the cluster began with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredRow {
+    /// The epoch it began.
+    pub epoch: Epoch,
+    /// The first index of it.
+    pub index: LogIndex,
+    /// When.
+    pub at: Time,
+    /// Nothing may be deleted yet.
+    pub held: bool,
+    /// Numbers from here on may belong to chunkservers that joined an earlier life after the backup was made.
+    pub servers_from: ServerId,
+}
+
+impl Value for RestoredRow {
+    const WHAT: &'static str = "restored";
+    const VERSION: u8 = 1;
+}

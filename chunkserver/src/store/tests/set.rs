@@ -2,7 +2,7 @@
 
 use super::{bytes, chunk, name, segment_files, world};
 use crate::store::{MissingDir, OpenError, SetConfig, StoreError, StoreSet};
-use common::id::{ClusterId, PgId, ServerId};
+use common::id::{ClusterId, Epoch, PgId, ServerId};
 use common::task::Tasks;
 use common::testing::SimDisk;
 use std::path::{Path, PathBuf};
@@ -110,9 +110,11 @@ async fn data_of_another_cluster_or_server_is_refused() {
     let set = open(&disk, 1, &config(&["/a", "/b"])).await.unwrap();
     let instance = set.identity().instance;
     assert_eq!((set.identity().server, set.identity().cluster), (None, ClusterId(0)));
-    set.adopt(ClusterId(5), ServerId(3)).await.unwrap();
-    assert!(matches!(set.adopt(ClusterId(6), ServerId(3)).await, Err(OpenError::OtherCluster { .. })));
-    assert!(matches!(set.adopt(ClusterId(5), ServerId(4)).await, Err(OpenError::Identity { .. })));
+    set.adopt(ClusterId(5), ServerId(3), Epoch(7)).await.unwrap();
+    set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.unwrap();
+    assert_eq!(set.epoch(), Epoch(7), "it never goes back");
+    assert!(matches!(set.adopt(ClusterId(6), ServerId(3), Epoch(1)).await, Err(OpenError::OtherCluster { .. })));
+    assert!(matches!(set.adopt(ClusterId(5), ServerId(4), Epoch(1)).await, Err(OpenError::Identity { .. })));
     drop(set);
     let disk = disk.after_crash();
     let set = open(&disk, 2, &SetConfig { cluster: Some(ClusterId(5)), ..config(&["/b", "/a"]) }).await.unwrap();
@@ -123,7 +125,7 @@ async fn data_of_another_cluster_or_server_is_refused() {
     let error = open(&disk, 3, &wrong).await.unwrap_err();
     assert!(matches!(&error, OpenError::OtherCluster { .. }) && error.to_string().contains("/a"), "{error}");
     let other = open(&disk, 4, &config(&["/x"])).await.unwrap();
-    other.adopt(ClusterId(5), ServerId(9)).await.unwrap();
+    other.adopt(ClusterId(5), ServerId(9), Epoch(1)).await.unwrap();
     drop(other);
     let error = open(&disk, 5, &config(&["/a", "/x"])).await.unwrap_err();
     assert!(matches!(&error, OpenError::OtherServer { .. }) && error.to_string().contains("/x"), "{error}");
@@ -132,10 +134,24 @@ async fn data_of_another_cluster_or_server_is_refused() {
 }
 
 #[tokio::test]
+async fn a_wish_to_delete_does_not_outlive_the_epoch_it_was_made_in() {
+    let disk = SimDisk::new(1);
+    let set = open(&disk, 1, &config(&["/a", "/b"])).await.unwrap();
+    let kept = chunk(&bytes(1, 1000));
+    let id = kept.chunk().id;
+    set.put(kept).await.unwrap();
+    assert!(set.wish(id, 5));
+    set.forget_wishes();
+    assert!(matches!(set.delete(id, 5).await, Err(StoreError::Busy { .. })));
+    assert!(set.wish(id, 6));
+    set.delete(id, 6).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_missing_directory_stops_the_start_unless_that_is_allowed() {
     let disk = SimDisk::new(1);
     let set = open(&disk, 1, &config(&["/a"])).await.unwrap();
-    set.adopt(ClusterId(5), ServerId(3)).await.unwrap();
+    set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.unwrap();
     drop(set);
     let two = config(&["/a", "/gone"]);
     let error = open(&disk, 2, &two).await.unwrap_err();
@@ -153,14 +169,14 @@ async fn a_missing_directory_stops_the_start_unless_that_is_allowed() {
 async fn a_first_start_may_be_cut_at_any_write() {
     let two = config(&["/a", "/b"]);
     let whole = SimDisk::new(1);
-    open(&whole, 1, &two).await.unwrap().adopt(ClusterId(5), ServerId(3)).await.unwrap();
+    open(&whole, 1, &two).await.unwrap().adopt(ClusterId(5), ServerId(3), Epoch(1)).await.unwrap();
     for cut in 0..whole.writes() {
         let disk = SimDisk::new(1).cut_after(cut);
         if let Ok(set) = open(&disk, 1, &two).await {
-            assert!(set.adopt(ClusterId(5), ServerId(3)).await.is_err());
+            assert!(set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.is_err());
         }
         let set = open(&disk.after_crash(), 2, &two).await.unwrap_or_else(|e| panic!("cut after {cut}: {e}"));
-        set.adopt(ClusterId(5), ServerId(3)).await.unwrap();
+        set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.unwrap();
         assert!(set.stores().iter().all(|store| store.dir() != Path::new("")));
     }
 }

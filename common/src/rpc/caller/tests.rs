@@ -178,6 +178,21 @@ async fn the_leader_is_followed_and_remembered_also_one_that_was_not_known() {
 }
 
 #[tokio::test]
+async fn what_the_map_names_is_learnt_and_what_it_names_no_more_makes_room() {
+    let named = |from: usize, count: usize| (from..from + count).map(|n| format!("h:{n}")).collect::<Vec<_>>();
+    let caller = caller(&[&named(0, 1)[0]]);
+    caller.learn(&named(1, 3));
+    assert_eq!(caller.addrs(), named(0, 4));
+    caller.learn(&named(2, 2));
+    assert_eq!(caller.addrs(), named(0, 4), "nothing new");
+    caller.learn(&named(3, 2));
+    assert_eq!(caller.addrs(), ["h:0", "h:3", "h:4"], "what was given stays");
+    caller.learn(&named(100, 2 * super::ADDRESSES_MAX));
+    assert_eq!(caller.addrs().len(), super::ADDRESSES_MAX);
+    assert_eq!(caller.addrs()[..2], ["h:0", "h:100"]);
+}
+
+#[tokio::test]
 async fn a_lost_leader_is_left_for_another_and_a_restarted_one_is_found_again() {
     let (one, two) = (Server::start(Plan::Answer).await, Server::start(Plan::NotLeader(None)).await);
     let caller = caller(&[&one.addr, &two.addr]);

@@ -158,3 +158,21 @@ fn who_is_out_has_no_weight_and_settings_stay() {
     let none = KeepChange { scrub_rate: Some(0), ..KeepChange::default() };
     assert_eq!(world.command(&Command::SetKeep(none)).unwrap_err().kind, Kind::Invalid);
 }
+
+#[test]
+fn settings_change_together_or_not_at_all() {
+    let mut world = World::new();
+    let keep = KeepChange { grace_s: Some(7), ..KeepChange::default() };
+    let set = |min_replicas| Command::Settings { keep, min_replicas };
+    for bad in [0, 4] {
+        assert_eq!(world.command(&set(Some(bad))).unwrap_err().kind, Kind::Invalid, "min_replicas {bad}");
+    }
+    let now = |world: &World| {
+        let map = cluster_map(&*world.kv).unwrap().unwrap();
+        (map.min_replicas, map.version, super::super::keep_settings(&*world.kv).unwrap().grace_s)
+    };
+    let before = now(&world);
+    assert_eq!((before.0, before.2), (2, 60), "nothing of it was done");
+    assert_eq!(world.command(&set(Some(1))), Ok(Done::Noted));
+    assert_eq!(now(&world), (1, before.1 + 1, 7));
+}

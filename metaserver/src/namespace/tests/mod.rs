@@ -10,6 +10,7 @@ mod files;
 mod keep;
 mod locks;
 mod posix;
+mod restore;
 mod sessions;
 mod speed;
 mod tree;

@@ -4,7 +4,7 @@ use super::*;
 use crate::store::acl::{Acl, Entries};
 use crate::store::values::{
     Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, EventRow, ExtentRow, FixRow, Horizon, Inode, InstanceRow,
-    LayoutRow, Listed, Moved, Purge, ServerRow, SessionRow, SlotRow, SquashRow, Value,
+    LayoutRow, Listed, Moved, Purge, RestoredRow, ServerRow, SessionRow, SlotRow, SquashRow, Value,
 };
 use crate::store::values::{LockRow, WaitingLock};
 use bytes::Bytes;
@@ -79,6 +79,13 @@ fn inodes_with_access_control_lists() {
 fn the_last_corrections() {
     let row = FixRow { scan: LogIndex(300), batch: 2, at: LogIndex(301) };
     golden(&row, "01 ac02 02 ad02");
+}
+
+#[test]
+fn restores() {
+    let (epoch, index, at) = (Epoch(2), LogIndex(300), Time { secs: 1, nanos: 2 });
+    let row = RestoredRow { epoch, index, at, held: true, servers_from: ServerId(5) };
+    golden(&row, "01 02 ac02 02 02 01 05");
 }
 
 #[test]
