@@ -24,6 +24,7 @@ mod service;
 pub mod store;
 
 pub use config::{Config, MissingDirs};
+pub use keep::wishes;
 
 use common::hello::{Me, Role};
 use common::id::ServerId;

@@ -134,7 +134,7 @@ impl Shared {
         let epoch = registration.map.epoch;
         let before = self.registration.write().expect("no panic holds this lock").replace(Arc::new(registration));
         if before.is_some_and(|before| before.map.epoch != epoch) {
-            self.stores.forget_wishes(); // after the new epoch shows: see `Keeper::wish`
+            self.stores.void_wishes(); // after the new epoch shows: see `Keeper::wish`
         }
     }
 

@@ -14,6 +14,7 @@
 //! | [`segment`] | durable append: under the Raft log and under the chunk store |
 //! | [`kv`] | the ordered key-value store behind metadata and chunk index, and its in-memory twin |
 //! | [`world`], [`net`], [`disk`], [`time`], [`task`] | everything that is not ours: network, disk, clock, randomness, threads |
+//! | [`rules`] | breaks one rule of deletion at a time, in tests |
 //! | [`config`] | defaults < file < environment < flags |
 //!
 //! The write path (README) enters here at step 3: `layout.rs`.
@@ -31,6 +32,7 @@ pub mod name;
 pub mod net;
 pub mod proto;
 pub mod rpc;
+pub mod rules;
 pub mod segment;
 pub mod task;
 #[cfg(any(test, feature = "testing"))]

@@ -48,6 +48,19 @@ impl Orders {
         check(self.node.admin_key.as_ref(), signed, self.node.world.now().secs)
     }
 
+    async fn root_squash(&self, member: &Member, by: String, ask: SquashAsk) -> Result<Ordered, Fault> {
+        if let SquashAsk::Set(squash) = ask {
+            let what = match &squash {
+                None => "root squash off".to_owned(),
+                Some(s) => format!("root squash on: {}:{}, not on {:?}", s.uid, s.gid, s.allowed),
+            };
+            self.note(member, by, what, Some(Command::SetSquash(squash))).await?;
+        }
+        member.reads.wait().await?;
+        let now = namespace::squash(member.state.mounted().kv());
+        Ok(Ordered::RootSquash(now.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
+    }
+
     /// Carries an order out, as the leader.
     pub(crate) async fn carry_out(
         &self,
@@ -108,18 +121,7 @@ impl Orders {
                 let events = namespace::events(member.state.mounted().kv(), limit);
                 Ok(Ordered::Events(events.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
             }
-            Order::RootSquash(ask) => {
-                if let SquashAsk::Set(squash) = ask {
-                    let what = match &squash {
-                        None => "root squash off".to_owned(),
-                        Some(s) => format!("root squash on: {}:{}, not on {:?}", s.uid, s.gid, s.allowed),
-                    };
-                    self.note(&member, by, what, Some(Command::SetSquash(squash))).await?;
-                }
-                member.reads.wait().await?;
-                let now = namespace::squash(member.state.mounted().kv());
-                Ok(Ordered::RootSquash(now.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
-            }
+            Order::RootSquash(ask) => self.root_squash(&member, by, ask).await,
             Order::Chunks { path } => {
                 member.reads.wait().await?;
                 let state = member.state.clone();

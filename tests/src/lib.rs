@@ -8,6 +8,7 @@
 //! | [`load`], [`ledger`] | writers that note what was acknowledged; what must be there afterwards |
 //! | [`tree`] | a real directory tree to store, and whether two trees are equal |
 //! | [`damage`] | flips stored bytes |
+//! | [`garbage`] | the rules of deletion: searched whole as a model, and driven at random in the code itself |
 //! | [`sim`] | the same servers and clients in one thread, with simulated network and disks |
 //! | [`skip`] | tests that this machine cannot run, by name |
 //! | [`tools`] | other people's test suites |
@@ -20,6 +21,7 @@ pub mod cluster;
 pub mod command;
 pub mod content;
 pub mod damage;
+pub mod garbage;
 pub mod ledger;
 pub mod load;
 pub mod sim;

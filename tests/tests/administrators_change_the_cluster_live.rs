@@ -46,7 +46,6 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
     assert!(refused.err.contains("drain"), "{refused}");
     cluster.dfs(&["admin", "server", "remove", &victim_text]).must_fail_cleanly();
 
-    cluster.dfs(&["admin", "gc", "resume"]).must();
     cluster.dfs(&["admin", "server", "drain", &victim_text]).must();
     // What is not a server's any more goes with a pass over all it has, which comes now and then: have one now.
     wait_until("nothing to be on it by the layout", PROCESS_LIMIT, || {

@@ -63,7 +63,6 @@ fn is_whole(status: &Value, servers: &[u64]) -> bool {
 }
 
 fn wait_whole(cluster: &Cluster, servers: &[u64], why: &str) -> Value {
-    cluster.dfs(&["admin", "gc", "resume"]).must(); // no deletion is the default
     let took = wait_until(why, HEAL_LIMIT, || {
         let status = cluster.status();
         if status["keep"]["missing"] == 0 && !is_whole(&status, servers) {
@@ -122,7 +121,6 @@ fn damage_that_nobody_reads_is_found_and_healed_and_space_of_removed_files_comes
     });
 
     cluster.dfs(&["rm", "/f2"]).must();
-    cluster.dfs(&["admin", "gc", "resume"]).must();
     let said = cluster.dfs(&["admin", "gc", "run"]).must();
     eprintln!("{}", said.text());
     let status = cluster.status();

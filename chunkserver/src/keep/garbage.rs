@@ -5,9 +5,10 @@
 //! one step with the check that the wish stands ([`crate::store::Store::wish`]). Any error: the wish is taken back, and
 //! the copy stays.
 
+use super::wishes::{Rounds, granted};
 use super::{CALL_LIMIT, Keeper, unexpected};
 use crate::service::Registration;
-use crate::store::Kept;
+use crate::store::{Kept, StoreError};
 use common::fault::Fault;
 use common::id::{ChunkId, ServerId};
 use common::proto::chunk::{BATCH_MAX, ChunkRef};
@@ -24,49 +25,79 @@ use tracing::{debug, info};
 const DELETES_AT_ONCE: usize = 64;
 /// How long a server has no place in the layout before it drops what the owners have.
 const OUTSIDE_MIN: Duration = Duration::from_secs(20);
+/// How often a pass that carries out an order comes back to copies that somebody was at.
+const BUSY_TRIES: u32 = 8;
+/// ... and after which pause: scrub reads a chunk in less.
+const BUSY_PAUSE: Duration = Duration::from_millis(250);
 /// How long an owner may take to confirm: it may have to read and hash what it vouches for.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 
+/// What became of copies that were to go.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// Copies that are gone: with a grant, or dropped.
+    deleted: u64,
+    dropped: u64,
+    /// These stay because somebody was at them: a put, a touch, scrub.
+    busy: BTreeSet<ChunkId>,
+}
+
 impl Keeper {
-    /// Asks about these copies, and deletes what may go. How many went.
+    /// Asks about these copies, and deletes what may go. How many went. `now`: comes back to those that somebody was at,
+    /// [`BUSY_TRIES`] times.
     pub(super) async fn settle(
         &self,
         of: &Arc<Registration>,
         settings: &KeepSettings,
         extra: &[Kept],
+        now: bool,
     ) -> Result<u64, Fault> {
-        if settings.delete_paused || extra.is_empty() {
+        if settings.delete_paused {
             return Ok(0);
         }
-        let lens: BTreeMap<ChunkId, u32> = extra.iter().map(|copy| (copy.id, copy.len)).collect();
-        let asks: Vec<Nonced> = lens.keys().filter_map(|id| self.wish(of, *id)).collect();
-        let outcome = self.ask(of, &asks).await;
-        let (grants, kept) = match outcome {
+        let mut lens: BTreeMap<ChunkId, u32> = extra.iter().map(|copy| (copy.id, copy.len)).collect();
+        let (mut gone, mut tries) = (0, if now { BUSY_TRIES } else { 0 });
+        while !lens.is_empty() {
+            let Outcome { deleted, dropped, busy } = self.settle_once(of, &lens).await?;
+            gone += deleted + dropped;
+            if deleted + dropped > 0 {
+                info!(deleted, dropped, "copies that nobody needs here are gone");
+                self.shared.stores().flush().await; // gives the space back
+            }
+            lens.retain(|id, _| busy.contains(id));
+            if tries == 0 || lens.is_empty() {
+                break;
+            }
+            tries -= 1;
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
+        Ok(gone)
+    }
+
+    async fn settle_once(&self, of: &Arc<Registration>, lens: &BTreeMap<ChunkId, u32>) -> Result<Outcome, Fault> {
+        let mut outcome = Outcome::default();
+        let asks: Vec<Nonced> = lens.keys().filter_map(|id| self.wish(of, *id, &mut outcome)).collect();
+        let (grants, kept) = match self.ask(of, &asks).await {
             Ok(answer) => answer,
             Err(fault) => {
                 self.unwish(&asks);
                 return Err(fault);
             }
         };
-        // A grant names the nonce of its ask; what matches none is ignored.
-        let asked: BTreeSet<&Nonced> = asks.iter().collect();
-        let mut granted: Vec<Nonced> = grants.into_iter().filter(|grant| asked.contains(grant)).collect();
-        let may_go: BTreeSet<Nonced> = granted.iter().copied().collect();
-        self.unwish(&asks.iter().filter(|ask| !may_go.contains(ask)).copied().collect::<Vec<_>>());
-        let deleted = self.delete(&mut granted).await;
-        let dropped = self.drop_moved(of, &lens, kept).await;
-        if deleted + dropped > 0 {
-            info!(deleted, dropped, "copies that nobody needs here are gone");
-            self.shared.stores().flush().await; // gives the space back
-        }
-        Ok(deleted + dropped)
+        let may_go = granted(&asks, &grants);
+        let known: BTreeSet<&Nonced> = may_go.iter().collect();
+        self.unwish(&asks.iter().filter(|ask| !known.contains(ask)).copied().collect::<Vec<_>>());
+        outcome.deleted = self.delete(may_go, &mut outcome).await;
+        outcome.dropped = self.drop_moved(of, lens, kept, &mut outcome).await;
+        Ok(outcome)
     }
 
     /// A wish to delete this chunk, with a new nonce, if it can stand in the epoch that the caller goes by. If that ends
     /// before the look, the look sees it; if it ends later, the wish is void with all others.
-    fn wish(&self, of: &Registration, id: ChunkId) -> Option<Nonced> {
+    fn wish(&self, of: &Registration, id: ChunkId, outcome: &mut Outcome) -> Option<Nonced> {
         let nonce = self.shared.world.random_u64();
         if !self.shared.stores().wish(id, nonce) {
+            outcome.busy.insert(id);
             return None;
         }
         if self.shared.registration().is_ok_and(|now| now.map.epoch == of.map.epoch) {
@@ -92,13 +123,18 @@ impl Keeper {
     }
 
     /// Deletes those whose wishes still stand. How many went.
-    async fn delete(&self, wishes: &mut Vec<Nonced>) -> u64 {
-        let deletes = futures::stream::iter(wishes.drain(..)).map(|(id, nonce)| async move {
+    async fn delete(&self, wishes: Vec<Nonced>, outcome: &mut Outcome) -> u64 {
+        let deletes = futures::stream::iter(wishes).map(|(id, nonce)| async move {
             let deleted = self.shared.stores().delete(id, nonce).await;
             self.shared.stores().unwish(id, nonce);
             deleted.inspect_err(|error| debug!(chunk = %id, %error, "a copy stays"))
         });
-        let outcomes: Vec<_> = deletes.buffered(DELETES_AT_ONCE).collect().await;
+        let outcomes: Vec<Result<u32, StoreError>> = deletes.buffered(DELETES_AT_ONCE).collect().await;
+        let busy = |deleted: &Result<u32, StoreError>| match deleted {
+            Err(StoreError::Busy { chunk }) => Some(*chunk),
+            Ok(_) | Err(_) => None,
+        };
+        outcome.busy.extend(outcomes.iter().filter_map(busy));
         let lens: Vec<u32> = outcomes.into_iter().flatten().collect();
         let mut numbers = self.numbers();
         numbers.deleted += common::units::len_u64(lens.len());
@@ -107,7 +143,13 @@ impl Keeper {
     }
 
     /// Drops copies of chunks that belong elsewhere, once every owner has confirmed this very round. How many went.
-    async fn drop_moved(&self, of: &Arc<Registration>, lens: &BTreeMap<ChunkId, u32>, kept: Vec<(ChunkId, u8)>) -> u64 {
+    async fn drop_moved(
+        &self,
+        of: &Arc<Registration>,
+        lens: &BTreeMap<ChunkId, u32>,
+        kept: Vec<(ChunkId, u8)>,
+        outcome: &mut Outcome,
+    ) -> u64 {
         if !self.is_settled(of) {
             return 0;
         }
@@ -121,13 +163,13 @@ impl Keeper {
                 continue; // ours after all, or there is nobody to take it over yet
             }
             let Some(len) = lens.get(&id) else { continue };
-            let Some((id, nonce)) = self.wish(of, id) else { continue };
+            let Some((id, nonce)) = self.wish(of, id, outcome) else { continue };
             rounds.entry(owners).or_default().push((ChunkRef { id, len: *len }, nonce));
         }
         let mut dropped = 0;
         for (owners, rounds) in rounds {
             for some in rounds.chunks(BATCH_MAX) {
-                dropped += self.drop_confirmed(of, &owners, some).await;
+                dropped += self.drop_confirmed(of, &owners, some, outcome).await;
             }
         }
         dropped
@@ -144,23 +186,23 @@ impl Keeper {
         outside.get_or_insert_with(Instant::now).elapsed() >= OUTSIDE_MIN
     }
 
-    async fn drop_confirmed(&self, of: &Registration, owners: &[ServerId], rounds: &[(ChunkRef, u64)]) -> u64 {
-        let mut open: BTreeSet<Nonced> = rounds.iter().map(|(chunk, nonce)| (chunk.id, *nonce)).collect();
+    async fn drop_confirmed(
+        &self,
+        of: &Registration,
+        owners: &[ServerId],
+        some: &[(ChunkRef, u64)],
+        outcome: &mut Outcome,
+    ) -> u64 {
+        let mut rounds = Rounds::open(owners, some.iter().map(|(chunk, nonce)| (chunk.id, *nonce)));
         for owner in owners {
             let target = Target { server: *owner, addr: of.map.servers[owner].addr.clone() };
-            let confirmed = self.shared.pool.confirm(&target, of.map.epoch, rounds, CONFIRM_LIMIT).await;
-            let confirmed: BTreeSet<Nonced> = match confirmed {
-                Ok(confirmed) => confirmed.into_iter().collect(),
-                Err(fault) => {
-                    debug!(server = %owner, error = %fault, "an owner does not confirm");
-                    BTreeSet::new()
-                }
-            };
-            open.retain(|round| confirmed.contains(round));
+            match self.shared.pool.confirm(&target, of.map.epoch, some, CONFIRM_LIMIT).await {
+                Ok(confirmed) => rounds.confirm(*owner, &confirmed),
+                Err(fault) => debug!(server = %owner, error = %fault, "an owner does not confirm"),
+            }
         }
-        let void: Vec<Nonced> =
-            rounds.iter().map(|(chunk, nonce)| (chunk.id, *nonce)).filter(|round| !open.contains(round)).collect();
-        self.unwish(&void);
-        self.delete(&mut open.into_iter().collect()).await
+        let (done, open) = rounds.split();
+        self.unwish(&open);
+        self.delete(done, outcome).await
     }
 }

@@ -7,6 +7,7 @@
 //! | `queue` | what is missing, most endangered first, pure |
 //! | `pull` | fetches what is missing from whoever has it |
 //! | `garbage` | asks whether what should not be here may go, and deletes it under the rules of DESIGN 7 |
+//! | `wishes` | which of these wishes may be carried out, pure |
 //! | `scrub` | reads everything again, slowly |
 //! | `pace` | how fast, pure |
 //!
@@ -19,6 +20,7 @@ mod pass;
 mod pull;
 mod queue;
 mod scrub;
+pub mod wishes;
 
 use crate::Config;
 use crate::service::Shared;

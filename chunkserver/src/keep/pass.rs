@@ -164,7 +164,7 @@ impl Keeper {
         }
     }
 
-    /// One pass over all ids. `now`: also young chunks are asked about.
+    /// One pass over all ids. `now`: also young chunks are asked about, and those again that somebody was at.
     async fn whole(
         &self,
         of: &Arc<Registration>,
@@ -188,7 +188,7 @@ impl Keeper {
             extra.extend(difference.extra);
             while extra.len() >= ASK_BATCH {
                 let rest = extra.split_off(ASK_BATCH);
-                extras -= self.settle(of, &orders.settings, &extra).await?;
+                extras -= self.settle(of, &orders.settings, &extra, now).await?;
                 extra = rest;
             }
             match upto {
@@ -197,7 +197,7 @@ impl Keeper {
             }
             tokio::time::sleep(PAGE_PAUSE).await;
         }
-        extras -= self.settle(of, &orders.settings, &extra).await?;
+        extras -= self.settle(of, &orders.settings, &extra, now).await?;
         self.numbers().extra = extras;
         Ok(Outcome { more: self.queue().passed(number), left: extras > 0 })
     }

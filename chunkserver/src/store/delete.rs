@@ -33,9 +33,9 @@ impl Store {
         self.inner.lanes.iter().for_each(|lane| lane.unwish(id, nonce));
     }
 
-    /// All wishes are void.
-    pub fn forget_wishes(&self) {
-        self.inner.lanes.iter().for_each(Lane::forget_wishes);
+    /// Takes every wish back: the cluster has another epoch, and no grant of the one before may be used.
+    pub fn void_wishes(&self) {
+        self.inner.lanes.iter().for_each(Lane::void_wishes);
     }
 
     /// Deletes this store's copy of a chunk if the wish with this nonce still stands; checking and deleting are one step.

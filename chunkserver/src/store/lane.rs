@@ -10,6 +10,7 @@ use super::format::{Log, LogRow, Row, SegmentRow};
 use super::{Inner, StoreError};
 use common::id::ChunkId;
 use common::kv::Batch;
+use common::rules::{Rule, is_broken};
 use common::segment::format::SEGMENT_HEADER_LEN;
 use common::segment::{Position, SegmentLog, SegmentUsage};
 use std::collections::{BTreeMap, BTreeSet};
@@ -263,8 +264,8 @@ impl Lane {
         }
     }
 
-    /// No wish stands any more.
-    pub(super) fn forget_wishes(&self) {
+    /// Takes every wish back.
+    pub(super) fn void_wishes(&self) {
         self.state().wishes.clear();
     }
 
@@ -272,7 +273,8 @@ impl Lane {
     /// vouched for the chunk since has voided it ([`Lane::settle`]); what comes now finds the chunk dying.
     pub(super) fn begin_delete(&self, id: ChunkId, nonce: u64) -> Wished {
         let mut state = self.state();
-        if state.wishes.get(&id) != Some(&nonce) || state.pending.contains_key(&id) {
+        let stands = state.wishes.get(&id) == Some(&nonce) || is_broken(Rule::DeleteChecksTheWish);
+        if !stands || state.pending.contains_key(&id) {
             return Wished::Void;
         }
         state.wishes.remove(&id);
@@ -289,7 +291,7 @@ impl Lane {
     pub(super) fn settle(&self, id: ChunkId, how: &Settled) -> Vec<PutJob> {
         let waiters = {
             let mut state = self.state();
-            if matches!(how, Settled::Held) {
+            if matches!(how, Settled::Held) && !is_broken(Rule::VouchingVoidsTheWish) {
                 state.wishes.remove(&id);
             }
             state.pending.remove(&id).expect("only who took the chunk's lock settles it").waiters

@@ -274,8 +274,8 @@ impl StoreSet {
     }
 
     /// All wishes are void: what they rely on was said in an epoch that is over.
-    pub fn forget_wishes(&self) {
-        self.stores.iter().for_each(Store::forget_wishes);
+    pub fn void_wishes(&self) {
+        self.stores.iter().for_each(Store::void_wishes);
     }
 
     /// [`Store::delete`] of every copy whose wish stands: each has been vouched for by itself, or has not. The chunk's

@@ -14,6 +14,7 @@ use common::id::{ChunkId, ClusterId, Epoch, LayoutVersion, LogIndex, ServerId, S
 use common::layout::{ClusterMap, Layout};
 use common::net::{Listener, Net, TcpNet};
 use common::proto::chunk::{ChunkRef, WriteAuth};
+use common::proto::keep::{KeepAnswer, KeepAsk};
 use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Ask, Heartbeat, HeartbeatReply, Meta, Register, Registered, Request, Submitted,
@@ -23,6 +24,7 @@ use common::task::Tasks;
 use common::units::len_u32;
 use common::wire::{Pool, Target};
 use common::world::World;
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -36,12 +38,16 @@ pub const EPOCH: Epoch = Epoch(4);
 pub const CLUSTER: ClusterId = ClusterId(77);
 pub const PG_COUNT: usize = 16;
 
+/// What the metaserver answers about the chunks that are kept.
+pub type Keeping = Arc<dyn Fn(KeepAsk) -> BoxFuture<'static, Result<KeepAnswer, Fault>> + Send + Sync>;
+
 #[derive(Clone, Default)]
 pub struct FakeMeta {
     instances: Arc<Mutex<BTreeMap<u128, ServerId>>>,
     pub heartbeats: Arc<Mutex<Vec<Heartbeat>>>,
     pub map_version: Arc<Mutex<u64>>,
     pub epoch: Arc<Mutex<Option<Epoch>>>,
+    pub keeping: Arc<Mutex<Option<Keeping>>>,
 }
 
 fn nothing<T>() -> Result<T, Fault> {
@@ -113,8 +119,12 @@ impl Meta for FakeMeta {
     ) -> Result<common::proto::opens::OpenAsk, Fault> {
         nothing()
     }
-    async fn keep(self, _: Context, _: common::proto::keep::KeepAsk) -> Result<common::proto::keep::KeepAnswer, Fault> {
-        nothing()
+    async fn keep(self, _: Context, ask: KeepAsk) -> Result<KeepAnswer, Fault> {
+        let keeping = self.keeping.lock().unwrap().clone();
+        match keeping {
+            Some(keeping) => keeping(ask).await,
+            None => nothing(),
+        }
     }
 }
 

@@ -175,8 +175,7 @@ impl Default for KeepSettings {
             scrub_period_s: 14 * 24 * 3600,
             scrub_rate: 64 << 20,
             scrub_paused: false,
-            // Until a property test has driven the real code through what the rules must survive.
-            delete_paused: true,
+            delete_paused: false,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::store::values::{Body, ChunkRow, Config, Data, Degraded, ExtentRow, Ho
 use common::fault::{Fault, Kind};
 use common::id::{ChunkId, LayoutVersion, ServerId};
 use common::proto::meta::{Commit, Edit, FileKind, Outcome, Source, StoredChunk};
+use common::rules::{Rule, is_broken};
 use common::units::{
     CHUNK_SIZE_MAX, COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, INLINE_LEN_MAX, REPLICAS_MAX, len_u64,
 };
@@ -151,10 +152,10 @@ fn check_attempt(call: &Call<'_, '_>, commit: &Commit, config: &Config) -> Resul
     if commit.attempt.session != call.session {
         return Err(refuse(Kind::Invalid, "the chunks were put by another session"));
     }
-    if commit.attempt.epoch != config.epoch {
+    if commit.attempt.epoch != config.epoch && !is_broken(Rule::OldEpochsAreVoid) {
         return Err(refuse(Kind::PutAgain, format!("epoch {} is over", commit.attempt.epoch)));
     }
-    if commit.attempt.witness > call.index {
+    if commit.attempt.witness > call.index && !is_broken(Rule::WitnessIsApplied) {
         return Err(refuse(Kind::Invalid, format!("witness {} is in the future", commit.attempt.witness)));
     }
     if commit.layout > call.counters.layout {
@@ -172,7 +173,8 @@ fn check_chunk(
     replicas: u8,
 ) -> Result<(), Fail> {
     let horizon: Option<Horizon> = row(call.txn, HORIZON, &keys::horizon(chunk.id.bucket()))?;
-    if horizon.is_some_and(|horizon| commit.attempt.witness < horizon.0) {
+    let below = horizon.is_some_and(|horizon| commit.attempt.witness < horizon.0);
+    if below && !is_broken(Rule::CommitChecksTheHorizon) {
         return Err(refuse(Kind::TouchAgain, format!("chunk {} may have been deleted meanwhile", chunk.id)));
     }
     if commit.layout < call.counters.last_move {

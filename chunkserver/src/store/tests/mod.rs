@@ -8,6 +8,7 @@ mod real;
 mod rules;
 mod set;
 mod speed;
+mod wishes;
 
 use super::counts::Counts;
 use super::format::Log;

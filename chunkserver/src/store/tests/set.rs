@@ -141,7 +141,7 @@ async fn a_wish_to_delete_does_not_outlive_the_epoch_it_was_made_in() {
     let id = kept.chunk().id;
     set.put(kept).await.unwrap();
     assert!(set.wish(id, 5));
-    set.forget_wishes();
+    set.void_wishes();
     assert!(matches!(set.delete(id, 5).await, Err(StoreError::Busy { .. })));
     assert!(set.wish(id, 6));
     set.delete(id, 6).await.unwrap();

@@ -1,0 +1,21 @@
+//! Why no live chunk is deleted (DESIGN 7), twice: as a model that is searched whole, and with the code itself under
+//! random interleavings.
+//!
+//! | file | answers |
+//! | --- | --- |
+//! | [`explore`] | everything that a model can come to |
+//! | [`model`], `steps` | the rules, and each of them left out |
+//! | [`cluster`] | real stores over simulated disks and the real state machine, plainly called |
+//! | [`plan`] | what a run is told, and what it says |
+//! | [`chance`] | who does what next, and what is under way |
+//! | `rounds` | a server drops what others own |
+//! | `upheaval` | references that go, restarts, moves, a lost disk, a restore; what must hold after each step |
+
+pub mod chance;
+pub mod cluster;
+pub mod explore;
+pub mod model;
+pub mod plan;
+mod rounds;
+mod steps;
+mod upheaval;
