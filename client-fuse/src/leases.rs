@@ -155,8 +155,7 @@ impl Asking {
             return;
         }
         let mut inside = self.leases.inside();
-        inside.in_session(session);
-        if inside.heard(grants.term, &grants.leases, (self.sent, uptime)) {
+        if inside.is_of(session) && inside.heard(grants.term, &grants.leases, (self.sent, uptime)) {
             inside.learn(self.mark, attrs, grants);
         }
         drop(inside);
@@ -188,7 +187,9 @@ impl Change {
         self.known = result.as_ref().map_or_else(nothing_happened, |_| true);
         let Ok(Submitted { applied, grants }) = result else { return };
         let mut inside = self.asking.leases.inside();
-        inside.in_session(session);
+        if !inside.is_of(session) {
+            return; // the session of now was asked to forget what this one has changed
+        }
         let heard = inside.heard(grants.term, &grants.leases, (self.asking.sent, uptime));
         inside.changed(op, &self.own, &applied.outcome);
         if heard {
@@ -284,7 +285,7 @@ impl Core {
             std::iter::once(&listing.attr).chain(attrs).for_each(|attr| self.adopt(attr)); // before it is believed
         }
         let mut inside = self.leases.inside();
-        inside.in_session(session);
+        let leased = leased.filter(|_| inside.is_of(session));
         inside.listed(dir, asking.mark, (asking.sent, self.world.uptime()), leased);
         drop(inside);
         self.leases.wake.notify_one();

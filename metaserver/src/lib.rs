@@ -9,6 +9,7 @@
 //! | `raft/` | the log, the state's store, snapshots, elections, linearizable reads |
 //! | `namespace/`, `store/` | what the cluster is: deterministic `apply`, and every row's bytes |
 //! | `leading`, `servers`, `sessions` | what only the leader knows: who is alive |
+//! | `grants` | leases that come with answers |
 //! | `leases` | what clients may answer from memory, and who waits for them to forget it |
 //! | `keep` | repair and garbage: what belongs where, what may go, who was down for too long |
 //! | `space` | what is refused while disks are nearly full, so that what frees space goes on |
@@ -25,6 +26,7 @@ mod backup;
 pub mod config;
 mod copies;
 mod fsck;
+mod grants;
 pub mod identity;
 mod keep;
 mod leading;
@@ -58,6 +60,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Between two looks whether the store is still in use.
+const STOP_LOOK: Duration = Duration::from_millis(5);
 /// How long tasks may take to stop.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long another metaserver may take to say, at start, which cluster it belongs to.
@@ -190,7 +194,8 @@ impl Server {
         self.node.failure().await
     }
 
-    /// Stops: no more requests, then consensus, then what is applied is made durable.
+    /// Stops: no more requests, then consensus, then what is applied is made durable. When it returns, the data directory
+    /// can be opened again.
     pub async fn shutdown(self) {
         let member = self.node.take_member();
         if let Some(member) = &member {
@@ -202,9 +207,19 @@ impl Server {
                 tracing::error!(%error, "flush at the end");
             }
         }
+        let state = member.as_ref().map(|member| Arc::downgrade(&member.state));
         drop(member);
         if !self.node.tasks.shutdown(STOP_GRACE).await {
             tracing::warn!("some tasks did not stop in time");
+        }
+        // A snapshot that is being built has the store open until it is done.
+        let end = tokio::time::Instant::now() + STOP_GRACE;
+        while state.as_ref().is_some_and(|state| state.strong_count() > 0) {
+            if tokio::time::Instant::now() >= end {
+                tracing::warn!("the store is still in use");
+                break;
+            }
+            tokio::time::sleep(STOP_LOOK).await;
         }
         drop(self.lock);
     }

@@ -1,9 +1,9 @@
 //! The control plane's requests: who may ask, check, hand on, map the error.
 
 use crate::copies::Copies;
+use crate::grants::{Guard, Reading};
 use crate::keep;
 use crate::leading::Leading;
-use crate::leases::{Changing, LockedNames};
 use crate::namespace::{self, Command, Done, Fail};
 use crate::node::Shared;
 use crate::orders::Orders;
@@ -15,12 +15,10 @@ use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
 use common::proto::admin::{Order, Ordered};
 use common::proto::keep::{KEEP_BATCH_MAX, KeepAdmin, KeepAdminReply, KeepAnswer, KeepAsk, KeepOrders, KeepStatus};
-use common::proto::lease::{
-    Grants, LEASE_ATTRS_MAX, LeaseAsk, Leased, LeasedListing, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls, Touched,
-};
+use common::proto::lease::{Grants, LeaseAsk, Leased, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls, Touched};
 use common::proto::meta::{
-    Admin, AdminReply, Alive, Answer, Answered, Ask, Attr, Commit, Cred, DirEntry, Heartbeat, HeartbeatReply, Meta,
-    MetaRequest, NodeStatus, Op, Query, Register, Registered, Request, Status, Submitted,
+    Admin, AdminReply, Alive, Answered, Ask, Commit, Cred, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
+    Op, Query, Register, Registered, Request, Status, Submitted,
 };
 use common::proto::opens::{OPENS_HOLD, OpenAsk, OpenReport};
 use common::proto::squash::Squash;
@@ -437,132 +435,6 @@ impl Call {
 
 fn too_long() -> Fault {
     Fault::new(Kind::Invalid, format!("more than {KEEP_BATCH_MAX} chunks at once"))
-}
-
-/// What keeps others from believing in what a change makes untrue.
-struct Guard {
-    locked: Option<LockedNames>,
-    changing: Changing,
-    /// Who made the change, if it takes part, and when it asked.
-    asked: Option<(SessionId, tokio::time::Instant)>,
-}
-
-impl Guard {
-    /// The change is decided. The leases that its session gets: of what is as the outcome says. (An outcome that was kept
-    /// for a repeated request may be old.)
-    fn end(self, result: &Result<Done, Fault>, state: &crate::raft::State) -> Vec<u64> {
-        let Guard { locked, changing, asked } = self;
-        match (result, asked) {
-            (Ok(Done::Applied(applied)), Some((session, arrived))) => {
-                let mounted = state.mounted();
-                let grant = |shown: &Attr| {
-                    let noted = changing.grant(session, shown.ino, arrived);
-                    let found = namespace::attr(mounted.kv(), shown.ino);
-                    if found.is_ok_and(|found| found.as_ref() == Some(shown)) {
-                        return noted.number;
-                    }
-                    changing.undo(noted);
-                    0
-                };
-                applied.outcome.attrs().into_iter().map(grant).collect()
-            }
-            (Err(fault), _) if matches!(fault.kind, Kind::Unsure | Kind::Internal) => {
-                changing.without_end();
-                locked.into_iter().for_each(LockedNames::without_end);
-                Vec::new()
-            }
-            _ => Vec::new(),
-        }
-    }
-}
-
-/// Answers from what this node has applied, with leases for a session that takes some. A lease is noted before what it
-/// covers is read.
-struct Reading {
-    state: Arc<crate::raft::State>,
-    leases: Arc<crate::leases::Leases>,
-    ctx: namespace::QueryCtx,
-    term: u64,
-    session: SessionId,
-    arrived: tokio::time::Instant,
-}
-
-impl Reading {
-    fn plain(&self, ask: &Ask) -> Result<Answered, Fail> {
-        let index = LogIndex(self.state.applied_index()); // before the view: never ahead of it
-        let mounted = self.state.mounted();
-        let view = mounted.kv().snapshot();
-        namespace::query(&*view, index, ask, &self.ctx)
-    }
-
-    fn query(&self, ask: &Ask) -> Result<Answered, Fail> {
-        let ino = match &ask.query {
-            _ if !ask.lease => return self.plain(ask),
-            Query::GetAttr { ino } | Query::Open { ino, .. } | Query::Extents { ino, .. } => *ino,
-            Query::Lookup { .. } | Query::Walk { .. } => match self.plain(ask)?.answer.attrs().first() {
-                Some(attr) => attr.ino,
-                None => return self.plain(ask),
-            },
-            Query::ReadDir { ino, after, limit, attrs: true } => {
-                let query = Query::ReadDir { ino: *ino, after: *after, limit: *limit, attrs: false };
-                let mut answered = self.plain(&Ask { query, ..ask.clone() })?;
-                if let Answer::Listing { entries, .. } = &mut answered.answer {
-                    let leases = self.fill(entries)?;
-                    answered.grants = Grants { term: self.term, leases };
-                }
-                return Ok(answered);
-            }
-            Query::ReadDir { .. }
-            | Query::ReadLink { .. }
-            | Query::GetXattr { .. }
-            | Query::ListXattr { .. }
-            | Query::StatFs
-            | Query::LockHolder { .. }
-            | Query::LockWaits { .. } => return self.plain(ask),
-        };
-        let Some(lease) = self.leases.grant(self.session, ino, self.arrived) else { return self.plain(ask) };
-        let answered = self.plain(ask);
-        match answered {
-            Ok(answered) if answered.answer.attrs().first().is_some_and(|attr| attr.ino == ino) => {
-                Ok(Answered { grants: Grants { term: self.term, leases: vec![lease.number] }, ..answered })
-            }
-            other => {
-                self.leases.undo(lease);
-                other
-            }
-        }
-    }
-
-    /// Attributes of what the first entries lead to, and the numbers of their leases. What is gone by now goes.
-    fn fill(&self, entries: &mut Vec<DirEntry>) -> Result<Vec<u64>, Fail> {
-        let first = entries.iter().take(LEASE_ATTRS_MAX).map(|entry| entry.ino);
-        let mut granted = self.leases.grant_all(self.session, first, self.arrived).into_iter();
-        let mounted = self.state.mounted();
-        let view = mounted.kv().snapshot();
-        let mut leases = Vec::with_capacity(granted.len());
-        let mut kept = Vec::with_capacity(entries.len());
-        for mut entry in std::mem::take(entries) {
-            if let Some(lease) = granted.next() {
-                entry.attr = namespace::attr(&*view, entry.ino)?;
-                if entry.attr.is_none() {
-                    self.leases.undo(lease);
-                    continue;
-                }
-                leases.push(lease.number);
-            }
-            kept.push(entry);
-        }
-        *entries = kept;
-        Ok(leases)
-    }
-
-    /// A directory and all in it; the directory's lease is `lease`. `None`: too many names.
-    fn listing(&self, ask: &LeaseAsk, lease: u64) -> Result<Option<LeasedListing>, Fail> {
-        let found = namespace::leased(&*self.state.mounted().kv().snapshot(), ask, &self.ctx)?;
-        let Some((attr, parent, mut entries)) = found else { return Ok(None) };
-        let leases = std::iter::once(lease).chain(self.fill(&mut entries)?).collect();
-        Ok(Some(LeasedListing { attr, parent, entries, leases }))
-    }
 }
 
 /// Checks the receipts of a commit against the secret, and what else needs no state.

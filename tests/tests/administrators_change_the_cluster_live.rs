@@ -75,7 +75,6 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
     let events = json(&cluster, &["admin", "events", "--json"]);
     let told: Vec<&str> = events.as_array().unwrap().iter().map(|event| event["what"].as_str().unwrap()).collect();
     let wanted = [
-        "settings: delete_paused = false".to_owned(),
         format!("weight of chunkserver s{victim}: 0"),
         format!("weight of chunkserver s{victim}: 0"),
         format!("chunkserver s{victim} removed"),

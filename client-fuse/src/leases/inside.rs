@@ -112,6 +112,11 @@ impl Inside {
         self.settled(); // what was under way in another session cannot come any more
     }
 
+    /// True if what an answer of this session says is of use: of an earlier one, whose leases have ended, it is not.
+    pub(super) fn is_of(&mut self, session: SessionId) -> bool {
+        *self.session.get_or_insert(session) == session
+    }
+
     /// No change of unknown outcome is left.
     pub(super) fn settled(&mut self) {
         self.uncertain.clear();

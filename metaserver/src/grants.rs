@@ -1,0 +1,139 @@
+//! Leases that come with answers (rule 3 of [`common::proto::lease`]): one is noted before what it covers is read, and what
+//! is asked for again because of that is read from this node's own rows, where every change is known before its guard goes.
+
+use crate::leases::{Changing, Leases, LockedNames};
+use crate::namespace::{self, Done, Fail, QueryCtx};
+use crate::raft::State;
+use common::fault::{Fault, Kind};
+use common::id::{LogIndex, SessionId};
+use common::proto::lease::{Grants, LEASE_ATTRS_MAX, LeaseAsk, LeasedListing};
+use common::proto::meta::{Answer, Answered, Ask, Attr, DirEntry, Query};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// What keeps others from believing in what a change makes untrue.
+pub(crate) struct Guard {
+    pub(crate) locked: Option<LockedNames>,
+    pub(crate) changing: Changing,
+    /// Who made the change, if it takes part, and when it asked.
+    pub(crate) asked: Option<(SessionId, Instant)>,
+}
+
+impl Guard {
+    /// The change is decided. The leases that its session gets: of what is as the outcome says. (An outcome that was kept
+    /// for a repeated request may be old.)
+    pub(crate) fn end(self, result: &Result<Done, Fault>, state: &State) -> Vec<u64> {
+        let Guard { locked, changing, asked } = self;
+        match (result, asked) {
+            (Ok(Done::Applied(applied)), Some((session, arrived))) => {
+                let mounted = state.mounted();
+                let grant = |shown: &Attr| {
+                    let noted = changing.grant(session, shown.ino, arrived);
+                    let found = namespace::attr(mounted.kv(), shown.ino);
+                    if found.is_ok_and(|found| found.as_ref() == Some(shown)) {
+                        return noted.number;
+                    }
+                    changing.undo(noted);
+                    0
+                };
+                applied.outcome.attrs().into_iter().map(grant).collect()
+            }
+            (Err(fault), _) if matches!(fault.kind, Kind::Unsure | Kind::Internal) => {
+                changing.without_end();
+                locked.into_iter().for_each(LockedNames::without_end);
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Answers from what this node has applied, with leases for a session that takes some. A lease is noted before what it
+/// covers is read.
+pub(crate) struct Reading {
+    pub(crate) state: Arc<State>,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) ctx: QueryCtx,
+    pub(crate) term: u64,
+    pub(crate) session: SessionId,
+    pub(crate) arrived: Instant,
+}
+
+impl Reading {
+    fn plain(&self, ask: &Ask) -> Result<Answered, Fail> {
+        let index = LogIndex(self.state.applied_index()); // before the view: never ahead of it
+        let mounted = self.state.mounted();
+        let view = mounted.kv().snapshot();
+        namespace::query(&*view, index, ask, &self.ctx)
+    }
+
+    /// The answer to a question.
+    pub(crate) fn query(&self, ask: &Ask) -> Result<Answered, Fail> {
+        let ino = match &ask.query {
+            _ if !ask.lease => return self.plain(ask),
+            Query::GetAttr { ino } | Query::Open { ino, .. } | Query::Extents { ino, .. } => *ino,
+            Query::Lookup { .. } | Query::Walk { .. } => match self.plain(ask)?.answer.attrs().first() {
+                Some(attr) => attr.ino,
+                None => return self.plain(ask),
+            },
+            Query::ReadDir { ino, after, limit, attrs: true } => {
+                let query = Query::ReadDir { ino: *ino, after: *after, limit: *limit, attrs: false };
+                let mut answered = self.plain(&Ask { query, ..ask.clone() })?;
+                if let Answer::Listing { entries, .. } = &mut answered.answer {
+                    let leases = self.fill(entries)?;
+                    answered.grants = Grants { term: self.term, leases };
+                }
+                return Ok(answered);
+            }
+            Query::ReadDir { .. }
+            | Query::ReadLink { .. }
+            | Query::GetXattr { .. }
+            | Query::ListXattr { .. }
+            | Query::StatFs
+            | Query::LockHolder { .. }
+            | Query::LockWaits { .. } => return self.plain(ask),
+        };
+        let Some(lease) = self.leases.grant(self.session, ino, self.arrived) else { return self.plain(ask) };
+        let answered = self.plain(ask);
+        match answered {
+            Ok(answered) if answered.answer.attrs().first().is_some_and(|attr| attr.ino == ino) => {
+                Ok(Answered { grants: Grants { term: self.term, leases: vec![lease.number] }, ..answered })
+            }
+            other => {
+                self.leases.undo(lease);
+                other
+            }
+        }
+    }
+
+    /// Attributes of what the first entries lead to, and the numbers of their leases. What is gone by now goes.
+    fn fill(&self, entries: &mut Vec<DirEntry>) -> Result<Vec<u64>, Fail> {
+        let first = entries.iter().take(LEASE_ATTRS_MAX).map(|entry| entry.ino);
+        let mut granted = self.leases.grant_all(self.session, first, self.arrived).into_iter();
+        let mounted = self.state.mounted();
+        let view = mounted.kv().snapshot();
+        let mut leases = Vec::with_capacity(granted.len());
+        let mut kept = Vec::with_capacity(entries.len());
+        for mut entry in std::mem::take(entries) {
+            if let Some(lease) = granted.next() {
+                entry.attr = namespace::attr(&*view, entry.ino)?;
+                if entry.attr.is_none() {
+                    self.leases.undo(lease);
+                    continue;
+                }
+                leases.push(lease.number);
+            }
+            kept.push(entry);
+        }
+        *entries = kept;
+        Ok(leases)
+    }
+
+    /// A directory and all in it; the directory's lease is `lease`. `None`: too many names.
+    pub(crate) fn listing(&self, ask: &LeaseAsk, lease: u64) -> Result<Option<LeasedListing>, Fail> {
+        let found = namespace::leased(&*self.state.mounted().kv().snapshot(), ask, &self.ctx)?;
+        let Some((attr, parent, mut entries)) = found else { return Ok(None) };
+        let leases = std::iter::once(lease).chain(self.fill(&mut entries)?).collect();
+        Ok(Some(LeasedListing { attr, parent, entries, leases }))
+    }
+}
