@@ -308,10 +308,15 @@ impl Client {
 
     /// Removes a name. What is open here stays readable and writable until its last `release`.
     pub async fn unlink(&self, cred: &Cred, parent: InodeId, name: &Name) -> Result<(), Fault> {
+        let deadline = self.core.meta.deadline();
+        let closed = Op::Unlink { parent, name: name.clone(), keep: false };
+        if self.core.decide(cred, &closed, deadline).await?.is_some() {
+            return Ok(());
+        }
         let removal = self.core.removal();
         let keep = removal.keep;
         let op = Op::Unlink { parent, name: name.clone(), keep };
-        match self.submit(cred, op).await? {
+        match self.core.ask(cred, op, deadline).await? {
             Outcome::Removed { ino, nlink } => {
                 self.removed(keep, ino, nlink);
                 Ok(())
@@ -343,11 +348,17 @@ impl Client {
         to: (InodeId, &Name),
         mode: RenameMode,
     ) -> Result<(), Fault> {
+        let deadline = self.core.meta.deadline();
+        let op = |keep| {
+            let (from_name, to_name) = (from.1.clone(), to.1.clone());
+            Op::Rename { from: from.0, from_name, to: to.0, to_name, mode, keep }
+        };
+        if self.core.decide(cred, &op(false), deadline).await?.is_some() {
+            return Ok(());
+        }
         let removal = self.core.removal();
         let keep = removal.keep;
-        let (from_name, to_name) = (from.1.clone(), to.1.clone());
-        let op = Op::Rename { from: from.0, from_name, to: to.0, to_name, mode, keep };
-        match self.submit(cred, op).await? {
+        match self.core.ask(cred, op(keep), deadline).await? {
             Outcome::Renamed { replaced } => {
                 if let Some((ino, nlink)) = replaced {
                     self.removed(keep, ino, nlink);
@@ -441,7 +452,8 @@ impl Client {
             async move { core.save(&inode, deadline).await }
         });
         let results = futures::future::join_all(saves).await;
-        results.into_iter().find(Result::is_err).unwrap_or(Ok(()))
+        let told = self.sync_changes().await;
+        results.into_iter().find(Result::is_err).unwrap_or(told)
     }
 }
 

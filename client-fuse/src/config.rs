@@ -18,6 +18,9 @@ pub struct ClientConfig {
     pub memory_bytes: usize,
     /// Keep names of directories under leases, as a mount does. Who leaves soon has no use for it.
     pub leases: bool,
+    /// Decide changes under write leases and tell the metaservers later, if nobody else is about what they touch. (Needs
+    /// `leases`.) Without, every change is durable when its call returns (`mount -o sync_metadata`).
+    pub write_leases: bool,
     /// Unsaved data is written back at the latest this long after it was written.
     pub write_behind: Duration,
 }
@@ -32,6 +35,7 @@ impl ClientConfig {
             op_timeout: Duration::from_secs(30),
             memory_bytes: 256 << 20,
             leases: false,
+            write_leases: false,
             write_behind: Duration::from_secs(1),
         }
     }

@@ -17,6 +17,7 @@ use common::task::Tasks;
 use common::units::{len_u64, len_usize};
 use common::world::World;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
@@ -53,6 +54,8 @@ pub(crate) struct Core {
     removed: Notify,
     /// The last open under way of its half has ended.
     opened: Notify,
+    /// Losses of decided changes that somebody who synced a directory, or everything, was told.
+    pub(crate) told_losses: AtomicU64,
 }
 
 /// Files that are open, or closed with unsaved data.
@@ -128,6 +131,7 @@ impl Core {
             table: Mutex::default(),
             removed: Notify::new(),
             opened: Notify::new(),
+            told_losses: AtomicU64::new(0),
             config,
             world,
             tasks,
@@ -136,6 +140,10 @@ impl Core {
         });
         core.tasks.spawn("keep alive", |stop| meta.clone().keep_alive_loop(stop));
         core.tasks.spawn("settle", |stop| meta.settle_loop(stop));
+        if core.config.write_leases {
+            let tell = core.clone();
+            core.tasks.spawn("tell", |stop| tell.tell_loop(stop));
+        }
         if core.config.leases {
             let leases = core.clone();
             core.tasks.spawn("leases", |stop| leases.lease_loop(stop));
@@ -204,6 +212,16 @@ impl Core {
         let keep = table.opening != [0, 0] || !table.files.is_empty();
         table.removing += usize::from(!keep);
         Removal { core: self, keep }
+    }
+
+    /// As [`Core::removal`] without `keep`, of a file that is certainly not open here. `None`: it may be.
+    pub(crate) fn removal_of(&self, ino: InodeId) -> Option<Removal<'_>> {
+        let mut table = self.table();
+        if table.opening != [0, 0] || table.files.contains_key(&ino) {
+            return None;
+        }
+        table.removing += 1;
+        Some(Removal { core: self, keep: false })
     }
 
     /// The file, if it is open here or has unsaved data.

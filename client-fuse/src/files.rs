@@ -5,6 +5,7 @@ use crate::core::Core;
 use crate::extents::Part;
 use crate::handle::{Handle, Inside, OpenFlags};
 use crate::inode::Inode;
+use crate::leases::may_open;
 use crate::meta::unexpected;
 use bytes::{Bytes, BytesMut};
 use common::fault::{Fault, Kind};
@@ -74,9 +75,15 @@ impl Client {
         }
     }
 
-    /// Opens a regular file: access is checked, attributes and first extents come in the same round trip.
+    /// Opens a regular file: access is checked, attributes and first extents come in the same round trip. A small file whose
+    /// lease came with what it holds is opened without one.
     pub async fn open(&self, cred: &Cred, ino: InodeId, flags: OpenFlags) -> Result<Handle, Fault> {
         let _opening = self.core.opening().await?;
+        if let Some((attr, run)) = self.core.leases.whole(ino, self.core.world.uptime())
+            && may_open(&attr, cred, flags.access())
+        {
+            return self.opened(cred, &attr, Some(run), flags).await;
+        }
         let query = Query::Open { ino, access: flags.access() };
         match self.core.query(cred, query, self.core.meta.deadline()).await? {
             Answer::Opened { attr, run } => self.opened(cred, &attr, Some(run), flags).await,
@@ -141,20 +148,30 @@ impl Client {
         Ok(at)
     }
 
-    /// `close(2)`: commits what is unsaved of the file, so that every mount sees it, durable like `fsync`.
+    /// `close(2)`: commits what is unsaved of the file, so that every mount sees it. Durable like `fsync`, unless the commit
+    /// was decided here, under a write lease.
     pub async fn flush(&self, handle: &Handle) -> Result<(), Fault> {
         let inside = &handle.0;
-        if inside.flags.write && !self.core.is_orphan(inside.inode.ino) {
-            return self.fsync(handle).await;
+        if !inside.flags.write || self.core.is_orphan(inside.inode.ino) {
+            return inside.check();
         }
-        inside.check()
-    }
-
-    /// Makes everything written to the file before this call durable.
-    pub async fn fsync(&self, handle: &Handle) -> Result<(), Fault> {
-        let inside = &handle.0;
         let saved = self.core.save(&inside.inode, self.core.meta.deadline()).await;
         inside.check().and(saved)
+    }
+
+    /// Makes everything written to the file before this call durable, and with it all changes before it.
+    pub async fn fsync(&self, handle: &Handle) -> Result<(), Fault> {
+        let inside = &handle.0;
+        let deadline = self.core.meta.deadline();
+        let saved = self.core.save(&inside.inode, deadline).await;
+        let told = self.core.tell_all(deadline).await;
+        inside.check().and(saved).and(told)
+    }
+
+    /// Makes all changes of names and attributes before this call durable (`fsync` of a directory).
+    pub async fn sync_changes(&self) -> Result<(), Fault> {
+        let told = self.core.tell_all(self.core.meta.deadline()).await;
+        self.core.told_losses().and(told)
     }
 
     /// Changes a range of the file.
@@ -234,7 +251,7 @@ impl Client {
             let _ = self.core.save(inode, self.core.meta.deadline()).await; // only waits for what is on its way
             Ok(())
         } else {
-            self.fsync(handle).await
+            self.flush(handle).await
         };
         self.core.leave(inode);
         self.core.reap();

@@ -49,6 +49,8 @@ pub(crate) struct Inside {
     number: u64,
     /// Failures this handle was told.
     told: AtomicU64,
+    /// Losses of decided changes that it was told.
+    told_losses: AtomicU64,
     released: AtomicBool,
 }
 
@@ -85,6 +87,7 @@ impl Inside {
             attr,
             number,
             told,
+            told_losses: AtomicU64::new(core.leases.losses()),
             released: AtomicBool::new(false),
         })
     }
@@ -93,6 +96,10 @@ impl Inside {
     pub(crate) fn check(&self) -> Result<(), Fault> {
         if self.core.locks.are_lost(self.inode.ino, self.core.meta.session().generation) {
             return Err(Fault::new(Kind::NoSession, "locks were lost with the session: open the file again"));
+        }
+        let losses = self.core.leases.losses();
+        if self.told_losses.swap(losses, Ordering::AcqRel) < losses {
+            return Err(self.core.leases.last_loss());
         }
         let state = self.inode.lock();
         let told = self.told.swap(state.errors, Ordering::AcqRel);

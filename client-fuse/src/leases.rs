@@ -4,6 +4,9 @@
 //! Leases come with the answers of questions and changes; a directory in which names were asked for [`LOOKS`] times is
 //! leased whole, with all its names and what they lead to.
 //!
+//! With write leases ([`common::proto::batch`]) it also decides changes ([`local`]), answers for them at once and tells them
+//! later, in order ([`journal`], [`crate::deferred`]).
+//!
 //! Invariants, kept under one lock:
 //! 1. What is in `known` is leased by the leader of `term`, and good until `good_until` on [`World::uptime`]'s clock. What has
 //!    run out is forgotten before anything is renewed or added: the leader does not recall what it takes for run out.
@@ -13,8 +16,14 @@
 //!    change of unknown outcome is not leased again until none is left: that change may still come.
 //! 3. An answer that was asked for before a recall or a change of an inode is not kept for that inode (`touched`).
 //! 4. What was forgotten is told to the kernel ([`Leases::on_forget`]) before the leader hears of it.
+//! 5. What was decided under a write lease is applied, or lost, before the leader hears that the lease is given up. It is
+//!    decided, what is known follows, and it is in the journal, in one step.
 
+mod contents;
 mod inside;
+mod journal;
+mod local;
+mod own;
 #[cfg(test)]
 mod tests;
 
@@ -23,10 +32,14 @@ use crate::session::Session;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, SessionId};
 use common::name::Name;
-use common::proto::lease::{Grants, LeaseAsk, LeasedListing, RecallCall, Recalls, Touched};
-use common::proto::meta::{Answer, Attr, Cred, Op, Outcome, Query, Submitted};
-use inside::{Inside, Own};
+use common::proto::batch::{Batch, BatchDone};
+use common::proto::lease::{Claim, Claimed, Grants, IDLE_HOLD, LeaseAsk, LeasedListing, RecallCall, Recalls, Touched};
+use common::proto::meta::{Answer, Attr, Cred, ExtentRun, Op, Outcome, Query, Submitted};
+use inside::{Inside, Next, Own};
+pub(crate) use journal::Lost;
+pub(crate) use local::{Decision, Maker, is_candidate, may_open};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -37,6 +50,10 @@ use tokio_util::sync::CancellationToken;
 const LOOKS: u32 = 2;
 /// How long one call may take. Shorter than a lease: what is not answered by then is of no use.
 const CALL_LIMIT: Duration = Duration::from_millis(900);
+/// How long one may take while nothing is held.
+const IDLE_LIMIT: Duration = IDLE_HOLD.saturating_add(Duration::from_secs(5));
+/// How long telling what was decided may keep a call waiting, before it is looked again at what is to be said.
+const TELL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause after a call that failed.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -49,6 +66,11 @@ pub(crate) struct Leases {
     inside: Mutex<Inside>,
     /// There is something to renew or to give back.
     wake: Notify,
+    /// There is something in the journal.
+    decided: Notify,
+    /// Some of it is over.
+    told: Notify,
+    losses: AtomicU64,
     on_forget: OnceLock<OnForget>,
 }
 
@@ -98,6 +120,11 @@ impl Leases {
         self.inside().attr_before_saves(ino, uptime)
     }
 
+    /// A file's attributes and all that it holds, if both are certain now.
+    pub(crate) fn whole(&self, ino: InodeId, uptime: Duration) -> Option<(Attr, ExtentRun)> {
+        self.inside().whole(ino, uptime)
+    }
+
     /// True if nobody else changes the inode now: what this session changed of a file's contents is all that changed.
     pub(crate) fn holds(&self, ino: InodeId, uptime: Duration) -> bool {
         self.inside().holds(ino, uptime)
@@ -132,8 +159,100 @@ impl Leases {
         self.inside().found(dir, name, asking.mark, leads);
     }
 
-    /// The next call, if anything is held or to be told; and what the kernel is to forget first.
-    fn next_call(&self, session: &Session, open: BTreeSet<InodeId>) -> (Option<RecallCall>, Vec<InodeId>) {
+    /// Decides a change, if that is possible here.
+    pub(crate) fn decide(&self, op: &Op, maker: Maker<'_>) -> Decision {
+        let decision = self.inside().decide(op, maker);
+        if matches!(decision, Decision::Done(_)) {
+            self.decided.notify_one();
+        }
+        decision
+    }
+
+    /// Inode numbers were reserved.
+    pub(crate) fn reserved(&self, session: SessionId, first: InodeId, count: u32) {
+        self.inside().journal.reserved(session, first, count);
+    }
+
+    /// The claim for these leases.
+    pub(crate) fn claim(&self, leases: Vec<(InodeId, u64)>) -> Option<Claim> {
+        self.inside().claim(leases)
+    }
+
+    /// What became of it. True: the first of them is a write lease now.
+    pub(crate) fn claimed(&self, claim: &Claim, answer: Option<&Claimed>) -> bool {
+        self.inside().claimed(claim, answer)
+    }
+
+    /// True if the metaservers would not show what this client has decided of this inode; `None`: of any.
+    pub(crate) fn is_untold(&self, ino: Option<InodeId>) -> bool {
+        let inside = self.inside();
+        ino.map_or(!inside.journal.is_empty(), |ino| inside.journal.is_pending(ino))
+    }
+
+    /// How often decided changes were lost.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    /// Why, the last time.
+    pub(crate) fn last_loss(&self) -> Fault {
+        let lost = || Fault::new(Kind::NoSession, "changes made here were lost");
+        self.inside().journal.last_loss.clone().unwrap_or_else(lost)
+    }
+
+    /// Waits until what was decided by now is applied, or lost.
+    pub(crate) async fn all_told(&self) {
+        let number = self.inside().journal.want();
+        if self.inside().journal.is_over(number) {
+            return;
+        }
+        self.decided.notify_one();
+        loop {
+            let told = self.told.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
+            if self.inside().journal.is_over(number) {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Waits until there is something to tell, and a reason to do it now.
+    pub(crate) async fn next_batch(&self) -> (SessionId, Batch) {
+        loop {
+            let due = self.inside().journal.due();
+            match due {
+                Some(due) if due <= Instant::now() => break,
+                Some(due) => tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    () = self.decided.notified() => {}
+                },
+                None => self.decided.notified().await,
+            }
+        }
+        self.inside().journal.batch().expect("something is due, and only the caller takes it")
+    }
+
+    /// What became of a batch. False: the metaservers made something else of it than this client has answered.
+    pub(crate) fn batch_done(&self, batch: &Batch, done: &BatchDone, grants: &Grants) -> bool {
+        let agreed = self.inside().batch_done(batch, done, grants);
+        self.told.notify_waiters();
+        self.wake.notify_one();
+        agreed
+    }
+
+    /// What was decided here and not told is lost.
+    pub(crate) fn lose(&self, fault: Fault) -> Option<Lost> {
+        let lost = self.inside().lose(fault);
+        self.losses.fetch_add(u64::from(lost.is_some()), Ordering::AcqRel);
+        self.told.notify_waiters();
+        self.wake.notify_one();
+        lost
+    }
+
+    /// The next call, and what comes before it.
+    fn next_call(&self, session: &Session, open: BTreeSet<InodeId>) -> Next {
         let mut inside = self.inside();
         inside.in_session(session.id);
         if session.is_certain() {
@@ -219,6 +338,7 @@ impl Core {
         if !self.config.leases {
             return Ok(self.meta.query(cred, query, false, deadline).await?.0.answer);
         }
+        self.told_what_shows(&query, deadline).await?;
         let asking = self.leases.asking(self.world.uptime());
         let name = match &query {
             Query::Lookup { parent, name } => Some((*parent, name.clone())),
@@ -242,7 +362,23 @@ impl Core {
         if !self.config.leases {
             return Ok(self.meta.submit(cred, op, deadline).await?.0.applied.outcome);
         }
+        match self.decide(cred, &op, deadline).await? {
+            Some(outcome) => Ok(outcome),
+            None => self.ask(cred, op, deadline).await,
+        }
+    }
+
+    /// As [`Core::change`], but the metaservers decide.
+    pub(crate) async fn ask(&self, cred: &Cred, op: Op, deadline: Instant) -> Result<Outcome, Fault> {
+        if !self.config.leases {
+            return Ok(self.meta.submit(cred, op, deadline).await?.0.applied.outcome);
+        }
         let change = self.leases.change(&op, self.world.uptime());
+        // In order: what was decided before is told before. And nothing more is decided of what this changes.
+        if let Err(fault) = self.tell_all(deadline).await {
+            change.undone();
+            return Err(fault);
+        }
         let (result, session) = match self.meta.submit(cred, op.clone(), deadline).await {
             Ok((submitted, session)) => (Ok(submitted), session),
             Err(fault) => (Err(fault), self.meta.session().id),
@@ -272,6 +408,10 @@ impl Core {
     }
 
     async fn lease_dir(&self, cred: Cred, dir: InodeId) -> Option<LeasedListing> {
+        if self.leases.is_untold(None) && self.tell_all(Instant::now() + CALL_LIMIT).await.is_err() {
+            self.leases.inside().listed(dir, 0, (Duration::ZERO, Duration::ZERO), None);
+            return None;
+        }
         let session = self.meta.session().id;
         let asking = self.leases.asking(self.world.uptime());
         let leased = self.meta.lease(&LeaseAsk { session, cred, dir }, Instant::now() + CALL_LIMIT).await;
@@ -297,29 +437,27 @@ impl Core {
         loop {
             let session = self.meta.session();
             let open = self.files().into_iter().map(|inode| inode.ino).collect();
-            let (call, forgotten) = self.leases.next_call(&session, open);
-            if !forgotten.is_empty() {
+            let Next { call, tell, flush } = self.leases.next_call(&session, open);
+            if !tell.is_empty() {
                 let core = self.clone();
-                self.world
-                    .blocking(move || {
-                        if let Some(tell) = core.leases.on_forget.get() {
-                            tell(&forgotten);
-                        }
-                    })
-                    .await;
+                let forget = move || core.leases.on_forget.get().into_iter().for_each(|forget| forget(&tell));
+                self.world.blocking(forget).await;
             }
-            let Some(call) = call else {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return,
-                    () = self.leases.wake.notified() => continue,
+            if flush && self.tell_all(Instant::now() + TELL_LIMIT).await.is_err() {
+                self.leases.inside().not_called(call);
+                if stop.is_cancelled() {
+                    return;
                 }
-            };
-            let sent = self.world.uptime();
+                continue;
+            }
+            self.leases.inside().calling();
+            let (sent, idle) = (self.world.uptime(), call.term == 0);
+            let limit = if idle { IDLE_LIMIT } else { CALL_LIMIT };
             let answer = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                answer = self.meta.recalls(call.clone(), Instant::now() + CALL_LIMIT) => answer,
+                answer = self.meta.recalls(call.clone(), Instant::now() + limit) => answer,
+                () = self.leases.wake.notified(), if idle => continue,
             };
             match answer {
                 Ok(answer) => self.leases.recalled(&call, (sent, self.world.uptime()), &answer),

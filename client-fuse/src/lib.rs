@@ -12,12 +12,15 @@
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
 //! | `locks` | `flock` and `fcntl` locks |
 //! | `opens` | what is open here, for those who remove it elsewhere |
-//! | `leases` | attributes and names that are answered from memory, under leases |
+//! | `leases` | attributes and names that are answered from memory, under leases; changes that are decided here |
+//! | `deferred` | what has to come before such a decision, and the telling of it |
 //! | `core`, `link` | what all share; the seam to the servers |
 //! | [`config`], [`stats`] | limits; counters |
 //!
 //! Promises:
-//! 1. What `fsync`, `flush` or `release` answered with success is durable on every replica that is up and committed.
+//! 1. What `fsync` answered with success is durable on every replica that is up and committed, and so is every change before
+//!    it. So is any change with [`ClientConfig::write_leases`] off. With it, one that was decided here is durable at most
+//!    a second later, in order: a crash of this client loses the last of them.
 //! 2. A read sees every earlier write through the same `Client`, through any handle.
 //! 3. No byte is handed out whose BLAKE3 was not checked.
 //! 4. An error of a write in the background is told once to every handle of the file; unsaved bytes are kept and tried
@@ -33,6 +36,7 @@ pub mod client;
 mod compact;
 pub mod config;
 mod core;
+mod deferred;
 mod dirty;
 mod extents;
 pub mod files;

@@ -7,7 +7,7 @@ use common::hello::Me;
 use common::id::{ChunkId, ServerId, SessionId};
 use common::layout::ClusterMap;
 use common::proto::chunk::{ChunkRef, WriteAuth};
-use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
+use common::proto::lease::{Claim, Claimed, LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{Alive, Answered, Ask, Request, Submitted};
 use common::proto::opens::{OpenAsk, OpenReport};
 use common::rpc::Caller;
@@ -34,6 +34,8 @@ pub(crate) trait Servers: Send + Sync + 'static {
     fn cluster_map(&self, deadline: Instant) -> BoxFuture<'_, Result<ClusterMap, Fault>>;
     /// Asks for a lease of a directory and what is in it.
     fn lease<'a>(&'a self, ask: &'a LeaseAsk, deadline: Instant) -> BoxFuture<'a, Result<Leased, Fault>>;
+    /// Asks for leases to become write leases.
+    fn claim<'a>(&'a self, claim: &'a Claim, deadline: Instant) -> BoxFuture<'a, Result<Claimed, Fault>>;
     /// Waits for what is to be forgotten.
     fn recalls(&self, call: RecallCall, deadline: Instant) -> BoxFuture<'_, Result<Recalls, Fault>>;
     /// Says what is open, and waits for the next question.
@@ -114,6 +116,10 @@ impl Servers for RealServers {
 
     fn lease<'a>(&'a self, ask: &'a LeaseAsk, deadline: Instant) -> BoxFuture<'a, Result<Leased, Fault>> {
         Box::pin(self.caller.lease(ask, left(deadline)))
+    }
+
+    fn claim<'a>(&'a self, claim: &'a Claim, deadline: Instant) -> BoxFuture<'a, Result<Claimed, Fault>> {
+        Box::pin(self.caller.claim(claim, left(deadline)))
     }
 
     fn recalls(&self, call: RecallCall, deadline: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {

@@ -13,7 +13,7 @@ use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
 use common::proto::chunk::WriteAuth;
-use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
+use common::proto::lease::{Claim, Claimed, LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{Alive, Answered, Applied, Ask, Cred, Op, Outcome, Query, Request, Submitted};
 use common::proto::opens::{OpenAsk, OpenReport};
 use common::world::World;
@@ -125,6 +125,11 @@ impl Meta {
         self.link.lease(ask, deadline).await
     }
 
+    /// Asks for leases to become write leases.
+    pub(crate) async fn claim(&self, claim: &Claim, deadline: Instant) -> Result<Claimed, Fault> {
+        self.link.claim(claim, deadline).await
+    }
+
     /// Waits for what is to be forgotten.
     pub(crate) async fn recalls(&self, call: RecallCall, deadline: Instant) -> Result<Recalls, Fault> {
         self.link.recalls(call, deadline).await
@@ -188,7 +193,7 @@ impl Meta {
         result
     }
 
-    /// Makes sure that the open change of this slot takes no effect any more. `Some`: it already had, as a commit.
+    /// Makes sure that the open change of this slot takes no effect any more. `Some`: it already had, as a commit or batch.
     pub(crate) async fn settle(&self, guard: &mut SlotGuard, deadline: Instant) -> Result<Option<Applied>, Fault> {
         if !guard.is_open() {
             return Ok(None);
@@ -202,7 +207,7 @@ impl Meta {
             Ok(Submitted { applied, .. }) => {
                 guard.settled(None);
                 self.note(applied.index);
-                let is_commit = matches!(applied.outcome, Outcome::Committed { .. });
+                let is_commit = matches!(applied.outcome, Outcome::Committed { .. } | Outcome::Batch(_));
                 Ok(is_commit.then_some(applied))
             }
             Err(fault) => {

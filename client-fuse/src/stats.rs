@@ -40,6 +40,10 @@ counters! {
     inline_bytes,
     /// Commits applied.
     commits,
+    /// Changes decided here, under write leases.
+    decided,
+    /// Batches of them that turned out otherwise than was answered for: a defect.
+    misjudged,
     /// Commits that had to start over: touch again, put again, stale.
     commit_retries,
     /// Metadata requests sent again.

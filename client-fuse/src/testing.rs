@@ -12,7 +12,7 @@ use common::hash::{hash_chunk, proof};
 use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, ServerId, SessionId};
 use common::layout::{Candidate, ClusterMap, Domain, Layout, ServerInfo};
 use common::proto::chunk::{ChunkRef, WriteAuth};
-use common::proto::lease::{Grants, LeaseAsk, Leased, RecallCall, Recalls};
+use common::proto::lease::{Claim, Claimed, Grants, LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
     Alive, Answer, Answered, Applied, Ask, Attr, Commit, Extent, ExtentRun, FileKind, Op, Outcome, Query, Request,
     Source, Submitted,
@@ -407,7 +407,16 @@ impl Servers for FakeCluster {
     }
 
     fn recalls(&self, call: RecallCall, _: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {
-        Box::pin(async move { Ok(Recalls { term: call.term, last: 0, inodes: Vec::new(), renewed: true }) })
+        Box::pin(async move {
+            if call.term == 0 {
+                std::future::pending::<()>().await; // it holds nothing, and nothing happens
+            }
+            Ok(Recalls { term: call.term, last: 0, inodes: Vec::new(), renewed: true })
+        })
+    }
+
+    fn claim<'a>(&'a self, claim: &'a Claim, _: Instant) -> BoxFuture<'a, Result<Claimed, Fault>> {
+        Box::pin(async { Ok(Claimed { term: claim.term, leases: Vec::new() }) })
     }
 
     fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Submitted, Fault>> {

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use common::auth::Attempt;
 use common::fault::{Fault, Kind};
 use common::id::LayoutVersion;
-use common::proto::meta::{Applied, Commit, Cred, Edit, Op, Outcome, Source, Submitted};
+use common::proto::meta::{Commit, Cred, Edit, Op, Outcome, Source, Submitted};
 use common::units::{COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, len_u32, len_u64, len_usize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -385,9 +385,22 @@ impl Core {
         let deadline = self.meta.deadline();
         for _ in 0..ATTEMPTS_MAX {
             let op = Op::Commit(batch.commit(inode, self.meta.attempt().attempt));
-            let mut pending = self.meta.prepare(session, &Cred::default(), op, deadline).await?;
-            let leased = self.config.leases;
-            pending.change = leased.then(|| self.leases.change(&pending.request.op, self.world.uptime()));
+            if let Some(outcome) = self.decide(&Cred::default(), &op, deadline).await? {
+                return self.landed(inode, &batch, outcome);
+            }
+            let change = self.config.leases.then(|| self.leases.change(&op, self.world.uptime()));
+            let prepared = async {
+                self.tell_all(deadline).await?;
+                self.meta.prepare(session, &Cred::default(), op, deadline).await
+            };
+            let mut pending = match prepared.await {
+                Ok(pending) => pending,
+                Err(fault) => {
+                    change.into_iter().for_each(Change::undone);
+                    return Err(fault);
+                }
+            };
+            pending.change = change;
             match self.meta.send(&mut pending, deadline).await {
                 Ok(submitted) => return self.saved(inode, &batch, &mut pending, submitted),
                 Err(fault) if matches!(fault.kind, Kind::TouchAgain | Kind::PutAgain) => {
@@ -486,7 +499,7 @@ impl Core {
         pending: &mut Pending,
         submitted: Submitted,
     ) -> Result<(), Fault> {
-        let landed = self.landed(inode, batch, submitted.applied.clone());
+        let landed = self.landed(inode, batch, submitted.applied.outcome.clone());
         if let Some(change) = pending.change.take() {
             change.done(&pending.request.op, &Ok(submitted), pending.request.session, self.world.uptime());
         }
@@ -494,9 +507,9 @@ impl Core {
     }
 
     /// A commit was applied: its flights become committed extents in one step.
-    fn landed(&self, inode: &Arc<Inode>, batch: &Batch, applied: Applied) -> Result<(), Fault> {
-        let Outcome::Committed { attr, offset } = applied.outcome else {
-            return Err(unexpected("commit", &applied.outcome));
+    fn landed(&self, inode: &Arc<Inode>, batch: &Batch, outcome: Outcome) -> Result<(), Fault> {
+        let Outcome::Committed { attr, offset } = outcome else {
+            return Err(unexpected("commit", &outcome));
         };
         let mut state = inode.lock();
         let bytes = state.drop_front(batch.count);

@@ -9,6 +9,7 @@
 //! | [`proto`] | the requests and answers of the metadata service and of the chunk service |
 //! | [`layout`] | chunk id -> placement group -> servers |
 //! | [`hash`] | BLAKE3 of a chunk and of any range of it |
+//! | [`perm`] | permission bits: what clients and metaservers must agree on |
 //! | [`auth`] | receipts and tokens: keyed BLAKE3 |
 //! | [`hello`], [`rpc`], [`wire`] | the first bytes of a connection; control plane; data plane |
 //! | [`segment`] | durable append: under the Raft log and under the chunk store |
@@ -30,6 +31,7 @@ pub mod kv;
 pub mod layout;
 pub mod name;
 pub mod net;
+pub mod perm;
 pub mod proto;
 pub mod rpc;
 pub mod rules;

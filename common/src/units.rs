@@ -26,6 +26,8 @@ pub const XATTR_LIST_MAX: usize = 64 << 10;
 pub const FILE_SIZE_MAX: u64 = 1 << 60;
 /// Hard links to one inode.
 pub const LINK_MAX: u32 = 1_000_000;
+/// What an entry adds to the size of its directory, in bytes.
+pub const ENTRY_SIZE: u64 = 32;
 /// The longest run of bytes kept inside the metadata instead of in a chunk, in bytes.
 pub const INLINE_LEN_MAX: usize = 4 << 10;
 /// Bytes covered by one leaf of a chunk's hash tree: the unit in which a range is verified.

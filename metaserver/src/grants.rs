@@ -5,9 +5,11 @@ use crate::leases::{Changing, Leases, LockedNames};
 use crate::namespace::{self, Done, Fail, QueryCtx};
 use crate::raft::State;
 use common::fault::{Fault, Kind};
-use common::id::{LogIndex, SessionId};
-use common::proto::lease::{Grants, LEASE_ATTRS_MAX, LeaseAsk, LeasedListing};
-use common::proto::meta::{Answer, Answered, Ask, Attr, DirEntry, Query};
+use common::id::{InodeId, LogIndex, SessionId};
+use common::proto::lease::{
+    Grants, LEASE_ATTRS_MAX, LEASE_CONTENTS_MAX, LEASE_FILE_MAX, LeaseAsk, LeasedListing,
+};
+use common::proto::meta::{Answer, Answered, Ask, Attr, DirEntry, ExtentRun, FileKind, Query};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -80,7 +82,7 @@ impl Reading {
                 let query = Query::ReadDir { ino: *ino, after: *after, limit: *limit, attrs: false };
                 let mut answered = self.plain(&Ask { query, ..ask.clone() })?;
                 if let Answer::Listing { entries, .. } = &mut answered.answer {
-                    let leases = self.fill(entries)?;
+                    let leases = self.fill(entries, None)?;
                     answered.grants = Grants { term: self.term, leases };
                 }
                 return Ok(answered);
@@ -106,8 +108,9 @@ impl Reading {
         }
     }
 
-    /// Attributes of what the first entries lead to, and the numbers of their leases. What is gone by now goes.
-    fn fill(&self, entries: &mut Vec<DirEntry>) -> Result<Vec<u64>, Fail> {
+    /// Attributes of what the first entries lead to, and the numbers of their leases. What is gone by now goes. `contents`:
+    /// those of small files as well.
+    fn fill(&self, entries: &mut Vec<DirEntry>, mut contents: Option<&mut Contents>) -> Result<Vec<u64>, Fail> {
         let first = entries.iter().take(LEASE_ATTRS_MAX).map(|entry| entry.ino);
         let mut granted = self.leases.grant_all(self.session, first, self.arrived).into_iter();
         let mounted = self.state.mounted();
@@ -122,6 +125,13 @@ impl Reading {
                     continue;
                 }
                 leases.push(lease.number);
+                if let (Some(contents), Some(attr), true) = (&mut contents, &entry.attr, lease.number != 0)
+                    && contents.takes(attr)
+                    && let Some(run) = namespace::inline_run(&*view, attr.ino)?
+                {
+                    contents.bytes += attr.allocated;
+                    contents.runs.push((attr.ino, run));
+                }
             }
             kept.push(entry);
         }
@@ -133,7 +143,25 @@ impl Reading {
     pub(crate) fn listing(&self, ask: &LeaseAsk, lease: u64) -> Result<Option<LeasedListing>, Fail> {
         let found = namespace::leased(&*self.state.mounted().kv().snapshot(), ask, &self.ctx)?;
         let Some((attr, parent, mut entries)) = found else { return Ok(None) };
-        let leases = std::iter::once(lease).chain(self.fill(&mut entries)?).collect();
-        Ok(Some(LeasedListing { attr, parent, entries, leases }))
+        let mut contents = Contents::default();
+        // Who has contents opens files without asking: where root may be nobody, it asks.
+        let squashing = namespace::squash(self.state.mounted().kv())?.is_some();
+        let leases = self.fill(&mut entries, Some(&mut contents).filter(|_| !squashing))?;
+        let leases = std::iter::once(lease).chain(leases).collect();
+        Ok(Some(LeasedListing { attr, parent, entries, leases, contents: contents.runs }))
+    }
+}
+
+/// What small files hold, up to a limit.
+#[derive(Default)]
+struct Contents {
+    runs: Vec<(InodeId, ExtentRun)>,
+    bytes: u64,
+}
+
+impl Contents {
+    fn takes(&self, attr: &Attr) -> bool {
+        let small = attr.kind == FileKind::File && attr.size <= LEASE_FILE_MAX && attr.allocated <= LEASE_FILE_MAX;
+        small && self.bytes + attr.allocated <= LEASE_CONTENTS_MAX
     }
 }

@@ -72,12 +72,14 @@ impl Leadership {
         };
         let sessions: Vec<_> =
             namespace::sessions(mounted.kv()).map_err(failed)?.into_iter().map(|(id, _)| id).collect();
+        // Those that take leases say what they have open as well.
+        let attending = namespace::attending(mounted.kv()).map_err(failed)?;
         let fresh = Arc::new(Leading {
             term,
             ctx: QueryCtx::new(&config),
             servers: Servers::new(term),
             keep: Keep::new(term),
-            leases: Arc::new(Leases::new(sessions.iter().copied(), Instant::now())),
+            leases: Arc::new(Leases::new(attending.into_iter(), Instant::now())),
             opens: Opens::new(Instant::now()),
             lock_news: tokio::sync::Notify::new(),
             sessions: Sessions::new(sessions.into_iter(), Instant::now()),

@@ -3,6 +3,7 @@
 use crate::backup::Backups;
 use crate::fsck::Jobs;
 use crate::leading::Leading;
+use crate::leases::NOBODY;
 use crate::namespace::{self, Command, Done};
 use crate::node::Shared;
 use crate::raft::{Member, node_of};
@@ -48,13 +49,21 @@ impl Orders {
         check(self.node.admin_key.as_ref(), signed, self.node.world.now().secs)
     }
 
-    async fn root_squash(&self, member: &Member, by: String, ask: SquashAsk) -> Result<Ordered, Fault> {
+    async fn root_squash(
+        &self,
+        (member, leading): (&Member, &Leading),
+        by: String,
+        ask: SquashAsk,
+    ) -> Result<Ordered, Fault> {
         if let SquashAsk::Set(squash) = ask {
             let what = match &squash {
                 None => "root squash off".to_owned(),
                 Some(s) => format!("root squash on: {}:{}, not on {:?}", s.uid, s.gid, s.allowed),
             };
+            // Who decides for root under write leases decides as before: nobody does from here on.
+            let _changing = leading.leases.change_all().await;
             self.note(member, by, what, Some(Command::SetSquash(squash))).await?;
+            leading.leases.no_claims();
         }
         member.reads.wait().await?;
         let now = namespace::squash(member.state.mounted().kv());
@@ -121,8 +130,9 @@ impl Orders {
                 let events = namespace::events(member.state.mounted().kv(), limit);
                 Ok(Ordered::Events(events.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
             }
-            Order::RootSquash(ask) => self.root_squash(&member, by, ask).await,
+            Order::RootSquash(ask) => self.root_squash((&member, &leading), by, ask).await,
             Order::Chunks { path } => {
+                leading.leases.look(NOBODY, None).await;
                 member.reads.wait().await?;
                 let state = member.state.clone();
                 let read = move || crate::fsck::chunks_of(&*state.mounted().kv().snapshot(), &path);

@@ -1,7 +1,9 @@
 //! The control plane's requests: who may ask, check, hand on, map the error.
 
+mod believed;
+mod changes;
+
 use crate::copies::Copies;
-use crate::grants::{Guard, Reading};
 use crate::keep;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, Done, Fail};
@@ -15,10 +17,10 @@ use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
 use common::proto::admin::{Order, Ordered};
 use common::proto::keep::{KEEP_BATCH_MAX, KeepAdmin, KeepAdminReply, KeepAnswer, KeepAsk, KeepOrders, KeepStatus};
-use common::proto::lease::{Grants, LeaseAsk, Leased, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls, Touched};
+use common::proto::lease::{Claim, Claimed, LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Ask, Commit, Cred, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
-    Op, Query, Register, Registered, Request, Status, Submitted,
+    Op, Register, Registered, Request, Status, Submitted,
 };
 use common::proto::opens::{OPENS_HOLD, OpenAsk, OpenReport};
 use common::proto::squash::Squash;
@@ -83,6 +85,7 @@ fn roles(request: &MetaRequest) -> (&'static str, &'static [Role]) {
         MetaRequest::Admin { .. } => ("admin", &[Role::Admin, Role::Metaserver]),
         MetaRequest::Raft { .. } => ("raft", &[Role::Metaserver]),
         MetaRequest::Lease { .. } => ("lease", &[Role::Client]),
+        MetaRequest::Claim { .. } => ("claim", &[Role::Client]),
         MetaRequest::Recalls { .. } => ("recalls", &[Role::Client]),
         MetaRequest::Opens { .. } => ("opens", &[Role::Client]),
         MetaRequest::Keep { .. } => ("keep", &[Role::Chunkserver]),
@@ -123,55 +126,6 @@ impl Call {
         }
     }
 
-    /// A client's change, when nobody believes any more in what it makes untrue; and leases of what it shows, if the
-    /// session takes part.
-    async fn change(&self, member: &Member, leading: &Leading, request: Request) -> Result<(Done, Grants), Fault> {
-        if crate::space::grows(&request.op)
-            && let Some(why) = self.node().space.refusal()
-        {
-            return Err(Fault::new(Kind::NoSpace, format!("the metadata cannot grow: {why}")));
-        }
-        let arrived = tokio::time::Instant::now();
-        let (session, touched) = (request.session, Touched::by(&request.op));
-        let bytes = Command::Client { request, at: self.node().world.now() }.encode();
-        let room = self.room(bytes.len()).await?;
-        if touched == Touched::default() {
-            return Ok((self.decide(member, bytes, room, None).await?, Grants::default()));
-        }
-        let guard = self.nobody_believes(member, leading, session, touched).await?;
-        if !self.node().leadership.is_still(member, leading) {
-            return Err(Fault::not_leader(member.leader()));
-        }
-        let takes_part = leading.leases.takes_part(session);
-        let guard = Guard { asked: takes_part.then_some((session, arrived)), ..guard };
-        let (sender, granted) = oneshot::channel();
-        let done = self.decide(member, bytes, room, Some((guard, sender))).await?;
-        let leases = granted.await.unwrap_or_default(); // gone: there are none
-        Ok((done, Grants { term: leading.term, leases }))
-    }
-
-    /// Waits until no other session believes in what is about to be changed, and none will before the guard is dropped.
-    async fn nobody_believes(
-        &self,
-        member: &Member,
-        leading: &Leading,
-        session: SessionId,
-        touched: Touched,
-    ) -> Result<Guard, Fault> {
-        let Touched { mut inodes, names, targets } = touched;
-        let locked = match names.is_empty() {
-            true => None,
-            false => Some(leading.leases.lock_names(names.clone()).await),
-        };
-        if targets {
-            let found = namespace::lead_to(member.state.mounted().kv(), &names);
-            let found = found.map_err(|error| self.store_failed(&error))?;
-            inodes.extend(found);
-        }
-        let changing = leading.leases.change(session, &inodes).await;
-        Ok(Guard { locked, changing, asked: None })
-    }
-
     /// Returns after a round to a majority that began after this call, if this node still leads in the same term.
     async fn confirmed(&self, member: &Member, leading: &Leading) -> Result<(), Fault> {
         member.reads.wait().await?;
@@ -181,33 +135,19 @@ impl Call {
         Err(Fault::not_leader(member.leader()))
     }
 
-    /// What a session's question is answered from.
-    fn reading(
-        &self,
-        member: &Member,
-        leading: &Leading,
-        session: SessionId,
-        arrived: tokio::time::Instant,
-    ) -> Reading {
-        let mut ctx = leading.ctx;
-        (ctx.raw_capacity, ctx.raw_free) = leading.servers.space();
-        let (state, leases, term) = (member.state.clone(), leading.leases.clone(), leading.term);
-        Reading { state, leases, ctx, term, session, arrived }
-    }
-
     async fn propose(&self, member: &Member, command: &Command) -> Result<Done, Fault> {
         let bytes = command.encode();
         let room = self.room(bytes.len()).await?;
-        self.decide(member, bytes, room, None).await
+        self.decide(member, bytes, room, |_| ()).await
     }
 
-    /// Proposes a command and waits for what becomes of it.
+    /// Proposes a command and waits for what becomes of it; then `end` is called, whoever still waits.
     async fn decide(
         &self,
         member: &Member,
         bytes: Vec<u8>,
         room: OwnedSemaphorePermit,
-        guard: Option<(Guard, oneshot::Sender<Vec<u64>>)>,
+        end: impl FnOnce(&Result<Done, Fault>) + Send + 'static,
     ) -> Result<Done, Fault> {
         let (own, (done, answer)) = (member.clone(), oneshot::channel());
         // Whether or not somebody still waits: until it is decided, openraft holds the bytes, this task their room, and
@@ -215,9 +155,7 @@ impl Call {
         self.node().tasks.spawn_until_stop(async move {
             let result = own.write(bytes).await;
             drop(room);
-            if let Some((guard, granted)) = guard {
-                let _ = granted.send(guard.end(&result, &own.state)); // the caller gave up: its session gives them back, or ends
-            }
+            end(&result);
             let _ = done.send(result); // likewise
         });
         let stopping = |_| Fault::new(Kind::Unsure, "this metaserver is stopping");
@@ -249,6 +187,12 @@ impl Call {
             Some(squash) => squash.apply(cred, from),
             None => cred,
         })
+    }
+
+    /// True if root of some machine is somebody else here.
+    fn is_squashing(&self, member: &Member) -> Result<bool, Fault> {
+        let squash = namespace::squash(member.state.mounted().kv()).map_err(|error| self.store_failed(&error))?;
+        Ok(squash.is_some())
     }
 
     fn store_failed(&self, error: &dyn std::fmt::Display) -> Fault {
@@ -452,21 +396,6 @@ fn check_commit(commit: &Commit, leading: &Leading) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Reads of a few rows, done at once; the others go to a thread where they may wait for the disk.
-fn is_small(query: &Query) -> bool {
-    match query {
-        Query::Lookup { .. }
-        | Query::GetAttr { .. }
-        | Query::ReadLink { .. }
-        | Query::Open { .. }
-        | Query::GetXattr { .. }
-        | Query::StatFs
-        | Query::LockHolder { .. }
-        | Query::LockWaits { .. } => true,
-        Query::Walk { .. } | Query::ReadDir { .. } | Query::Extents { .. } | Query::ListXattr { .. } => false,
-    }
-}
-
 impl Meta for Call {
     async fn submit(self, _: Context, mut request: Request) -> Result<Submitted, Fault> {
         let (member, leading) = self.leading().await?;
@@ -489,7 +418,10 @@ impl Meta for Call {
             leading.sessions.opened(session);
         }
         let locks = matches!(request.op, Op::Lock(_) | Op::CancelLock { .. } | Op::CloseSession);
-        let (done, grants) = self.change(&member, &leading, request).await?;
+        let (done, grants) = match &request.op {
+            Op::Batch(_) => self.batch(&member, &leading, request).await?,
+            _ => self.change(&member, &leading, request).await?,
+        };
         if locks {
             leading.lock_news.notify_waiters();
         }
@@ -505,20 +437,8 @@ impl Meta for Call {
         }
     }
 
-    async fn query(self, _: Context, mut ask: Ask) -> Result<Answered, Fault> {
-        let arrived = tokio::time::Instant::now();
-        let (member, leading) = self.leading().await?;
-        self.touch(&member, &leading, ask.session).await?;
-        if let Query::LockWaits { ino, number } = ask.query {
-            self.wait_for_lock(&member, &leading, ino, number).await?;
-        }
-        self.confirmed(&member, &leading).await?;
-        ask.cred = self.squashed(&member, ask.cred)?;
-        let reading = self.reading(&member, &leading, ask.session, arrived);
-        let small = is_small(&ask.query);
-        let read = move || reading.query(&ask);
-        let answer = if small { read() } else { self.node().world.blocking(read).await };
-        answer.map_err(|fail| self.fault(fail))
+    async fn query(self, _: Context, ask: Ask) -> Result<Answered, Fault> {
+        self.answer(ask).await
     }
 
     async fn keep_alive(self, _: Context, session: SessionId) -> Result<Alive, Fault> {
@@ -604,52 +524,16 @@ impl Meta for Call {
         }
     }
 
-    async fn lease(self, _: Context, mut ask: LeaseAsk) -> Result<Leased, Fault> {
-        let arrived = tokio::time::Instant::now();
-        let (member, leading) = self.leading().await?;
-        ask.cred = self.squashed(&member, ask.cred)?;
-        self.touch(&member, &leading, ask.session).await?;
-        let (session, term) = (ask.session, leading.term);
-        let Some(lease) = leading.leases.grant(session, ask.dir, arrived) else {
-            return Ok(Leased { term, listing: None });
-        };
-        let listing = match self.confirmed(&member, &leading).await {
-            Ok(()) => {
-                let reading = self.reading(&member, &leading, session, arrived);
-                let read = self.node().world.blocking(move || reading.listing(&ask, lease.number)).await;
-                read.map_err(|fail| self.fault(fail))
-            }
-            Err(fault) => Err(fault),
-        };
-        match listing {
-            Ok(listing @ Some(_)) if leading.leases.stands(lease) => Ok(Leased { term, listing }),
-            other => {
-                leading.leases.undo(lease);
-                other.map(|_| Leased { term, listing: None })
-            }
-        }
+    async fn lease(self, _: Context, ask: LeaseAsk) -> Result<Leased, Fault> {
+        self.lease_dir(ask).await
+    }
+
+    async fn claim(self, _: Context, claim: Claim) -> Result<Claimed, Fault> {
+        self.claimed(claim).await
     }
 
     async fn recalls(self, _: Context, call: RecallCall) -> Result<Recalls, Fault> {
-        let (member, leading) = self.leading().await?;
-        self.touch(&member, &leading, call.session).await?;
-        let (session, term, arrived) = (call.session, leading.term, tokio::time::Instant::now());
-        if call.term != term && call.term != 0 {
-            return Ok(Recalls { term, last: 0, inodes: Vec::new(), renewed: false });
-        }
-        leading.leases.reported(session, call.forgot);
-        for (ino, lease) in call.given_back.into_iter().take(RECALLS_MAX) {
-            leading.leases.give_back(session, ino, lease);
-        }
-        // Who has forgotten all it was to forget by now gets more time, whatever comes next.
-        let renewed = call.term == term && leading.leases.recalls(session).0 == 0;
-        if renewed {
-            self.confirmed(&member, &leading).await?;
-            leading.leases.renew(session, arrived);
-            let _ = tokio::time::timeout(RECALL_HOLD, leading.leases.wait_for_recalls(session)).await;
-        }
-        let (last, inodes) = leading.leases.recalls(session);
-        Ok(Recalls { term, last, inodes, renewed })
+        self.told(call).await
     }
 
     async fn keep(self, _: Context, ask: KeepAsk) -> Result<KeepAnswer, Fault> {

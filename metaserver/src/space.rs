@@ -148,6 +148,7 @@ fn is_tight(was: bool, free: u64, reserve: u64) -> bool {
 pub(crate) fn grows(op: &Op) -> bool {
     match op {
         Op::Create { .. } | Op::CreateUnmasked { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::Clone(_) => true,
+        Op::Reserve { .. } => true,
         Op::Commit(commit) => commit.edits.iter().any(|edit| !matches!(edit.data, Source::Hole)),
         Op::OpenSession { .. }
         | Op::OpenAttending { .. }
@@ -159,7 +160,8 @@ pub(crate) fn grows(op: &Op) -> bool {
         | Op::Rename { .. }
         | Op::SetAttr { .. }
         | Op::RemoveXattr { .. }
-        | Op::Release { .. } => false,
+        | Op::Release { .. }
+        | Op::Batch(_) => false, // it was answered for: there is no refusing it
     }
 }
 

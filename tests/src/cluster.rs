@@ -240,12 +240,21 @@ impl Cluster {
     /// If it is not mounted within the limit.
     #[track_caller]
     pub fn mount(&mut self, name: &str) -> PathBuf {
+        self.mount_with(name, &[])
+    }
+
+    /// As [`Cluster::mount`], with more arguments.
+    ///
+    /// # Panics
+    /// As there.
+    #[track_caller]
+    pub fn mount_with(&mut self, name: &str, args: &[&str]) -> PathBuf {
         let point = self.dir().join("mnt").join(name);
         fs::create_dir_all(&point).expect("a mount point can be made");
         let log = fs::File::options().create(true).append(true).open(self.dir().join(format!("log/{name}.log")));
         let log = log.expect("a log can be opened");
         let mut command = self.command(&["mount", "--foreground"]);
-        command.arg(&point).stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor can be duplicated"));
+        command.args(args).arg(&point).stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor can be duplicated"));
         let child = command.stderr(log).spawn().expect("dfs starts");
         fs::write(self.dir().join(format!("run/{name}.pid")), child.id().to_string()).expect("a pid can be noted");
         let mut mount = Mount { name: name.into(), point: point.clone(), child };

@@ -1,7 +1,7 @@
 //! The whole cluster in simulation: whatever loses power or is cut off, nothing acknowledged is lost or wrong, and the
 //! namespace agrees with a reference model. (See `tests::sim`.)
 
-use tests::sim::{Plan, run};
+use tests::sim::{Plan, decided, run};
 
 /// Seeds in a normal run; `DFS_TEST_FULL=1` takes ten times as many.
 const SEEDS: u64 = 50;
@@ -34,6 +34,15 @@ fn the_same_seed_gives_the_same_trace() {
     let once = run(Plan { seed: 7, steps: STEPS, faults: true });
     let twice = run(Plan { seed: 7, steps: STEPS, faults: true });
     assert_eq!(once, twice);
+}
+
+#[test]
+fn what_a_client_decides_is_what_the_metaservers_make_of_it() {
+    let rounds = if std::env::var_os("DFS_TEST_FULL").is_some() { 400 } else { 40 };
+    for seed in 1..=4 {
+        let decided = decided::run(seed, rounds).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
+        assert!(decided > u64::from(rounds) * 3, "seed {seed}: only {decided} changes were decided");
+    }
 }
 
 /// Replays `DFS_SIM_SEED` and prints its trace.

@@ -15,7 +15,7 @@ use common::layout::{ClusterMap, Layout};
 use common::net::{Listener, Net, TcpNet};
 use common::proto::chunk::{ChunkRef, WriteAuth};
 use common::proto::keep::{KeepAnswer, KeepAsk};
-use common::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
+use common::proto::lease::{Claim, Claimed, LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Ask, Heartbeat, HeartbeatReply, Meta, Register, Registered, Request, Submitted,
 };
@@ -110,6 +110,9 @@ impl Meta for FakeMeta {
     }
 
     async fn recalls(self, _: Context, _: RecallCall) -> Result<Recalls, Fault> {
+        nothing()
+    }
+    async fn claim(self, _: Context, _: Claim) -> Result<Claimed, Fault> {
         nothing()
     }
     async fn opens(

@@ -18,6 +18,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What a background mount says when it serves.
 const READY: &str = "ready";
+/// Options with which every change is durable when its call returns.
+const SYNCED: [&str; 3] = ["sync_metadata", "sync", "dirsync"];
 /// How long the kernel may take to end the mount after it was unmounted.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
@@ -33,7 +35,7 @@ pub(crate) struct MountArgs {
     /// What is logged: error, warn, info, debug
     #[arg(long, default_value = "info")]
     log_level: String,
-    /// ro, dev, suid, noexec, noatime, sync, ...
+    /// ro, dev, suid, noexec, noatime, sync, sync_metadata (each change is durable when it returns), ...
     #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS", value_parser = option)]
     options: Vec<String>,
     /// For the background process: report on standard output
@@ -44,12 +46,11 @@ pub(crate) struct MountArgs {
 }
 
 fn option(name: &str) -> Result<String, String> {
-    match fuse::mount_option(name) {
-        Some(_) => Ok(name.to_owned()),
-        None => {
-            Err(format!("{name} is not known; there are ro, rw, (no)dev, (no)suid, (no)exec, (no)atime, sync, dirsync"))
-        }
+    if fuse::mount_option(name).is_some() || SYNCED.contains(&name) {
+        return Ok(name.to_owned());
     }
+    let known = "ro, rw, (no)dev, (no)suid, (no)exec, (no)atime, sync, dirsync, sync_metadata";
+    Err(format!("{name} is not known; there are {known}"))
 }
 
 /// Runs the command. Makes its own threads: in the background only those of the child live on.
@@ -127,7 +128,9 @@ fn foreground(target: &Target, args: &MountArgs) -> Outcome {
 
 /// Connects, mounts, and serves until it is unmounted or told to stop; then saves everything.
 async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
-    let config = ClientConfig { leases: true, ..target.client_config(&format!("mount {}", point.display()))? };
+    let synced = args.options.iter().any(|option| SYNCED.contains(&option.as_str()));
+    let config = target.client_config(&format!("mount {}", point.display()))?;
+    let config = ClientConfig { leases: true, write_leases: !synced, ..config };
     let options = Options {
         source: format!("dfs:{}", config.metaservers.join("+")),
         flags: args.options.clone(),

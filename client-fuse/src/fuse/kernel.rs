@@ -403,8 +403,10 @@ impl Filesystem for Kernel {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok(); // a change of a directory is durable on a majority when its call returns
+    fn fsyncdir(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let shared = Arc::clone(&self.0);
+        let work = async move { shared.client.sync_changes().await };
+        self.0.serve(op("fsyncdir", number), reply, work, done_empty);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

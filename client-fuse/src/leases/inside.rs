@@ -1,11 +1,13 @@
 //! The state behind [`super::Leases`]: what is known, what is under way. Pure but for `Instant::now`, which only says what
 //! was used last.
 
+use super::contents::Contents;
+use super::journal::Journal;
 use super::{Entry, LOOKS};
-use common::id::{InodeId, SessionId};
+use common::id::{DataVersion, InodeId, SessionId};
 use common::name::Name;
-use common::proto::lease::{Grants, LEASE_TERM, Leased, RECALLS_MAX, RecallCall, Recalls, Touched};
-use common::proto::meta::{Attr, FileKind, Op, Outcome, RenameMode};
+use common::proto::lease::{Grants, LEASE_TERM, Leased, RECALLS_MAX, RecallCall, Recalls, Touched, WRITE};
+use common::proto::meta::{Attr, ExtentRun, FileKind, Op, Outcome, RenameMode};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -28,14 +30,14 @@ const ALONE_MAX: Duration = Duration::from_secs(32);
 
 #[derive(Debug, Default)]
 pub(super) struct Inside {
-    session: Option<SessionId>,
+    pub(super) session: Option<SessionId>,
     /// The leader's; 0: none is known.
     pub(super) term: u64,
     /// The last recall of that term that was done.
     forgot: u64,
     good_until: Duration,
-    known: HashMap<InodeId, Known>,
-    names: usize,
+    pub(super) known: HashMap<InodeId, Known>,
+    pub(super) names: usize,
     /// Leases that are not wanted any more. Told with the next calls, so that no change waits for them.
     give_back: Vec<(InodeId, u64)>,
     /// What was forgotten and the kernel has not been told of.
@@ -48,12 +50,12 @@ pub(super) struct Inside {
     spoilt: u64,
     /// The marks of questions under way, and how many have each.
     asks: BTreeMap<u64, usize>,
-    changing: HashMap<InodeId, Changing>,
-    changing_names: BTreeMap<(InodeId, Name), usize>,
+    pub(super) changing: HashMap<InodeId, Changing>,
+    pub(super) changing_names: BTreeMap<(InodeId, Name), usize>,
     /// Own changes under way of inodes that are not known.
-    blind: usize,
+    pub(super) blind: usize,
     /// Directories that are being asked for whole, and the names this session has been changing since.
-    listing: BTreeMap<InodeId, Vec<Name>>,
+    pub(super) listing: BTreeMap<InodeId, Vec<Name>>,
     counted: BTreeMap<InodeId, Counted>,
     /// A change of this session may still come (invariant 2).
     uncertain: BTreeSet<InodeId>,
@@ -61,21 +63,41 @@ pub(super) struct Inside {
     all_uncertain: bool,
     /// Files that are open: the kernel may map them and never ask again, so their leases are kept.
     open: BTreeSet<InodeId>,
+    /// What small files hold.
+    pub(super) contents: Contents,
+    /// What was decided here and not told yet.
+    pub(super) journal: Journal,
+    /// Leases whose claim was refused, and when.
+    pub(super) refused: HashMap<InodeId, Instant>,
+    /// This leader was not told yet that nothing of earlier ones is believed.
+    to_report: bool,
+    /// Something that was decided under a lease which is not held any more may not be told yet.
+    tell_first: bool,
 }
 
 #[derive(Debug)]
-struct Known {
-    lease: u64,
+pub(super) struct Known {
+    /// Its number; [`WRITE`] alone: a new inode that the leader has not heard of yet.
+    pub(super) lease: u64,
     /// `None`: to be asked for.
-    attr: Option<Attr>,
+    pub(super) attr: Option<Attr>,
     /// All names; `None`: not all are known. A name that may be there or not leads to `None`.
-    names: Option<HashMap<Name, Option<InodeId>>>,
-    used: Instant,
+    pub(super) names: Option<HashMap<Name, Option<InodeId>>>,
+    pub(super) used: Instant,
+}
+
+/// What to do before the next call, and the call.
+pub(super) struct Next {
+    pub(super) call: RecallCall,
+    /// What the kernel is to forget.
+    pub(super) tell: Vec<InodeId>,
+    /// What was decided here is to be told.
+    pub(super) flush: bool,
 }
 
 /// Changes of one inode by this session that are under way.
 #[derive(Debug, Default)]
-struct Changing {
+pub(super) struct Changing {
     count: usize,
     /// How many of them only save what was written.
     commits: usize,
@@ -108,7 +130,7 @@ impl Inside {
             return;
         }
         self.forget_all();
-        (self.session, self.term, self.forgot) = (Some(session), 0, 0);
+        (self.session, self.term, self.forgot, self.to_report) = (Some(session), 0, 0, false);
         self.settled(); // what was under way in another session cannot come any more
     }
 
@@ -134,8 +156,11 @@ impl Inside {
         if self.term != term {
             if self.term != 0 {
                 self.forget_all(); // and call again: then the new leader knows it
-                self.term = 0;
+                (self.term, self.to_report) = (0, true);
                 return false;
+            }
+            if self.to_report || self.journal.is_of_another(term) {
+                return false; // not before it knows that
             }
             (self.term, self.forgot) = (term, 0);
         }
@@ -143,7 +168,7 @@ impl Inside {
         true
     }
 
-    fn is_good(&self, uptime: Duration) -> bool {
+    pub(super) fn is_good(&self, uptime: Duration) -> bool {
         uptime < self.good_until
     }
 
@@ -155,6 +180,13 @@ impl Inside {
         let known = self.known.get_mut(&ino)?;
         known.used = Instant::now();
         known.attr.clone().map(|attr| (attr, left))
+    }
+
+    /// A file's attributes and all that it holds, if both are certain at this moment.
+    pub(super) fn whole(&mut self, ino: InodeId, uptime: Duration) -> Option<(Attr, ExtentRun)> {
+        let (attr, _) = self.attr(ino, uptime)?;
+        let run = self.contents.get(ino, attr.version)?;
+        Some((attr, run))
     }
 
     pub(super) fn holds(&self, ino: InodeId, uptime: Duration) -> bool {
@@ -203,14 +235,14 @@ impl Inside {
         }
     }
 
-    fn touch(&mut self, ino: InodeId) {
+    pub(super) fn touch(&mut self, ino: InodeId) {
         self.clock += 1;
         if !self.asks.is_empty() {
             self.touched.insert(ino, self.clock);
         }
     }
 
-    fn is_uncertain(&self, ino: InodeId) -> bool {
+    pub(super) fn is_uncertain(&self, ino: InodeId) -> bool {
         self.all_uncertain || self.uncertain.len() > UNCERTAIN_MAX || self.uncertain.contains(&ino)
     }
 
@@ -249,6 +281,10 @@ impl Inside {
     fn keep(&mut self, attr: &Attr, lease: u64, keep: bool) {
         let uncertain = self.is_uncertain(attr.ino);
         match self.known.get_mut(&attr.ino) {
+            Some(known) if known.lease & WRITE != 0 && known.attr.is_some() => {
+                known.lease = known.lease.max(lease); // nobody else can have changed it: no answer is newer
+                known.used = Instant::now();
+            }
             Some(known) => {
                 known.lease = known.lease.max(lease); // answers may overtake each other
                 known.attr = keep.then(|| attr.clone());
@@ -321,7 +357,12 @@ impl Inside {
         }
         let lease = listing.leases.first().copied().unwrap_or(0);
         let usable = lease != 0 && !self.is_uncertain(dir) && mark >= self.spoilt;
+        let is_ours = |known: &Known| known.lease & WRITE != 0 && known.names.is_some() && known.attr.is_some();
         match ours.filter(|_| usable) {
+            Some(_) if self.known.get(&dir).is_some_and(is_ours) => {
+                let known = self.known.get_mut(&dir).expect("just found");
+                known.lease = known.lease.max(lease); // what it lists is no newer
+            }
             // A recall of it came between, or too many changes of this session.
             None => self.give_back.push((dir, lease)),
             Some(ours) => {
@@ -339,8 +380,14 @@ impl Inside {
             }
         }
         let attrs: Vec<&Attr> = listing.entries.iter().filter_map(|entry| entry.attr.as_ref()).collect();
+        let versions: HashMap<InodeId, DataVersion> = attrs.iter().map(|attr| (attr.ino, attr.version)).collect();
         let grants = Grants { term: leased.term, leases: listing.leases.iter().skip(1).copied().collect() };
         self.learn(mark, &attrs, &grants);
+        for (ino, run) in listing.contents {
+            if let Some(version) = versions.get(&ino).filter(|_| self.known.contains_key(&ino)) {
+                self.contents.keep(ino, *version, run);
+            }
+        }
     }
 
     /// A change of this session is about to be sent.
@@ -450,7 +497,7 @@ impl Inside {
         }
     }
 
-    fn put_name(&mut self, dir: InodeId, name: &Name, to: Option<Option<InodeId>>) {
+    pub(super) fn put_name(&mut self, dir: InodeId, name: &Name, to: Option<Option<InodeId>>) {
         let Some(names) = self.known.get_mut(&dir).and_then(|known| known.names.as_mut()) else { return };
         let before = names.len();
         match to {
@@ -499,33 +546,43 @@ impl Inside {
         }
     }
 
-    /// The next call, if anything is held or to be told; and what the kernel is to forget before it is sent.
-    pub(super) fn next_call(
-        &mut self,
-        session: SessionId,
-        open: BTreeSet<InodeId>,
-        now: Instant,
-    ) -> (Option<RecallCall>, Vec<InodeId>) {
+    /// The next call.
+    pub(super) fn next_call(&mut self, session: SessionId, open: BTreeSet<InodeId>, now: Instant) -> Next {
         self.open = open;
         self.forget_idle(now);
         let tell = std::mem::take(&mut self.tell);
         let idle = self.known.is_empty() && self.listing.is_empty() && self.give_back.is_empty();
-        if idle || self.term == 0 {
-            return (None, tell);
-        }
-        let some = self.give_back.len().min(RECALLS_MAX);
-        let given_back = self.give_back.drain(..some).collect();
-        (Some(RecallCall { session, term: self.term, forgot: self.forgot, given_back }), tell)
+        let call = if idle || self.term == 0 {
+            // It holds nothing, and what it knew of recalls does not count any more.
+            RecallCall { session, term: 0, forgot: 0, given_back: Vec::new() }
+        } else {
+            let some = self.give_back.len().min(RECALLS_MAX);
+            let given_back = self.give_back.drain(..some).collect();
+            RecallCall { session, term: self.term, forgot: self.forgot, given_back }
+        };
+        let flush = std::mem::take(&mut self.tell_first) || call.term == 0 || self.journal.is_of_another(call.term);
+        Next { call, tell, flush: flush && !self.journal.is_empty() }
+    }
+
+    /// A call is about to be sent.
+    pub(super) fn calling(&mut self) {
+        self.to_report = false;
+    }
+
+    /// It is not sent: what comes before it could not be done.
+    pub(super) fn not_called(&mut self, call: RecallCall) {
+        self.give_back.extend(call.given_back);
+        self.tell_first = true;
     }
 
     pub(super) fn recalled(&mut self, call: &RecallCall, (sent, uptime): (Duration, Duration), answer: &Recalls) {
         self.forget_run_out(uptime);
-        if self.session != Some(call.session) || self.term != call.term {
+        if call.term == 0 || self.session != Some(call.session) || self.term != call.term {
             return;
         }
         if answer.term != call.term {
             self.forget_all();
-            (self.term, self.forgot) = (answer.term, 0);
+            (self.term, self.forgot, self.to_report) = (0, 0, true);
             return;
         }
         for ino in &answer.inodes {
@@ -541,12 +598,21 @@ impl Inside {
         }
     }
 
-    fn forget(&mut self, ino: InodeId) {
+    pub(super) fn forget(&mut self, ino: InodeId) {
         self.touch(ino);
         if let Some(known) = self.known.remove(&ino) {
             self.names -= known.names.map_or(0, |names| names.len());
-            self.give_back.push((ino, known.lease)); // if it was recalled, that is no news
+            self.contents.forget(ino);
+            self.give_up(ino, known.lease); // if it was recalled, that is no news
             self.tell.push(ino);
+        }
+    }
+
+    /// A lease is not believed in any more.
+    pub(super) fn give_up(&mut self, ino: InodeId, lease: u64) {
+        self.tell_first |= lease & WRITE != 0;
+        if lease != WRITE {
+            self.give_back.push((ino, lease));
         }
     }
 
@@ -559,6 +625,7 @@ impl Inside {
     fn forget_all(&mut self) {
         self.clock += 1;
         self.spoilt = self.clock;
+        self.contents = Contents::default();
         self.tell.extend(self.known.drain().map(|(ino, _)| ino));
         self.listing.clear();
         self.give_back.clear();
@@ -568,26 +635,29 @@ impl Inside {
     /// What has run out, nobody believes any more: what the kernel was told runs out with it.
     fn forget_run_out(&mut self, uptime: Duration) {
         if !self.is_good(uptime) && !self.known.is_empty() {
-            for (ino, known) in self.known.drain() {
+            self.contents = Contents::default();
+            for (ino, known) in std::mem::take(&mut self.known) {
                 self.tell.push(ino);
-                self.give_back.push((ino, known.lease)); // the leader, whose clock runs slower, may still count it
+                self.give_up(ino, known.lease); // the leader, whose clock runs slower, may still count it
             }
             self.names = 0;
         }
     }
 
     fn forget_idle(&mut self, now: Instant) {
-        let idle = |(ino, known): &(&InodeId, &Known)| known.used + IDLE_MAX < now && !self.open.contains(*ino);
+        let kept = |ino: &InodeId| self.open.contains(ino) || self.journal.is_pending(*ino);
+        let idle = |(ino, known): &(&InodeId, &Known)| known.used + IDLE_MAX < now && !kept(ino);
         let idle: Vec<InodeId> = self.known.iter().filter(idle).map(|(ino, _)| *ino).collect();
         idle.into_iter().for_each(|ino| self.forget(ino));
     }
 
     /// Keeps memory bounded: a quarter of what is known goes, that which was used least recently.
-    fn trim(&mut self) {
+    pub(super) fn trim(&mut self) {
         if self.known.len() <= KNOWN_MAX && self.names <= NAMES_MAX {
             return;
         }
-        let closed = self.known.iter().filter(|(ino, _)| !self.open.contains(*ino));
+        let kept = |ino: &InodeId| self.open.contains(ino) || self.journal.is_pending(*ino);
+        let closed = self.known.iter().filter(|(ino, _)| !kept(ino));
         let mut by_use: Vec<(Instant, InodeId)> = closed.map(|(ino, known)| (known.used, *ino)).collect();
         by_use.sort_unstable();
         let quarter = by_use.len().div_ceil(4);

@@ -1,7 +1,7 @@
 use super::inside::ALONE_MIN;
 use super::*;
 use common::id::{DataVersion, LogIndex};
-use common::proto::lease::{LEASE_TERM, Leased};
+use common::proto::lease::{LEASE_TERM, Leased, WRITE};
 use common::proto::meta::{Applied, DirEntry, FileKind, NewNode, RenameMode, SetAttr};
 use common::time::Time;
 
@@ -46,10 +46,10 @@ fn listing(term: u64, names: &[(&str, InodeId)]) -> Option<Leased> {
         attr: Some(attr(*ino, 0o644)),
     };
     let entries: Vec<DirEntry> = names.iter().enumerate().map(entry).collect();
-    let leases = (9..).take(entries.len() + 1).collect();
+    let leases = (10..).step_by(2).take(entries.len() + 1).collect();
     Some(Leased {
         term,
-        listing: Some(LeasedListing { attr: attr(DIR, 0o755), parent: InodeId::ROOT, entries, leases }),
+        listing: Some(LeasedListing { attr: attr(DIR, 0o755), parent: InodeId::ROOT, entries, leases, contents: Vec::new() }),
     })
 }
 
@@ -73,7 +73,7 @@ fn mode(leases: &Leases, ino: InodeId) -> Option<u32> {
 }
 
 fn call(leases: &Leases) -> RecallCall {
-    leases.inside().next_call(S, BTreeSet::new(), Instant::now()).0.unwrap()
+    leases.inside().next_call(S, BTreeSet::new(), Instant::now()).call
 }
 
 fn submitted(outcome: Outcome, leases: Vec<u64>) -> Result<Submitted, Fault> {
@@ -90,7 +90,7 @@ fn create(text: &str) -> Op {
 }
 
 fn created(ino: InodeId) -> Result<Submitted, Fault> {
-    submitted(Outcome::Created { attr: attr(ino, 0o600), new: true, parent: attr(DIR, 0o711) }, vec![30, 31])
+    submitted(Outcome::Created { attr: attr(ino, 0o600), new: true, parent: attr(DIR, 0o711) }, vec![30, 32])
 }
 
 fn unlink(text: &str) -> Op {
@@ -168,7 +168,7 @@ async fn a_change_of_unknown_outcome_may_still_come() {
     assert_eq!(mode(&leases, A), None, "it would not be recalled");
     assert!(call(&leases).given_back.contains(&(A, 50)));
     leases.inside().settled();
-    leases.asking(AT).answered(S, AT, &[&attr(A, 0o600)], &Grants { term: 3, leases: vec![51] });
+    leases.asking(AT).answered(S, AT, &[&attr(A, 0o600)], &Grants { term: 3, leases: vec![52] });
     assert_eq!(mode(&leases, A), Some(0o600));
 
     // A removal of what is not known may be of anything.
@@ -194,7 +194,7 @@ async fn overlapping_changes_are_not_put_in_order() {
     let op = chmod(A);
     let (first, second) = (leases.change(&op, AT), leases.change(&op, AT));
     done(second, &op, &submitted(Outcome::Attr(attr(A, 0o600)), vec![60]));
-    done(first, &op, &submitted(Outcome::Attr(attr(A, 0o700)), vec![61]));
+    done(first, &op, &submitted(Outcome::Attr(attr(A, 0o700)), vec![62]));
     assert!(mode(&leases, A).is_none() && leases.holds(A, AT), "which one was last?");
     leases.asking(AT).answered(S, AT, &[&attr(A, 0o600)], &Grants { term: 3, leases: vec![62] });
     assert_eq!(mode(&leases, A), Some(0o600));
@@ -234,9 +234,8 @@ async fn what_is_recalled_is_forgotten_and_told_before_that_is_said() {
     let asking = leases.asking(AT);
     leases.recalled(&before, (AT, AT), &Recalls { term: 3, last: 4, inodes: vec![DIR, B], renewed: false });
     assert_eq!((entry(&leases, "b"), mode(&leases, A)), (Entry::Unknown, Some(0o644)));
-    let (next, told) = leases.inside().next_call(S, BTreeSet::new(), Instant::now());
-    let next = next.unwrap();
-    assert_eq!((next.forgot, next.given_back, told), (4, vec![(DIR, 9)], vec![DIR]));
+    let Next { call: next, tell: told, .. } = leases.inside().next_call(S, BTreeSet::new(), Instant::now());
+    assert_eq!((next.forgot, next.given_back, told), (4, vec![(DIR, 10)], vec![DIR]));
     asking.answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 3, leases: vec![70] });
     assert_eq!(mode(&leases, B), None, "it was asked for before the recall");
     let now = Instant::now();
@@ -253,7 +252,7 @@ async fn an_answer_that_crossed_an_own_change_is_not_kept() {
     done(change, &op, &submitted(Outcome::Attr(attr(A, 0o600)), vec![80]));
     assert_eq!(mode(&leases, A), Some(0o600));
     for late in [asking, during] {
-        late.answered(S, AT, &[&attr(A, 0o644)], &Grants { term: 3, leases: vec![81] });
+        late.answered(S, AT, &[&attr(A, 0o644)], &Grants { term: 3, leases: vec![82] });
         assert_eq!(mode(&leases, A), None, "it is older than the change");
     }
 }
@@ -307,8 +306,8 @@ async fn nothing_survives_a_new_leader_or_session() {
     let leases = held(&[("a", A)]);
     let before = call(&leases);
     leases.recalled(&before, (AT, AT), &Recalls { term: 4, last: 0, inodes: vec![], renewed: true });
-    assert!(entry(&leases, "b") == Entry::Unknown && leases.inside().term == 4);
-    let (_, told) = leases.inside().next_call(S, BTreeSet::new(), Instant::now());
+    assert!(entry(&leases, "b") == Entry::Unknown && leases.inside().term == 0);
+    let told = leases.inside().next_call(S, BTreeSet::new(), Instant::now()).tell;
     assert_eq!(told.len(), 2, "the kernel hears of it before the new leader does");
 
     let leases = held(&[("a", A)]);
@@ -326,14 +325,14 @@ async fn memory_is_bounded_and_idle_leases_end() {
     tokio::time::advance(Duration::from_secs(1)).await;
     let many: Vec<Attr> = (1000..60_000).map(|ino| attr(InodeId(ino), 0o600)).collect();
     for some in many.chunks(1000) {
-        let grants = Grants { term: 3, leases: vec![5; some.len()] };
+        let grants = Grants { term: 3, leases: vec![6; some.len()] };
         leases.asking(AT).answered(S, AT, &some.iter().collect::<Vec<_>>(), &grants);
     }
     assert!(entry(&leases, "b") == Entry::Unknown && mode(&leases, A).is_none(), "the oldest went");
     assert_eq!(mode(&leases, InodeId(59_999)), Some(0o600));
-    assert!(call(&leases).given_back.contains(&(DIR, 9)));
+    assert!(call(&leases).given_back.contains(&(DIR, 10)));
     tokio::time::advance(Duration::from_secs(40)).await;
-    while let (Some(_), _) = leases.inside().next_call(S, BTreeSet::new(), Instant::now()) {}
+    while leases.inside().next_call(S, BTreeSet::new(), Instant::now()).call.term != 0 {}
     let inside = leases.inside();
     assert!(format!("{inside:?}").len() < 1000, "nothing is left: {inside:?}");
 }
@@ -389,7 +388,127 @@ async fn a_rename_of_what_is_not_known_may_be_of_anything() {
 async fn what_is_open_is_not_given_back() {
     let leases = held(&[("a", A)]);
     tokio::time::advance(Duration::from_secs(40)).await;
-    let (_, told) = leases.inside().next_call(S, BTreeSet::from([A]), Instant::now());
+    let told = leases.inside().next_call(S, BTreeSet::from([A]), Instant::now()).tell;
     assert_eq!(told, [DIR]);
     assert!(leases.holds(A, AT));
+}
+
+/// As [`held`], with write leases of all of it and numbers for new inodes.
+fn written(names: &[(&str, InodeId)]) -> Arc<Leases> {
+    let leases = held(names);
+    let read: Vec<(InodeId, u64)> = leases.inside().known.iter().map(|(ino, known)| (*ino, known.lease)).collect();
+    let claim = leases.claim(read.clone()).unwrap();
+    let answer = Claimed { term: 3, leases: read.iter().map(|(_, number)| number | WRITE).collect() };
+    assert!(leases.claimed(&claim, Some(&answer)));
+    leases.reserved(S, InodeId(500), 100);
+    leases
+}
+
+fn decide(leases: &Leases, op: &Op) -> Decision {
+    let maker = Maker { cred: &Cred::default(), uptime: AT, now: Time::default(), closed: Some(A) };
+    leases.decide(op, maker)
+}
+
+fn is_done(decision: &Decision) -> bool {
+    matches!(decision, Decision::Done(_))
+}
+
+fn next(leases: &Leases) -> Next {
+    leases.inside().next_call(S, BTreeSet::new(), Instant::now())
+}
+
+/// All that was decided is applied, as it was answered for.
+fn tell(leases: &Leases) -> Batch {
+    let (_, batch) = leases.inside().journal.batch().expect("something was decided");
+    let count = batch.changes.len();
+    let makes = batch.changes.iter().filter(|change| change.makes().is_some()).count();
+    let digest = leases.inside().journal.digest(count);
+    let done = BatchDone { done: u32::try_from(count).unwrap(), fault: None, digest };
+    let numbers = (0..).map(|n| 901 + 2 * n).take(makes).collect();
+    assert!(leases.batch_done(&batch, &done, &Grants { term: 3, leases: numbers }));
+    batch
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_this_client_may_change_it_decides() {
+    let leases = held(&[("a", A)]);
+    let Decision::Claim(wanted) = decide(&leases, &unlink("a")) else { panic!("its leases are shared") };
+    assert_eq!(wanted.len(), 2, "the directory, and what is in it");
+    let leases = written(&[("a", A)]);
+    assert!(is_done(&decide(&leases, &create("new"))) && is_done(&decide(&leases, &unlink("a"))));
+    assert_eq!((entry(&leases, "a"), entry(&leases, "new")), (Entry::Absent, Entry::Leads(InodeId(500))));
+    assert_eq!(decide(&leases, &create("new")), Decision::Ask, "refusals are the metaservers'");
+    let changes = tell(&leases).changes;
+    assert_eq!(changes.iter().map(|change| change.op.clone()).collect::<Vec<_>>(), [create("new"), unlink("a")]);
+    assert!(!leases.is_untold(None));
+    assert_eq!(leases.inside().known[&InodeId(500)].lease, 901, "the lease of what it made has its number now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_lease_is_given_up_only_when_all_is_told() {
+    let leases = written(&[("a", A)]);
+    assert!(is_done(&decide(&leases, &create("new"))));
+    let before = call(&leases);
+    leases.recalled(&before, (AT, AT), &Recalls { term: 3, last: 4, inodes: vec![DIR], renewed: false });
+    assert_eq!(decide(&leases, &create("more")), Decision::Ask);
+    let Next { call: unsent, flush, tell: told, .. } = next(&leases);
+    assert!(flush && unsent.forgot == 4 && told == [DIR]);
+    leases.inside().not_called(unsent);
+    assert!(next(&leases).flush, "it could not be told: it is still to be told first");
+    tell(&leases);
+    let Next { call, flush, .. } = next(&leases);
+    assert!(!flush && call.forgot == 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn before_a_new_leader_hears_anything_what_was_decided_is_told() {
+    let leases = written(&[("a", A)]);
+    assert!(is_done(&decide(&leases, &create("new"))));
+    let before = call(&leases);
+    leases.recalled(&before, (AT, AT), &Recalls { term: 4, last: 0, inodes: vec![], renewed: false });
+    let Next { call, flush, .. } = next(&leases);
+    assert!(flush && call.term == 0);
+    leases.asking(AT).answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 4, leases: vec![90] });
+    assert_eq!(mode(&leases, B), None, "its leases are not taken before that");
+    assert_eq!(leases.inside().journal.batch().unwrap().1.term, 3, "and it is told under whose leases it was decided");
+    tell(&leases);
+    leases.inside().calling();
+    leases.asking(AT).answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 4, leases: vec![90] });
+    assert_eq!(mode(&leases, B), Some(0o600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_decided_of_what_a_change_under_way_may_change() {
+    let leases = written(&[("a", A), ("b", B)]);
+    let op = chmod(A);
+    let change = leases.change(&op, AT);
+    assert_eq!(decide(&leases, &unlink("a")), Decision::Ask);
+    assert!(is_done(&decide(&leases, &create("new"))), "of others it is");
+    change.undone();
+    let op = unlink("b");
+    let change = leases.change(&op, AT);
+    assert_eq!(decide(&leases, &create("b2")), Decision::Ask, "the directory is being changed");
+    change.undone();
+    assert!(is_done(&decide(&leases, &create("b2"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_asked_for_before_a_decision_does_not_undo_it() {
+    let leases = written(&[("a", A)]);
+    let asking = leases.asking(AT);
+    assert!(is_done(&decide(&leases, &Op::SetAttr { ino: A, set: SetAttr { mode: Some(0o640), ..SetAttr::default() } })));
+    asking.answered(S, AT, &[&attr(A, 0o777)], &Grants { term: 3, leases: vec![95] });
+    assert_eq!(mode(&leases, A), Some(0o640));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_is_not_believed_and_its_numbers_are_not_used_again() {
+    let leases = written(&[("a", A)]);
+    assert!(is_done(&decide(&leases, &create("new"))) && is_done(&decide(&leases, &create("more"))));
+    let lost = leases.lose(Fault::new(Kind::Stale, "others came before")).unwrap();
+    assert_eq!((lost.count, leases.losses(), leases.is_untold(None)), (2, 1, false));
+    assert!(lost.inodes.contains(&InodeId(500)) && lost.inodes.contains(&DIR));
+    assert_eq!((entry(&leases, "new"), entry(&leases, "a")), (Entry::Unknown, Entry::Unknown));
+    assert!(leases.lose(Fault::new(Kind::Stale, "again")).is_none() && leases.losses() == 1);
+    assert_eq!(leases.inside().journal.number(S), Some(InodeId(502)));
 }

@@ -4,12 +4,16 @@
 //! session has one, nobody else changes the inode: the leader asks every other holder to forget before it lets a change
 //! begin, and waits for their answers, or until their leases have run out.
 //!
+//! A *write lease* ([`WRITE`]) is one that no other session shares: its holder may change the inode and answer for that
+//! before the leader hears of it ([`super::batch`]). So a leader answers no question about such an inode, and lets no
+//! change of it begin, before the holder has told it all and given the lease up.
+//!
 //! Leases come with the answers of queries and changes ([`Grants`]), and for a whole directory with [`LeaseAsk`]. They
 //! belong to one leader: they are in its memory only. Rules without which this is unsound:
 //! 1. A grant or a renewal is answered after a round to a majority that began after the request arrived. The holder
 //!    counts [`LEASE_TERM`] from when it *sent* the request, on a clock that runs while the machine sleeps; the leader
 //!    waits [`LEASE_WAIT`] from when the request arrived.
-//! 2. A leader begins its first change when `LEASE_WAIT` has passed since it came to lead, or every session has
+//! 2. A leader begins its first change, and answers its first question, when `LEASE_WAIT` has passed since it came to lead, or every session has
 //!    told it ([`RecallCall::term`]) that it holds nothing granted by another one.
 //! 3. No lease of an inode is granted to another session from before a change of it is proposed until that is known to be
 //!    applied. What is read under a lease is read after the lease was noted.
@@ -18,7 +22,7 @@
 
 use crate::id::{InodeId, SessionId};
 use crate::name::Name;
-use crate::proto::meta::{Attr, CloneRange, Commit, Cred, DirEntry, Op};
+use crate::proto::meta::{Attr, CloneRange, Commit, Cred, DirEntry, ExtentRun, Op};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -32,6 +36,19 @@ pub const RECALL_HOLD: Duration = Duration::from_millis(300);
 pub const LEASE_NAMES_MAX: u32 = 16_384;
 /// Attributes that come with the names of a directory, at most.
 pub const LEASE_ATTRS_MAX: usize = 4096;
+/// How long after that the leader waits for the holder of a write lease to tell what it has changed: what it is told
+/// later is refused if somebody was waiting for it.
+pub const WRITE_WAIT: Duration = Duration::from_millis(4000);
+/// How long a leader keeps a [`RecallCall`] of a session that holds nothing.
+pub const IDLE_HOLD: Duration = Duration::from_secs(15);
+/// In the number of a lease: it is a write lease.
+pub const WRITE: u64 = 1;
+/// Leases that are claimed at once, at most.
+pub const CLAIM_MAX: usize = 4096;
+/// Bytes of contents that come with a directory, at most.
+pub const LEASE_CONTENTS_MAX: u64 = 1 << 20;
+/// Files with more bytes than this come without.
+pub const LEASE_FILE_MAX: u64 = 16 << 10;
 /// Inodes in one answer to a [`RecallCall`], and given back with one, at most.
 pub const RECALLS_MAX: usize = 4096;
 
@@ -76,6 +93,28 @@ pub struct LeasedListing {
     /// All entries, in cookie order; the first [`LEASE_ATTRS_MAX`] with attributes, if they were to be had.
     pub entries: Vec<DirEntry>,
     /// The number of the directory's lease, then those of the entries that have attributes, in order; 0: none.
+    pub leases: Vec<u64>,
+    /// What small files among them hold, where that is kept in the metadata: whole.
+    pub contents: Vec<(InodeId, ExtentRun)>,
+}
+
+/// Asks for leases that the session has to become write leases.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Whose they are.
+    pub session: SessionId,
+    /// The term of the leader that gave them.
+    pub term: u64,
+    /// Inodes and the numbers of their leases: at most [`CLAIM_MAX`].
+    pub leases: Vec<(InodeId, u64)>,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claimed {
+    /// The leader's term.
+    pub term: u64,
+    /// Their numbers from now on, in order; 0: it stays as it was. Empty: none are write leases now.
     pub leases: Vec<u64>,
 }
 
@@ -150,7 +189,9 @@ impl Touched {
             | Op::OpenAttending { .. }
             | Op::CloseSession
             | Op::Lock(_)
-            | Op::CancelLock { .. } => Touched::default(),
+            | Op::CancelLock { .. }
+            | Op::Batch(_) // looked at one by one: nobody else can touch what it touches
+            | Op::Reserve { .. } => Touched::default(),
         }
     }
 }

@@ -9,8 +9,9 @@ use crate::fault::Fault;
 use crate::id::{ChunkId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, ServerId, SessionId};
 use crate::layout::ClusterMap;
 use crate::name::Name;
+use crate::proto::batch::{Batch, BatchDone};
 use crate::proto::keep::{KeepAnswer, KeepAsk};
-use crate::proto::lease::{Grants, LeaseAsk, Leased, RecallCall, Recalls};
+use crate::proto::lease::{Claim, Claimed, Grants, LeaseAsk, Leased, RecallCall, Recalls};
 use crate::proto::lock::{Lock, LockAsk, LockHolder, Locked};
 use crate::proto::opens::{OpenAsk, OpenReport};
 use crate::time::Time;
@@ -309,6 +310,13 @@ pub enum Op {
         /// Access wanted on an existing file when not `exclusive`.
         access: u8,
     },
+    /// Changes that the session has made under write leases ([`super::batch`]). Each is on behalf of its own `cred`.
+    Batch(Batch),
+    /// Numbers for inodes that the session will make in batches.
+    Reserve {
+        /// How many, at most [`super::batch::RESERVE_MAX`].
+        count: u32,
+    },
 }
 
 /// Which bytes come to be where, without being moved: both files refer to the same chunks afterwards.
@@ -476,6 +484,10 @@ pub enum Outcome {
     },
     /// `Lock`. `CancelLock`: `Yes` if it was granted before that, else `No`.
     Locked(Locked),
+    /// `Batch`.
+    Batch(BatchDone),
+    /// `Reserve`: as many numbers as were asked for, from this one on.
+    Reserved(InodeId),
 }
 
 /// A change's outcome and where in the order of all changes it stands.
@@ -717,7 +729,7 @@ pub struct Answered {
 pub struct Submitted {
     /// What happened.
     pub applied: Applied,
-    /// Leases of what [`Outcome::attrs`] has, if the session takes leases.
+    /// Leases of what [`Outcome::attrs`] has, if the session takes leases. Of a batch: of the inodes that it made.
     pub grants: Grants,
 }
 
@@ -754,7 +766,9 @@ impl Outcome {
             | Outcome::Session { .. }
             | Outcome::Removed { .. }
             | Outcome::Renamed { .. }
-            | Outcome::Locked(_) => Vec::new(),
+            | Outcome::Locked(_)
+            | Outcome::Batch(_)
+            | Outcome::Reserved(_) => Vec::new(),
         }
     }
 }
@@ -797,4 +811,6 @@ pub trait Meta {
     async fn keep(ask: KeepAsk) -> Result<KeepAnswer, Fault>;
     /// What a session has open, and when to say it again; waits for up to [`super::opens::OPENS_HOLD`]. Clients.
     async fn opens(report: OpenReport) -> Result<OpenAsk, Fault>;
+    /// Makes leases write leases. Clients.
+    async fn claim(claim: Claim) -> Result<Claimed, Fault>;
 }

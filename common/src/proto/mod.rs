@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod backup;
+pub mod batch;
 pub mod chunk;
 pub mod keep;
 pub mod lease;
@@ -16,4 +17,4 @@ pub mod servers;
 pub mod squash;
 
 /// The protocol version both planes speak. Another one is refused in the hello.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;

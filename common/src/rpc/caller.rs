@@ -8,7 +8,7 @@ use crate::hello::{self, Hello, Me, Plane};
 use crate::id::SessionId;
 use crate::layout::ClusterMap;
 use crate::proto::keep::{KeepAnswer, KeepAsk};
-use crate::proto::lease::{LeaseAsk, Leased, RecallCall, Recalls};
+use crate::proto::lease::{Claim, Claimed, LeaseAsk, Leased, RecallCall, Recalls};
 use crate::proto::meta::{
     Admin, AdminReply, Alive, Answered, Ask, Heartbeat, HeartbeatReply, MetaClient, Register, Registered, Request,
     Submitted,
@@ -243,6 +243,15 @@ impl Caller {
             async move { client.recalls(context, recall).await }
         };
         self.call("recalls", false, limit, call).await
+    }
+
+    /// [`Meta::claim`](crate::proto::meta::Meta::claim).
+    pub async fn claim(&self, claim: &Claim, limit: Duration) -> Result<Claimed, Fault> {
+        let call = |client: MetaClient, context| {
+            let claim = claim.clone();
+            async move { client.claim(context, claim).await }
+        };
+        self.call("claim", false, limit, call).await
     }
 
     /// [`Meta::opens`](crate::proto::meta::Meta::opens).

@@ -15,6 +15,7 @@ mod files;
 
 pub(crate) use files::chunks_of;
 
+use crate::leases::NOBODY;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, FIXES_MAX, Fix};
 use crate::node::Shared;
@@ -208,6 +209,7 @@ impl Work {
 
     /// Checks the rows; what mends them, and the chunks of the files below the path that was asked for.
     async fn namespace(&self) -> Result<(Vec<Fix>, Option<BTreeSet<ChunkId>>), Fault> {
+        self.leading.leases.look(NOBODY, None).await; // what mounts have answered for is part of it
         self.member.reads.wait().await?;
         let (state, path) = (self.member.state.clone(), self.ask.path.clone());
         let index = LogIndex(state.applied_index()); // before the view: a correction since then makes it void

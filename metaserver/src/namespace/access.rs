@@ -10,49 +10,27 @@ use crate::store::keys::{self, CLUSTER};
 use crate::store::values::{Inode, SquashRow, Value};
 use common::fault::Kind;
 use common::kv::{KvError, KvRead};
+use common::perm::Bits;
 use common::proto::meta::{ACCESS_EXEC, ACCESS_WRITE, Cred, FileKind};
 use common::proto::squash::{SQUASH_ALLOWED_MAX, Squash};
 
-/// Set-user-id bit.
-pub(super) const SETUID: u32 = 0o4000;
-/// Set-group-id bit; of a directory: what is made in it gets its group.
-pub(super) const SETGID: u32 = 0o2000;
-/// Sticky bit; of a directory: only owners remove entries.
-pub(super) const STICKY: u32 = 0o1000;
-/// Execute bit of the group.
-pub(super) const GROUP_EXEC: u32 = 0o010;
-/// Any execute bit.
-const ANY_EXEC: u32 = 0o111;
+pub(super) use common::perm::{SETGID, in_group, is_root};
 
-pub(super) fn is_root(cred: &Cred) -> bool {
-    cred.uid == 0
-}
-
-pub(super) fn in_group(cred: &Cred, gid: u32) -> bool {
-    cred.gid == gid || cred.groups.contains(&gid)
+/// What the rules look at.
+fn bits(inode: &Inode) -> Bits {
+    Bits { kind: inode.kind, mode: inode.mode, uid: inode.uid, gid: inode.gid }
 }
 
 pub(super) fn is_owner(inode: &Inode, cred: &Cred) -> bool {
-    is_root(cred) || cred.uid == inode.uid
+    bits(inode).is_owner(cred)
 }
 
 /// True if the permission bits and the ACL grant all of `want` (bits of `ACCESS_*`).
 pub(super) fn grants(inode: &Inode, cred: &Cred, want: u8) -> bool {
-    if is_root(cred) {
-        let nobody_executes = inode.kind != FileKind::Dir && inode.mode & ANY_EXEC == 0;
-        return want & ACCESS_EXEC == 0 || !nobody_executes;
+    match inode.access_acl().filter(|_| !is_owner(inode, cred)) {
+        Some(entries) => acl::grants(entries, inode, cred, want),
+        None => bits(inode).grant(cred, want),
     }
-    let shift = if cred.uid == inode.uid {
-        6
-    } else if let Some(entries) = inode.access_acl() {
-        return acl::grants(entries, inode, cred, want);
-    } else if in_group(cred, inode.gid) {
-        3
-    } else {
-        0
-    };
-    let granted = (inode.mode >> shift) & 0o7;
-    u32::from(want) & !granted == 0
 }
 
 /// # Errors
@@ -75,7 +53,7 @@ pub(super) fn need_add(dir: &Inode, cred: &Cred) -> Result<(), Fail> {
 /// What it takes to remove `entry` from a directory: write access, and under the sticky bit ownership of one of both.
 pub(super) fn need_remove(dir: &Inode, entry: &Inode, cred: &Cred) -> Result<(), Fail> {
     need(dir, cred, ACCESS_WRITE | ACCESS_EXEC)?;
-    if dir.mode & STICKY != 0 && !is_owner(dir, cred) && !is_owner(entry, cred) {
+    if bits(dir).sticks(&bits(entry), cred) {
         return Err(refuse(Kind::NotPermitted, "the directory is sticky and neither it nor the entry is yours"));
     }
     Ok(())
@@ -84,15 +62,12 @@ pub(super) fn need_remove(dir: &Inode, entry: &Inode, cred: &Cred) -> Result<(),
 /// The mode after someone wrote to, truncated or (with `chown`) gave away a file: no set-id bit may outlive that.
 /// A set-group-id bit without group execute (once a lock mode) stays for members of the group.
 pub(super) fn without_set_id(inode: &Inode, cred: &Cred, chown: bool) -> u32 {
-    if inode.kind == FileKind::Dir || (is_root(cred) && !chown) {
-        return inode.mode;
-    }
-    let mut mode = inode.mode & !SETUID;
-    let member = is_root(cred) || in_group(cred, inode.gid);
-    if mode & SETGID != 0 && (mode & GROUP_EXEC != 0 || !member) {
-        mode &= !SETGID;
-    }
-    mode
+    bits(inode).without_set_id(cred, chown)
+}
+
+/// Permission bits and group of something new in this directory.
+pub(super) fn inherited(dir: &Inode, kind: FileKind, asked: u32, cred: &Cred) -> (u32, u32) {
+    bits(dir).inherited(kind, asked, cred)
 }
 
 /// Who root of clients' machines is. `None`: root. Requests are made another user's before they come here.

@@ -1,6 +1,6 @@
 //! New names: files, directories, symlinks, pipes, sockets, devices, hard links.
 
-use super::access::{self, SETGID, STICKY};
+use super::access;
 use super::acl;
 use super::command::{Fail, refuse};
 use super::rows::{Call, directory, entry, inode, inode_of};
@@ -31,7 +31,7 @@ pub(super) fn create(call: &mut Call<'_, '_>, parent: InodeId, name: &Name, new:
         return open_existing(call, parent, &dir, &there, new);
     }
     access::need_add(&dir, call.cred)?;
-    let ino = InodeId(call.next_ino());
+    let ino = call.new_ino()?;
     let made = new_inode(call, parent, &dir, ino, new)?;
     call.put_inode(ino, &made);
     call.counters.inodes += 1;
@@ -75,12 +75,12 @@ fn new_inode(
     new: &New<'_>,
 ) -> Result<Inode, Fail> {
     let (kind, body) = kind_and_body(call, parent, ino, new.node)?;
-    let inherits_group = dir.mode & SETGID != 0;
+    let (mode, gid) = access::inherited(dir, kind, new.mode, call.cred);
     let mut made = Inode {
         kind,
-        mode: new_mode(call, dir, kind, new.mode),
+        mode,
         uid: call.cred.uid,
-        gid: if inherits_group { dir.gid } else { call.cred.gid },
+        gid,
         nlink: if kind == FileKind::Dir { 2 } else { 1 },
         atime: call.at,
         mtime: call.at,
@@ -116,20 +116,6 @@ fn kind_and_body(call: &Call<'_, '_>, parent: InodeId, ino: InodeId, node: &NewN
         NewNode::Socket => Ok((FileKind::Socket, Body::Plain)),
         NewNode::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
         NewNode::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
-    }
-}
-
-/// The permission bits of something new, as Linux's `mkdir` and `inode_init_owner` make them.
-fn new_mode(call: &Call<'_, '_>, dir: &Inode, kind: FileKind, asked: u32) -> u32 {
-    let inherits_group = dir.mode & SETGID != 0;
-    match kind {
-        FileKind::Symlink => 0o777,
-        FileKind::Dir => (asked & (0o777 | STICKY)) | if inherits_group { SETGID } else { 0 },
-        _ => {
-            let foreign = inherits_group && !access::is_root(call.cred) && !access::in_group(call.cred, dir.gid);
-            let drop_setgid = foreign && asked & access::GROUP_EXEC != 0;
-            asked & 0o7777 & if drop_setgid { !SETGID } else { !0 }
-        }
     }
 }
 

@@ -23,6 +23,7 @@
 //! | `session` | open, close, expire, reply slots |
 //! | `access`, `acl` | permission bits, access control lists |
 //! | `create`, `remove`, `rename`, `attr`, `xattr` | changes of the tree and of inodes |
+//! | `batch` | changes that a session has made under write leases, many in one command |
 //! | `commit`, `clone`, `extents` | changes of what a file holds; the extent map and the reference counts |
 //! | `lock` | locks of programs, held and waited for |
 //! | `query`, `walk` | reads |
@@ -37,6 +38,7 @@
 mod access;
 mod acl;
 mod attr;
+mod batch;
 mod check;
 mod clone;
 mod cluster;
@@ -69,7 +71,7 @@ pub use event::{EVENTS_MAX, events};
 pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
 pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
 pub use lock::waits as lock_waits;
-pub use query::{QueryCtx, attr, lead_to, leased, query};
+pub use query::{QueryCtx, attr, inline_run, lead_to, leased, query};
 pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
 pub use restore::held;
 pub use rows::{config, counters};
@@ -174,6 +176,8 @@ fn system(
 fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
     match op {
         Op::OpenSession { .. } | Op::OpenAttending { .. } => unreachable!("handled before slots are looked at"),
+        Op::Batch(_) => unreachable!("each of its changes is carried out on its own"),
+        Op::Reserve { count } => batch::reserve(call, *count),
         Op::CloseSession => session::end(call, call.session).map(|()| Outcome::Done),
         Op::Create { parent, name, node, mode, exclusive, access } => create::create(
             call,

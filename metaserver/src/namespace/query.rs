@@ -20,7 +20,11 @@ use common::proto::meta::{
     ACCESS_EXEC, ACCESS_READ, ACCESS_WRITE, Answer, Answered, Ask, Attr, Cred, DirEntry, EXTENTS_PER_ANSWER, Extent,
     ExtentRun, FileKind, FsStat, LISTING_MAX, Query, Source,
 };
+use common::units::len_usize;
 use std::ops::Bound;
+
+/// Files with more extents do not come with a lease.
+const INLINE_EXTENTS_MAX: usize = 16;
 
 /// What a query needs beside the store: made once from the [`Config`], capacity from the heartbeats.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +128,28 @@ pub fn attr(read: &dyn KvRead, ino: InodeId) -> Result<Option<Attr>, KvError> {
     Ok(find_inode(read, ino)?.map(|found| found.attr(ino)))
 }
 
+/// All that a file holds, if that is kept in the metadata whole.
+///
+/// # Errors
+/// The store failed.
+pub fn inline_run(read: &dyn KvRead, ino: InodeId) -> Result<Option<ExtentRun>, KvError> {
+    let Some(Inode { body: Body::File { data, extents, .. }, .. }) = find_inode(read, ino)? else { return Ok(None) };
+    if len_usize(extents) > INLINE_EXTENTS_MAX {
+        return Ok(None);
+    }
+    let mut run = ExtentRun { extents: Vec::new(), covered: u64::MAX };
+    for (at, row) in overlapping(read, data, 0, u64::MAX, INLINE_EXTENTS_MAX)? {
+        let Data::Inline { id, offset, bytes } = row.data else { return Ok(None) };
+        run.extents.push(inline(at, row.len, Source::Inline { id, offset, bytes }));
+    }
+    Ok(Some(run))
+}
+
+/// An extent whose bytes are here: there is nothing to have a right to.
+fn inline(at: u64, len: u64, data: Source) -> Extent {
+    Extent { at, len, data, chunk_len: 0, token: Mac::default(), holders: Vec::new() }
+}
+
 /// The inodes that these names lead to now, as far as they lead anywhere.
 ///
 /// # Errors
@@ -216,14 +242,7 @@ impl Reader<'_> {
 
     fn extent(&self, (at, row): Placed, degraded: bool) -> Result<Extent, KvError> {
         Ok(match row.data {
-            Data::Inline { id, offset, bytes } => Extent {
-                at,
-                len: row.len,
-                data: Source::Inline { id, offset, bytes },
-                chunk_len: 0,
-                token: Mac::default(),
-                holders: Vec::new(),
-            },
+            Data::Inline { id, offset, bytes } => inline(at, row.len, Source::Inline { id, offset, bytes }),
             Data::Chunk { id, offset, chunk_len } => {
                 let key = keys::degraded(id.pg(self.ctx.pg_count), &id);
                 let known: Option<Degraded> = if degraded { self::row(self.read, DEGRADED, &key)? } else { None };

@@ -70,6 +70,8 @@ pub(super) struct Call<'t, 'k> {
     pub(super) at: Time,
     pub(super) session: SessionId,
     pub(super) cred: &'t Cred,
+    /// The number that a new inode gets, if it is not the next one: the session has reserved it.
+    pub(super) given: Option<InodeId>,
     /// Written back by [`Call::finish`].
     pub(super) counters: Counters,
     counters_before: Counters,
@@ -84,7 +86,7 @@ impl<'t, 'k> Call<'t, 'k> {
         cred: &'t Cred,
     ) -> Result<Call<'t, 'k>, KvError> {
         let counters = counters(txn)?;
-        Ok(Call { txn, index, at, session, cred, counters, counters_before: counters })
+        Ok(Call { txn, index, at, session, cred, given: None, counters, counters_before: counters })
     }
 
     /// Writes what was kept back: call it when the command has succeeded.
@@ -107,6 +109,13 @@ impl<'t, 'k> Call<'t, 'k> {
         let ino = self.counters.next_ino;
         self.counters.next_ino += 1;
         ino
+    }
+
+    /// The number of a new inode.
+    pub(super) fn new_ino(&mut self) -> Result<InodeId, Fail> {
+        let Some(given) = self.given else { return Ok(InodeId(self.next_ino())) };
+        super::batch::take(self, given)?;
+        Ok(given)
     }
 
     /// Adds an entry under a new cookie, and counts it in the directory (times too). The caller writes the directory.

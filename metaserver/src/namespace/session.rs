@@ -2,14 +2,14 @@
 
 use super::command::{Fail, refuse};
 use super::rows::{Call, config, row};
-use super::{lock, remove, run as run_op};
+use super::{batch, lock, remove, run as run_op};
 use crate::store::Txn;
 use crate::store::keys::{self, ATTEND, CLUSTER, ENDED, ORPHAN, SESSION, SLOT};
 use crate::store::values::{SessionClock, SessionRow, SlotRow, Value};
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::kv::{KvError, KvRead, prefix_range};
-use common::proto::meta::{Applied, Op, Outcome, Request, SLOTS_MAX};
+use common::proto::meta::{Applied, Cred, Op, Outcome, Request, SLOTS_MAX};
 use common::time::Time;
 use std::ops::Bound;
 
@@ -34,7 +34,7 @@ pub(super) fn run(
     request: &Request,
 ) -> Result<Result<Applied, Fault>, KvError> {
     if let Op::OpenSession { label, slots } | Op::OpenAttending { label, slots } = &request.op {
-        return guarded(txn, index, at, request, |call| open(call, label, *slots, request));
+        return guarded(txn, index, at, (request.session, &request.cred), |call| open(call, label, *slots, request));
     }
     let session: Option<SessionRow> = row(txn, SESSION, &keys::session(request.session))?;
     let Some(session) = session.filter(|session| !session.ended) else {
@@ -54,7 +54,10 @@ pub(super) fn run(
             return Ok(Err(Fault::new(Kind::Stale, message)));
         }
     }
-    let reply = guarded(txn, index, at, request, |call| run_op(call, &request.op))?;
+    let reply = match &request.op {
+        Op::Batch(changes) => batch::run(txn, index, request.session, changes)?,
+        op => guarded(txn, index, at, (request.session, &request.cred), |call| run_op(call, op))?,
+    };
     let keep = match &reply {
         Ok(_) => !matches!(request.op, Op::CloseSession), // its slots are gone
         Err(fault) => fault.kind.is_kept(),
@@ -67,15 +70,15 @@ pub(super) fn run(
 }
 
 /// Runs the body all or nothing.
-fn guarded(
+pub(super) fn guarded(
     txn: &mut Txn<'_>,
     index: LogIndex,
     at: Time,
-    request: &Request,
+    (session, cred): (SessionId, &Cred),
     body: impl FnOnce(&mut Call<'_, '_>) -> Result<Outcome, Fail>,
 ) -> Result<Result<Applied, Fault>, KvError> {
     let savepoint = txn.savepoint();
-    let mut call = Call::new(txn, index, at, request.session, &request.cred)?;
+    let mut call = Call::new(txn, index, at, session, cred)?;
     match body(&mut call) {
         Ok(outcome) => {
             call.finish();
@@ -147,6 +150,7 @@ pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), Fai
         call.txn.delete(SLOT, slot);
     }
     lock::end(call, session)?;
+    batch::end(call, session)?;
     call.txn.delete(ATTEND, keys::session(session));
     row.ended = true;
     call.txn.put(SESSION, key, row.encode());
@@ -225,7 +229,6 @@ mod tests {
     use crate::store::keys::FAMILIES;
     use common::disk::RealDisk;
     use common::kv::memory::MemoryKv;
-    use common::proto::meta::Cred;
 
     #[test]
     fn the_clock_of_ended_sessions_follows_the_time_but_no_jump() {
@@ -247,10 +250,10 @@ mod tests {
     fn what_fails_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let kv = MemoryKv::open(std::sync::Arc::new(RealDisk), dir.path(), &FAMILIES).unwrap();
-        let request = Request { session: SessionId(1), slot: 0, seq: 1, cred: Cred::default(), op: Op::CloseSession };
+        let cred = Cred::default();
         let mut txn = Txn::new(&kv);
         txn.put(SESSION, *b"before", Vec::new());
-        let reply = guarded(&mut txn, LogIndex(1), Time::default(), &request, |call| {
+        let reply = guarded(&mut txn, LogIndex(1), Time::default(), (SessionId(1), &cred), |call| {
             call.counters.inodes += 1;
             call.txn.delete(SESSION, *b"before");
             call.txn.put(SESSION, *b"during", Vec::new());

@@ -2,7 +2,7 @@
 //!
 //! Of `system.*` there are the access control lists, which are kept in the inode's row ([`super::acl`]).
 
-use super::access::{self, STICKY};
+use super::access;
 use super::acl::{self, Which};
 use super::command::{Fail, refuse};
 use super::rows::{Call, inode};
@@ -43,7 +43,7 @@ fn need_write(inode: &Inode, cred: &Cred, name: &[u8]) -> Result<(), Fail> {
         Space::Trusted | Space::Security => Err(refuse(Kind::NotPermitted, "only root sets these attributes")),
         Space::Acl(which) => acl::need_change(inode, cred, which),
         Space::User => {
-            let foreign_sticky = inode.kind == FileKind::Dir && inode.mode & STICKY != 0;
+            let foreign_sticky = inode.kind == FileKind::Dir && inode.mode & common::perm::STICKY != 0;
             if !matches!(inode.kind, FileKind::File | FileKind::Dir) {
                 return Err(refuse(Kind::NotPermitted, "only files and directories have user attributes"));
             }

@@ -107,6 +107,8 @@ pub const OUT: &[u8] = b"out";
 pub const KEEP: &[u8] = b"keep";
 /// In [`CLUSTER`]: who root of clients' machines is, unless root.
 pub const SQUASH: &[u8] = b"root-squash";
+/// In [`CLUSTER`], followed by a session: the inode numbers that it has reserved.
+pub const RESERVED: &[u8] = b"reserved/";
 
 /// Key of an inode; prefix of everything that starts with an inode number.
 pub fn inode(ino: InodeId) -> [u8; 8] {
@@ -146,6 +148,11 @@ pub fn degraded(pg: PgId, id: &ChunkId) -> Vec<u8> {
 /// Key of a session; prefix of its slots and orphans.
 pub fn session(session: SessionId) -> [u8; 16] {
     session.0.to_be_bytes()
+}
+
+/// Key of the inode numbers that a session has reserved, in [`CLUSTER`].
+pub fn reserved(session: SessionId) -> Vec<u8> {
+    [RESERVED, &self::session(session)[..]].concat()
 }
 
 /// Key of a reply slot.

@@ -127,15 +127,12 @@ pub enum Body {
     Plain,
 }
 
-/// What a directory counts for each entry in its `size`, in bytes.
-const ENTRY_SIZE: u64 = 32;
-
 impl Inode {
     /// As a client sees it.
     pub fn attr(&self, ino: InodeId) -> Attr {
         let (size, allocated, version, rdev) = match &self.body {
             Body::File { size, allocated, version, .. } => (*size, *allocated, *version, 0),
-            Body::Dir { entries, .. } => (entries * ENTRY_SIZE, 0, DataVersion(0), 0),
+            Body::Dir { entries, .. } => (entries * common::units::ENTRY_SIZE, 0, DataVersion(0), 0),
             Body::Symlink { target } => (common::units::len_u64(target.len()), 0, DataVersion(0), 0),
             Body::Device { rdev } => (0, 0, DataVersion(0), *rdev),
             Body::Plain => (0, 0, DataVersion(0), 0),
@@ -486,6 +483,15 @@ pub struct OutRow(pub BTreeSet<ServerId>);
 
 impl Value for OutRow {
     const WHAT: &'static str = "out";
+    const VERSION: u8 = 1;
+}
+
+/// Numbers of inodes that a session has reserved and not used: ranges of the next one and the end, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserved(pub Vec<(u64, u64)>);
+
+impl Value for Reserved {
+    const WHAT: &'static str = "reserved";
     const VERSION: u8 = 1;
 }
 

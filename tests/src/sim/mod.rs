@@ -6,6 +6,7 @@
 //!
 //! `DFS_SIM_SEED=17 cargo test -p tests --test simulation -- --nocapture one_seed` replays one seed with its trace.
 
+pub mod decided;
 pub mod model;
 pub mod net;
 pub mod workload;
@@ -87,18 +88,8 @@ type Share = Rc<RefCell<Shared>>;
 
 /// Runs a plan. `Err` names the seed, what was broken, and how to replay it.
 pub fn run(plan: Plan) -> Result<Report, String> {
-    metaserver::raft::runtime::seed_thread(plan.seed);
+    let (mut sim, mut rng) = quiet(plan.seed);
     let shared: Share = Rc::default();
-    let mut builder = turmoil::Builder::new();
-    builder
-        .rng_seed(plan.seed)
-        .simulation_duration(RUN_MAX)
-        .tick_duration(Duration::from_millis(1))
-        .min_message_latency(Duration::from_micros(100))
-        .max_message_latency(Duration::from_millis(3))
-        .tcp_capacity(4096);
-    let mut sim = builder.build();
-    let mut rng = StdRng::seed_from_u64(plan.seed);
     let disks = add_servers(&mut sim, &mut rng);
     for client in 1..=CLIENTS {
         let (shared, seed) = (shared.clone(), rng.random());
@@ -117,6 +108,33 @@ pub fn run(plan: Plan) -> Result<Report, String> {
     }
     let unknown = shared.trace.iter().filter(|line| line.ends_with("Unknown")).count();
     Ok(Report { trace: std::mem::take(&mut shared.trace), faults: faults.made, unknown })
+}
+
+/// A network, and nobody in it.
+fn quiet<'a>(seed: u64) -> (turmoil::Sim<'a>, StdRng) {
+    metaserver::raft::runtime::seed_thread(seed);
+    let mut builder = turmoil::Builder::new();
+    builder
+        .rng_seed(seed)
+        .simulation_duration(RUN_MAX)
+        .tick_duration(Duration::from_millis(1))
+        .min_message_latency(Duration::from_micros(100))
+        .max_message_latency(Duration::from_millis(3))
+        .tcp_capacity(4096);
+    (builder.build(), StdRng::seed_from_u64(seed))
+}
+
+/// Servers in a network, without clients.
+fn cluster<'a>(seed: u64) -> (turmoil::Sim<'a>, Share, StdRng) {
+    let (mut sim, mut rng) = quiet(seed);
+    let _disks = add_servers(&mut sim, &mut rng); // no power cut will look for them
+    (sim, Rc::default(), rng)
+}
+
+/// Runs until the clients have ended, without faults.
+fn drive_quiet(sim: &mut turmoil::Sim<'_>, shared: &Share) -> Result<(), String> {
+    while !sim.step().map_err(|error| error.to_string())? {}
+    shared.borrow_mut().broken.take().map_or(Ok(()), Err)
 }
 
 fn drive(sim: &mut turmoil::Sim<'_>, plan: Plan, shared: &Share, faults: &mut Faults) -> Result<(), String> {
@@ -266,9 +284,13 @@ impl Faults {
 }
 
 async fn connect(label: &str, seed: u64) -> Result<Client, String> {
+    let leased = |config| ClientConfig { leases: true, write_leases: true, label: label.into(), ..config };
+    connect_as(seed, &leased).await
+}
+
+async fn connect_as(seed: u64, config: &dyn Fn(ClientConfig) -> ClientConfig) -> Result<Client, String> {
     let world = World::simulated(Arc::new(SimNet), Arc::new(SimDisk::new(seed)), Arc::new(SimClock), seed);
-    let config =
-        ClientConfig { leases: true, label: label.into(), op_timeout: OP_TIMEOUT, ..ClientConfig::new(metaservers()) };
+    let config = config(ClientConfig { op_timeout: OP_TIMEOUT, ..ClientConfig::new(metaservers()) });
     Client::connect(config, world).await.map_err(|fault| format!("connect: {fault}"))
 }
 

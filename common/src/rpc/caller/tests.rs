@@ -96,6 +96,9 @@ impl Meta for Fake {
     async fn recalls(self, _: Context, call: RecallCall) -> Result<Recalls, Fault> {
         Ok(Recalls { term: call.term, last: 0, inodes: Vec::new(), renewed: true })
     }
+    async fn claim(self, _: Context, claim: Claim) -> Result<Claimed, Fault> {
+        Ok(Claimed { term: claim.term, leases: Vec::new() })
+    }
     async fn opens(
         self,
         _: Context,

@@ -1,0 +1,217 @@
+//! Changes that are decided here and told later: when that is possible, what has to come first, and the telling.
+//!
+//! Count of one create under write leases: no round trip, no sync, no wake-up of another task but the kernel's; it goes
+//! with up to a thousand others in one Raft command, at most 200 ms later.
+
+use crate::core::{Core, Removal};
+use crate::leases::{Decision, Entry, Maker, is_candidate};
+use crate::stats::add;
+use common::fault::{Fault, Kind};
+use common::id::{InodeId, SessionId};
+use common::proto::batch::{Batch, BatchDone};
+use common::proto::lease::Grants;
+use common::proto::meta::{Cred, Op, Outcome, Query, RenameMode};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+/// Steps (a claim, numbers, room) before a change is asked for instead.
+const STEPS_MAX: u32 = 4;
+/// Inode numbers reserved at once.
+const RESERVE: u32 = 8192;
+/// The pause before a batch is sent again.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long a claim may take: what it is for can be asked for instead.
+const CLAIM_LIMIT: Duration = Duration::from_millis(900);
+
+impl Core {
+    /// Decides a change here. `None`: the metaservers decide.
+    pub(crate) async fn decide(&self, cred: &Cred, op: &Op, deadline: Instant) -> Result<Option<Outcome>, Fault> {
+        if !self.config.write_leases || !is_candidate(op) {
+            return Ok(None);
+        }
+        for _ in 0..STEPS_MAX {
+            let removal = self.closed(op);
+            let closed = removal.as_ref().map(|(ino, _)| *ino);
+            let maker = Maker { cred, uptime: self.world.uptime(), now: self.world.now(), closed };
+            match self.leases.decide(op, maker) {
+                Decision::Done(outcome) => {
+                    add(&self.counters.decided, 1);
+                    outcome.attrs().into_iter().for_each(|attr| self.adopt(attr));
+                    return Ok(Some(outcome));
+                }
+                Decision::Ask => return Ok(None),
+                Decision::Claim(leases) => {
+                    drop(removal);
+                    if !self.claim(leases).await {
+                        return Ok(None);
+                    }
+                }
+                Decision::Reserve => self.reserve_numbers(deadline).await?,
+                Decision::Full => {
+                    drop(removal);
+                    self.tell_all(deadline).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The inode that may lose a name, if it is certainly closed here, and what keeps it so.
+    fn closed(&self, op: &Op) -> Option<(InodeId, Removal<'_>)> {
+        let (dir, name) = match op {
+            Op::Unlink { parent, name, .. } => (*parent, name),
+            Op::Rename { to, to_name, mode: RenameMode::Replace, .. } => (*to, to_name),
+            _ => return None,
+        };
+        let Entry::Leads(ino) = self.leases.entry(dir, name, self.world.uptime()) else { return None };
+        Some((ino, self.removal_of(ino)?))
+    }
+
+    async fn claim(&self, leases: Vec<(InodeId, u64)>) -> bool {
+        let Some(claim) = self.leases.claim(leases) else { return false };
+        let answer = self.meta.claim(&claim, Instant::now() + CLAIM_LIMIT).await;
+        if let Err(fault) = &answer {
+            debug!(error = %fault, "no write lease");
+        }
+        self.leases.claimed(&claim, answer.as_ref().ok())
+    }
+
+    async fn reserve_numbers(&self, deadline: Instant) -> Result<(), Fault> {
+        let (submitted, session) = self.meta.submit(&Cred::default(), Op::Reserve { count: RESERVE }, deadline).await?;
+        match submitted.applied.outcome {
+            Outcome::Reserved(first) => {
+                self.leases.reserved(session, first, RESERVE);
+                Ok(())
+            }
+            other => Err(crate::meta::unexpected("reserve", &other)),
+        }
+    }
+
+    /// Waits until all that was decided here by now is applied: durable on a majority of metaservers.
+    ///
+    /// # Errors
+    /// `Unavailable` if that takes longer. What is lost meanwhile is told to who syncs ([`crate::handle::Inside::check`]).
+    pub(crate) async fn tell_all(&self, deadline: Instant) -> Result<(), Fault> {
+        if !self.leases.is_untold(None) {
+            return Ok(());
+        }
+        let late = |_| Fault::new(Kind::Unavailable, "changes made here could not be told to the metaservers in time");
+        timeout_at(deadline, self.leases.all_told()).await.map_err(late)
+    }
+
+    /// A loss that nobody who synced was told of yet.
+    pub(crate) fn told_losses(&self) -> Result<(), Fault> {
+        let losses = self.leases.losses();
+        if self.told_losses.swap(losses, Ordering::AcqRel) < losses { Err(self.leases.last_loss()) } else { Ok(()) }
+    }
+
+    /// Waits until the metaservers know of what was decided here that an answer to this question may show.
+    pub(crate) async fn told_what_shows(&self, query: &Query, deadline: Instant) -> Result<(), Fault> {
+        let ino = match query {
+            Query::GetAttr { ino }
+            | Query::ReadLink { ino }
+            | Query::Open { ino, .. }
+            | Query::Extents { ino, .. }
+            | Query::GetXattr { ino, .. }
+            | Query::ListXattr { ino }
+            | Query::LockHolder { ino, .. }
+            | Query::LockWaits { ino, .. } => Some(*ino),
+            Query::StatFs => return Ok(()),
+            Query::Lookup { .. } | Query::Walk { .. } | Query::ReadDir { .. } => None,
+        };
+        if self.leases.is_untold(ino) { self.tell_all(deadline).await } else { Ok(()) }
+    }
+
+    /// Tells what was decided, batch after batch.
+    pub(crate) async fn tell_loop(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let (session, batch) = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                batch = self.leases.next_batch() => batch,
+            };
+            let told = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                told = self.tell(session, &batch) => told,
+            };
+            let lost = match told {
+                Ok((done, grants)) => {
+                    if !self.leases.batch_done(&batch, &done, &grants) {
+                        add(&self.counters.misjudged, 1);
+                        error!(changes = batch.changes.len(), "changes turned out otherwise than was answered for");
+                    }
+                    done.fault
+                }
+                Err(fault) => Some(fault),
+            };
+            if let Some(fault) = lost {
+                self.lose(fault);
+            }
+        }
+    }
+
+    /// Sends a batch until it is known what became of it.
+    async fn tell(&self, made_in: SessionId, batch: &Batch) -> Result<(BatchDone, Grants), Fault> {
+        let session = self.meta.session();
+        if session.id != made_in {
+            return Err(Fault::new(Kind::NoSession, "the session that made them has ended"));
+        }
+        let mut pending = loop {
+            let op = Op::Batch(batch.clone());
+            match self.meta.prepare(&session, &Cred::default(), op, self.meta.deadline()).await {
+                Ok(pending) => break pending,
+                Err(fault) => warn!(error = %fault, "changes made here are not told yet"),
+            }
+        };
+        loop {
+            let deadline = self.meta.deadline();
+            let answer = match pending.guard.is_settling() {
+                false => self.meta.send(&mut pending, deadline).await,
+                true => Err(Fault::new(Kind::Stale, "changes made here were refused")),
+            };
+            match answer {
+                Ok(submitted) => return batch_done(submitted.applied.outcome, submitted.grants),
+                Err(fault) if fault.kind == Kind::NoSession => {
+                    let _ = self.meta.reopen(&session, deadline).await; // the next request says why not
+                    return Err(fault);
+                }
+                Err(fault) if fault.kind.is_transient() => debug!(error = %fault, "changes made here are not told yet"),
+                // Refused; but an earlier copy may have been taken.
+                Err(fault) => match self.meta.settle(&mut pending.guard, deadline).await {
+                    Ok(Some(applied)) => return batch_done(applied.outcome, Grants::default()),
+                    Ok(None) => return Err(fault),
+                    Err(unsettled) if unsettled.kind == Kind::NoSession => return Err(unsettled),
+                    Err(_) => {}
+                },
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// What was decided and not told is lost: whoever has one of the files open hears of it, and everybody who syncs.
+    fn lose(&self, fault: Fault) {
+        let text = format!("changes made here were lost: {}", fault.message);
+        let Some(lost) = self.leases.lose(Fault::new(Kind::NoSession, text)) else { return };
+        error!(changes = lost.count, inodes = ?lost.inodes.iter().take(16).collect::<Vec<_>>(), error = %fault,
+            "changes that were answered for are lost");
+        for inode in lost.inodes.iter().filter_map(|ino| self.find(*ino)) {
+            let mut state = inode.lock();
+            state.lost_before = state.opened + 1;
+            state.fail(lost.fault.clone());
+            drop(state);
+            inode.changed.notify_waiters();
+        }
+    }
+}
+
+fn batch_done(outcome: Outcome, grants: Grants) -> Result<(BatchDone, Grants), Fault> {
+    match outcome {
+        Outcome::Batch(done) => Ok((done, grants)),
+        other => Err(crate::meta::unexpected("batch", &other)),
+    }
+}

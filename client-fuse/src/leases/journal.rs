@@ -1,0 +1,209 @@
+//! Changes that this client has made under write leases and the metaservers have not heard of yet, in order. Pure.
+//!
+//! Invariants:
+//! 1. Changes leave from the front, when they are known to be applied; or all at once, when they are lost.
+//! 2. `pending` counts for each inode the changes in the queue that touch it.
+//! 3. Inode numbers are handed out in rising order within a range, each once.
+
+use common::fault::Fault;
+use common::id::{InodeId, SessionId};
+use common::proto::batch::{BATCH_BYTES_MAX, BATCH_MAX, Batch, BatchDone, Deferred, Digest};
+use common::proto::meta::{Op, Outcome, Source};
+use common::time::Time;
+use common::units::len_usize;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Changes that wait, at most; more, and who makes one waits.
+const WAITING_MAX: usize = 8 * BATCH_MAX;
+/// Bytes of file contents that wait, at most.
+const WAITING_BYTES_MAX: usize = 8 * BATCH_BYTES_MAX;
+/// So many changes are sent without waiting for more.
+const ENOUGH: usize = 256;
+/// A change waits for others to go with it at most this long. (What a crash of this client loses is younger than this, but
+/// for what the metaservers take to answer.)
+pub(super) const AGE_MAX: Duration = Duration::from_millis(200);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    queue: VecDeque<Entry>,
+    bytes: usize,
+    pending: HashMap<InodeId, usize>,
+    /// All changes ever made, and those of them that are over.
+    made: u64,
+    over: u64,
+    /// Somebody waits for all up to this one.
+    wanted: u64,
+    /// Why changes were lost the last time.
+    pub(super) last_loss: Option<Fault>,
+    /// The time of the last change: time does not go back.
+    at: Time,
+    /// Whose numbers these are, and the ranges: next, end.
+    session: Option<SessionId>,
+    numbers: VecDeque<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    session: SessionId,
+    term: u64,
+    change: Deferred,
+    /// What this client has answered.
+    outcome: Outcome,
+    bytes: usize,
+    since: Instant,
+}
+
+/// Changes that are lost.
+#[derive(Debug)]
+pub(crate) struct Lost {
+    /// Why.
+    pub(crate) fault: Fault,
+    /// How many.
+    pub(crate) count: usize,
+    /// What they touched, each once.
+    pub(crate) inodes: Vec<InodeId>,
+}
+
+impl Journal {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.len() >= WAITING_MAX || self.bytes >= WAITING_BYTES_MAX
+    }
+
+    /// A change of this inode is not known to be applied.
+    pub(super) fn is_pending(&self, ino: InodeId) -> bool {
+        self.pending.contains_key(&ino)
+    }
+
+    /// Some change was made under leases of another leader than that of `term`.
+    pub(super) fn is_of_another(&self, term: u64) -> bool {
+        self.queue.front().is_some_and(|entry| entry.term != term)
+    }
+
+    /// The time of a change that is made now.
+    pub(super) fn time(&mut self, now: Time) -> Time {
+        self.at = self.at.max(now);
+        self.at
+    }
+
+    /// The number of a new inode. `None`: some are to be reserved first.
+    pub(super) fn number(&mut self, session: SessionId) -> Option<InodeId> {
+        if self.session != Some(session) {
+            return None;
+        }
+        let (next, end) = self.numbers.front_mut()?;
+        let ino = *next;
+        *next += 1;
+        if *next == *end {
+            self.numbers.pop_front();
+        }
+        Some(InodeId(ino))
+    }
+
+    /// Numbers were reserved.
+    pub(super) fn reserved(&mut self, session: SessionId, first: InodeId, count: u32) {
+        if self.session != Some(session) {
+            self.numbers.clear();
+            self.session = Some(session);
+        }
+        self.numbers.push_back((first.0, first.0 + u64::from(count)));
+    }
+
+    /// A change was made and answered for.
+    pub(super) fn push(&mut self, (session, term): (SessionId, u64), change: Deferred, outcome: Outcome) {
+        for ino in change.touches() {
+            *self.pending.entry(ino).or_default() += 1;
+        }
+        let bytes = contents(&change.op);
+        self.bytes += bytes;
+        self.made += 1;
+        self.queue.push_back(Entry { session, term, change, outcome, bytes, since: Instant::now() });
+    }
+
+    /// Somebody waits for all that was made by now: its number.
+    pub(super) fn want(&mut self) -> u64 {
+        self.wanted = self.made;
+        self.made
+    }
+
+    /// True if all up to this number are over.
+    pub(super) fn is_over(&self, number: u64) -> bool {
+        self.over >= number
+    }
+
+    /// When the first of them is to be sent. `None`: there is none.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let first = self.queue.front()?;
+        let now = self.wanted > self.over || self.queue.len() >= ENOUGH || self.bytes >= BATCH_BYTES_MAX;
+        Some(if now { first.since } else { first.since + AGE_MAX })
+    }
+
+    /// The next ones to be sent, and in which session they were made. They stay in the queue.
+    pub(super) fn batch(&self) -> Option<(SessionId, Batch)> {
+        let Entry { session, term, .. } = *self.queue.front()?;
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.bytes;
+            (entry.session, entry.term) == (session, term) && (bytes <= BATCH_BYTES_MAX || bytes == entry.bytes)
+        };
+        let changes = self.queue.iter().take(BATCH_MAX).take_while(fits).map(|entry| entry.change.clone());
+        Some((session, Batch { term, changes: changes.collect() }))
+    }
+
+    /// What became of it. True: as this client has answered.
+    pub(super) fn done(&mut self, done: &BatchDone) -> bool {
+        let mut digest = Digest::default();
+        for _ in 0..done.done {
+            let entry = self.pop().expect("no more are done than were sent");
+            digest.add(&entry.outcome);
+        }
+        digest.value() == done.digest
+    }
+
+    /// All that is left will never be applied.
+    pub(super) fn lose(&mut self, fault: Fault) -> Option<Lost> {
+        let count = self.queue.len();
+        if count == 0 {
+            return None;
+        }
+        let inodes = self.pending.keys().copied().collect();
+        while self.pop().is_some() {}
+        self.last_loss = Some(fault.clone());
+        Some(Lost { fault, count, inodes })
+    }
+
+    /// The digest of the first outcomes.
+    #[cfg(test)]
+    pub(super) fn digest(&self, count: usize) -> u32 {
+        let mut digest = Digest::default();
+        self.queue.iter().take(count).for_each(|entry| digest.add(&entry.outcome));
+        digest.value()
+    }
+
+    fn pop(&mut self) -> Option<Entry> {
+        let entry = self.queue.pop_front()?;
+        for ino in entry.change.touches() {
+            let count = self.pending.get_mut(&ino).expect("invariant 2");
+            *count -= 1;
+            if *count == 0 {
+                self.pending.remove(&ino);
+            }
+        }
+        self.bytes -= entry.bytes;
+        self.over += 1;
+        Some(entry)
+    }
+}
+
+/// Bytes of file contents in a change.
+fn contents(op: &Op) -> usize {
+    let Op::Commit(commit) = op else { return 0 };
+    let inline = commit.edits.iter().filter(|edit| matches!(edit.data, Source::Inline { .. }));
+    len_usize(inline.map(|edit| edit.len).sum())
+}

@@ -1,0 +1,118 @@
+//! Changes that a session has answered for before the metaservers hear of them, under write leases, in batches.
+//!
+//! A session that holds write leases ([`super::lease::WRITE`]) of all that a change touches decides the change itself,
+//! answers, and sends it later, in order ([`Batch`]). Rules:
+//! 1. The changes of a session take effect in the order in which it has answered for them: a batch stops at the first
+//!    one that is refused, and nothing that was decided later is sent before an earlier one is known to be applied.
+//! 2. A write lease is given up only when all changes that were decided under it are applied, or are lost with the session.
+//! 3. The leader runs a batch only while nobody else can have read or changed what it touches since: while it knows the
+//!    write leases, or, as a new leader, before anybody else has changed or read it.
+//! 4. New inodes get numbers from a range that the session has reserved, each once, in rising order.
+
+use crate::fault::Fault;
+use crate::id::InodeId;
+use crate::proto::lease::Touched;
+use crate::proto::meta::{Cred, Op, Outcome};
+use crate::time::Time;
+use serde::{Deserialize, Serialize};
+
+/// Changes in one batch, at most.
+pub const BATCH_MAX: usize = 1024;
+/// Bytes of file contents in one batch, at most.
+pub const BATCH_BYTES_MAX: usize = 2 << 20;
+/// Inode numbers reserved at once, at most.
+pub const RESERVE_MAX: u32 = 64 << 10;
+
+/// Changes in the order in which the session has made them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// The term of the leader that gave the write leases.
+    pub term: u64,
+    /// The changes: at most [`BATCH_MAX`].
+    pub changes: Vec<Deferred>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deferred {
+    /// On whose behalf.
+    pub cred: Cred,
+    /// When it was made, by the session's clock.
+    pub at: Time,
+    /// What to do: see [`Deferred::is_allowed`].
+    pub op: Op,
+    /// What the session believes its names to lead to: the new inode of a create; what an unlink, rmdir or rename removes
+    /// or moves, then what a rename replaces. Refused if it is otherwise.
+    pub leads: Vec<InodeId>,
+}
+
+impl Deferred {
+    /// Whether this kind of change may be in a batch.
+    pub fn is_allowed(&self) -> bool {
+        match &self.op {
+            Op::Create { .. } | Op::CreateUnmasked { .. } => self.leads.len() == 1,
+            Op::Unlink { keep, .. } => !keep && self.leads.len() == 1,
+            Op::Rmdir { .. } => self.leads.len() == 1,
+            Op::Rename { keep, .. } => !keep && matches!(self.leads.len(), 1 | 2),
+            Op::Commit(commit) => commit.chunks.is_empty() && commit.base.is_none(),
+            Op::Link { .. } | Op::SetAttr { .. } => true,
+            Op::SetXattr { .. }
+            | Op::RemoveXattr { .. }
+            | Op::Release { .. }
+            | Op::Clone(_)
+            | Op::OpenSession { .. }
+            | Op::OpenAttending { .. }
+            | Op::CloseSession
+            | Op::Lock(_)
+            | Op::CancelLock { .. }
+            | Op::Batch(_)
+            | Op::Reserve { .. } => false,
+        }
+    }
+
+    /// The inode that it makes.
+    pub fn makes(&self) -> Option<InodeId> {
+        match &self.op {
+            Op::Create { .. } | Op::CreateUnmasked { .. } => self.leads.first().copied(),
+            _ => None,
+        }
+    }
+
+    /// All inodes that it touches, a new one included, each once.
+    pub fn touches(&self) -> Vec<InodeId> {
+        let mut inodes = Touched::by(&self.op).inodes;
+        inodes.extend(self.leads.iter().copied());
+        inodes.sort_unstable();
+        inodes.dedup();
+        inodes
+    }
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchDone {
+    /// So many changes were applied.
+    pub done: u32,
+    /// Why the next one was not, and none after it.
+    pub fault: Option<Fault>,
+    /// Of the outcomes of all that were applied ([`Digest`]): a session that has told others something else must
+    /// forget what it believes.
+    pub digest: u32,
+}
+
+/// A checksum of outcomes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Digest(u32);
+
+impl Digest {
+    /// One more outcome.
+    pub fn add(&mut self, outcome: &Outcome) {
+        let bytes = postcard::to_allocvec(outcome).expect("plain data has an encoding, and memory grows");
+        self.0 = crc32c::crc32c_append(self.0, &bytes);
+    }
+
+    /// Of all so far.
+    pub fn value(self) -> u32 {
+        self.0
+    }
+}

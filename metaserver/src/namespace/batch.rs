@@ -1,0 +1,114 @@
+//! Changes that a session has made under write leases, in one command ([`common::proto::batch`]).
+//!
+//! The session has answered for them already, so they take effect in its order or not at all: the first that is refused is
+//! the last that is looked at. Each is a change like any other, with its own caller and its own time.
+
+use super::command::{Fail, refuse};
+use super::rows::{Call, need_entry, row};
+use super::session::guarded;
+use crate::store::Txn;
+use crate::store::keys::{self, CLUSTER};
+use crate::store::values::{Reserved, Value};
+use common::fault::{Fault, Kind};
+use common::id::{InodeId, LogIndex, SessionId};
+use common::kv::{KvError, KvRead};
+use common::name::Name;
+use common::proto::batch::{BATCH_MAX, Batch, BatchDone, Deferred, Digest, RESERVE_MAX};
+use common::proto::meta::{Applied, Op, Outcome};
+
+/// Ranges of inode numbers that a session has at once, at most; with a new one the oldest goes.
+const RANGES_MAX: usize = 4;
+
+/// Carries out the changes up to the first that is refused.
+pub(super) fn run(
+    txn: &mut Txn<'_>,
+    index: LogIndex,
+    session: SessionId,
+    batch: &Batch,
+) -> Result<Result<Applied, Fault>, KvError> {
+    if batch.changes.len() > BATCH_MAX || !batch.changes.iter().all(Deferred::is_allowed) {
+        return Ok(Err(Fault::new(Kind::Invalid, "a batch of too many changes, or of others than it may have")));
+    }
+    let (mut done, mut fault, mut digest) = (0, None, Digest::default());
+    for change in &batch.changes {
+        let who = (session, &change.cred);
+        match guarded(txn, index, change.at, who, |call| one(call, change))? {
+            Ok(applied) => {
+                digest.add(&applied.outcome);
+                done += 1;
+            }
+            Err(refused) => {
+                fault = Some(refused);
+                break;
+            }
+        }
+    }
+    let outcome = Outcome::Batch(BatchDone { done, fault, digest: digest.value() });
+    Ok(Ok(Applied { outcome, index }))
+}
+
+fn one(call: &mut Call<'_, '_>, change: &Deferred) -> Result<Outcome, Fail> {
+    match &change.op {
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => need(call, *parent, name, change.leads.first())?,
+        Op::Rename { from, from_name, to, to_name, .. } => {
+            need(call, *from, from_name, change.leads.first())?;
+            if change.leads.len() > 1 {
+                need(call, *to, to_name, change.leads.get(1))?;
+            }
+        }
+        _ => {}
+    }
+    call.given = change.makes();
+    super::run(call, &change.op)
+}
+
+/// # Errors
+/// `Stale` unless the name leads to this inode.
+fn need(call: &Call<'_, '_>, dir: InodeId, name: &Name, leads: Option<&InodeId>) -> Result<(), Fail> {
+    match need_entry(call.txn, dir, name)? {
+        entry if leads == Some(&entry.ino) => Ok(()),
+        entry => Err(refuse(Kind::Stale, format!("{name} leads to {} now", entry.ino))),
+    }
+}
+
+/// Reserves numbers for inodes of this session.
+pub(super) fn reserve(call: &mut Call<'_, '_>, count: u32) -> Result<Outcome, Fail> {
+    if count == 0 || count > RESERVE_MAX {
+        return Err(refuse(Kind::Invalid, format!("reserve 1 to {RESERVE_MAX} numbers, not {count}")));
+    }
+    let first = call.counters.next_ino;
+    call.counters.next_ino += u64::from(count);
+    let key = keys::reserved(call.session);
+    let Reserved(mut ranges) = row(call.txn, CLUSTER, &key)?.unwrap_or_default();
+    ranges.push((first, call.counters.next_ino));
+    let old = ranges.len().saturating_sub(RANGES_MAX);
+    ranges.drain(..old);
+    call.txn.put(CLUSTER, key, Reserved(ranges).encode());
+    Ok(Outcome::Reserved(InodeId(first)))
+}
+
+/// Uses a number that this session has reserved, and gives up those below it in its range.
+///
+/// # Errors
+/// `Invalid` if it has none such, or has used it: numbers of inodes are never used twice.
+pub(super) fn take(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), Fail> {
+    let key = keys::reserved(call.session);
+    let Reserved(mut ranges) = row(call.txn, CLUSTER, &key)?.unwrap_or_default();
+    let found = ranges.iter_mut().find(|(next, end)| (*next..*end).contains(&ino.0));
+    let Some((next, _)) = found else {
+        return Err(refuse(Kind::Invalid, format!("{ino} is not reserved for this session, or was used")));
+    };
+    *next = ino.0 + 1;
+    ranges.retain(|(next, end)| next < end);
+    call.txn.put(CLUSTER, key, Reserved(ranges).encode());
+    Ok(())
+}
+
+/// The session is over.
+pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), KvError> {
+    let key = keys::reserved(session);
+    if call.txn.get(CLUSTER, &key)?.is_some() {
+        call.txn.delete(CLUSTER, key);
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! Questions and leases: what a session may know, and believe from then on.
+
+use super::Call;
+use crate::grants::Reading;
+use crate::leading::Leading;
+use crate::raft::Member;
+use common::fault::{Fault, Kind};
+use common::id::{InodeId, SessionId};
+use common::proto::lease::{
+    CLAIM_MAX, Claim, Claimed, IDLE_HOLD, LeaseAsk, Leased, LeasedListing, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls,
+};
+use common::proto::meta::{Answer, Answered, Ask, Query};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Rounds of reading and waiting for the inodes that the answer then shows; more, and the caller asks again.
+const LOOKS_MAX: u32 = 16;
+/// How often a call of a session that holds nothing looks whether this node still leads.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
+
+/// Reads of a few rows, done at once; the others go to a thread where they may wait for the disk.
+fn is_small(query: &Query) -> bool {
+    match query {
+        Query::Lookup { .. }
+        | Query::GetAttr { .. }
+        | Query::ReadLink { .. }
+        | Query::Open { .. }
+        | Query::GetXattr { .. }
+        | Query::StatFs
+        | Query::LockHolder { .. }
+        | Query::LockWaits { .. } => true,
+        Query::Walk { .. } | Query::ReadDir { .. } | Query::Extents { .. } | Query::ListXattr { .. } => false,
+    }
+}
+
+/// The inodes whose rows a question certainly reads. `None`: any.
+fn reads(query: &Query) -> Option<Vec<InodeId>> {
+    match query {
+        Query::Lookup { parent: ino, .. }
+        | Query::GetAttr { ino }
+        | Query::ReadLink { ino }
+        | Query::ReadDir { ino, .. }
+        | Query::Open { ino, .. }
+        | Query::Extents { ino, .. }
+        | Query::GetXattr { ino, .. }
+        | Query::ListXattr { ino } => Some(vec![*ino]),
+        Query::Walk { .. } => None,
+        Query::StatFs | Query::LockHolder { .. } | Query::LockWaits { .. } => Some(Vec::new()),
+    }
+}
+
+/// What an answer shows of inodes besides.
+fn shown(answer: &Answer) -> Vec<InodeId> {
+    answer.attrs().into_iter().map(|attr| attr.ino).collect()
+}
+
+impl Call {
+    /// What a session's question is answered from.
+    fn reading(&self, member: &Member, leading: &Leading, session: SessionId, arrived: Instant) -> Reading {
+        let mut ctx = leading.ctx;
+        (ctx.raw_capacity, ctx.raw_free) = leading.servers.space();
+        let (state, leases, term) = (member.state.clone(), leading.leases.clone(), leading.term);
+        Reading { state, leases, ctx, term, session, arrived }
+    }
+
+    /// A linearizable read: also of what other sessions have changed under write leases and not said yet. Which inodes an
+    /// answer shows is known only when it is there; so it is read again until all of them were asked about before.
+    pub(super) async fn answer(self, mut ask: Ask) -> Result<Answered, Fault> {
+        let arrived = Instant::now();
+        let (member, leading) = self.leading().await?;
+        self.touch(&member, &leading, ask.session).await?;
+        if let Query::LockWaits { ino, number } = ask.query {
+            self.wait_for_lock(&member, &leading, ino, number).await?;
+        }
+        ask.cred = self.squashed(&member, ask.cred)?;
+        let mut looked = reads(&ask.query);
+        for _ in 0..LOOKS_MAX {
+            let quiet = leading.leases.is_quiet(ask.session);
+            if !quiet {
+                leading.leases.look(ask.session, looked.as_deref()).await;
+            }
+            self.confirmed(&member, &leading).await?;
+            let (reading, own) = (self.reading(&member, &leading, ask.session, arrived), ask.clone());
+            let read = move || reading.query(&own);
+            let answer = if is_small(&ask.query) { read() } else { self.node().world.blocking(read).await };
+            let Some(looked) = looked.as_mut().filter(|_| !quiet) else {
+                return answer.map_err(|fail| self.fault(fail));
+            };
+            let shown = answer.as_ref().map(|answered| shown(&answered.answer)).unwrap_or_default();
+            let new: Vec<InodeId> = shown.into_iter().filter(|ino| !looked.contains(ino)).collect();
+            if new.is_empty() {
+                return answer.map_err(|fail| self.fault(fail));
+            }
+            looked.extend(new);
+        }
+        Err(Fault::new(Kind::Busy, "what was asked for changes all the time"))
+    }
+
+    /// A lease of a directory and what is in it.
+    pub(super) async fn lease_dir(self, mut ask: LeaseAsk) -> Result<Leased, Fault> {
+        let arrived = Instant::now();
+        let (member, leading) = self.leading().await?;
+        ask.cred = self.squashed(&member, ask.cred)?;
+        self.touch(&member, &leading, ask.session).await?;
+        let (session, term) = (ask.session, leading.term);
+        let mut looked = vec![ask.dir];
+        for _ in 0..LOOKS_MAX {
+            let quiet = leading.leases.is_quiet(session);
+            if !quiet {
+                leading.leases.look(session, Some(&looked)).await;
+            }
+            let listing = self.listed(&member, &leading, &ask, arrived).await?;
+            let entries = listing.iter().flat_map(|listing| &listing.entries);
+            let shown = entries.filter(|entry| entry.attr.is_some()).map(|entry| entry.ino);
+            let known: std::collections::BTreeSet<InodeId> = looked.iter().copied().collect();
+            let new: Vec<InodeId> = shown.filter(|ino| !known.contains(ino)).collect();
+            if quiet || new.is_empty() {
+                return Ok(Leased { term, listing });
+            }
+            looked.extend(new);
+        }
+        Ok(Leased { term, listing: None })
+    }
+
+    async fn listed(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        ask: &LeaseAsk,
+        arrived: Instant,
+    ) -> Result<Option<LeasedListing>, Fault> {
+        let Some(lease) = leading.leases.grant(ask.session, ask.dir, arrived) else { return Ok(None) };
+        let listing = match self.confirmed(member, leading).await {
+            Ok(()) => {
+                let (reading, ask) = (self.reading(member, leading, ask.session, arrived), ask.clone());
+                let read = self.node().world.blocking(move || reading.listing(&ask, lease.number)).await;
+                read.map_err(|fail| self.fault(fail))
+            }
+            Err(fault) => Err(fault),
+        };
+        match listing {
+            Ok(listing @ Some(_)) if leading.leases.stands(lease) => Ok(listing),
+            other => {
+                leading.leases.undo(lease);
+                other.map(|_| None)
+            }
+        }
+    }
+
+    /// Makes leases write leases. None while the metadata cannot grow, or where root is somebody else here than where it
+    /// decides (the session would decide wrongly).
+    pub(super) async fn claimed(self, claim: Claim) -> Result<Claimed, Fault> {
+        let arrived = Instant::now();
+        let (member, leading) = self.leading().await?;
+        self.touch(&member, &leading, claim.session).await?;
+        let term = leading.term;
+        let none = Claimed { term, leases: Vec::new() };
+        if claim.leases.len() > CLAIM_MAX {
+            return Err(Fault::new(Kind::Invalid, format!("more than {CLAIM_MAX} leases at once")));
+        }
+        if claim.term != term || self.node().space.refusal().is_some() || self.is_squashing(&member)? {
+            return Ok(none);
+        }
+        self.confirmed(&member, &leading).await?;
+        Ok(Claimed { leases: leading.leases.claim(claim.session, &claim.leases, arrived), ..none })
+    }
+
+    /// A session says what it has forgotten, and waits for what it is to forget.
+    pub(super) async fn told(self, call: RecallCall) -> Result<Recalls, Fault> {
+        let (member, leading) = self.leading().await?;
+        self.touch(&member, &leading, call.session).await?;
+        let (session, term, arrived) = (call.session, leading.term, Instant::now());
+        let nothing = Recalls { term, last: 0, inodes: Vec::new(), renewed: false };
+        if call.term != term && call.term != 0 {
+            return Ok(nothing);
+        }
+        leading.leases.reported(session, call.forgot);
+        if call.term == 0 {
+            self.idle(&member, &leading).await?;
+            return Ok(nothing);
+        }
+        for (ino, lease) in call.given_back.into_iter().take(RECALLS_MAX) {
+            leading.leases.give_back(session, ino, lease);
+        }
+        // Who has forgotten all it was to forget by now gets more time, whatever comes next.
+        let renewed = leading.leases.recalls(session).0 == 0;
+        if renewed {
+            self.confirmed(&member, &leading).await?;
+            leading.leases.renew(session, arrived);
+            let _ = tokio::time::timeout(RECALL_HOLD, leading.leases.wait_for_recalls(session)).await;
+        }
+        let (last, inodes) = leading.leases.recalls(session);
+        Ok(Recalls { term, last, inodes, renewed })
+    }
+
+    /// A session that holds nothing waits here, so that it finds the next leader, and tells it so, at once.
+    async fn idle(&self, member: &Member, leading: &Leading) -> Result<(), Fault> {
+        let end = Instant::now() + IDLE_HOLD;
+        while Instant::now() < end {
+            tokio::time::sleep(IDLE_LOOK).await;
+            if !self.node().leadership.is_still(member, leading) {
+                return Err(Fault::not_leader(member.leader()));
+            }
+        }
+        Ok(())
+    }
+}

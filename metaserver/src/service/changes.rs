@@ -1,0 +1,113 @@
+//! Changes by clients: when nobody believes any more in what they make untrue.
+
+use super::Call;
+use crate::grants::Guard;
+use crate::leading::Leading;
+use crate::namespace::{self, Command, Done};
+use crate::raft::Member;
+use common::fault::{Fault, Kind};
+use common::id::SessionId;
+use common::proto::batch::Batch;
+use common::proto::lease::{Grants, Touched};
+use common::proto::meta::{CloneRange, Op, Request};
+use tokio::sync::oneshot;
+
+impl Call {
+    /// A client's change, when nobody believes any more in what it makes untrue; and leases of what it shows, if the
+    /// session takes part.
+    pub(super) async fn change(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        request: Request,
+    ) -> Result<(Done, Grants), Fault> {
+        if crate::space::grows(&request.op)
+            && let Some(why) = self.node().space.refusal()
+        {
+            return Err(Fault::new(Kind::NoSpace, format!("the metadata cannot grow: {why}")));
+        }
+        let arrived = tokio::time::Instant::now();
+        let (session, touched) = (request.session, Touched::by(&request.op));
+        let reads = match &request.op {
+            Op::Clone(CloneRange { from, .. }) => Some(*from),
+            _ => None,
+        };
+        let bytes = Command::Client { request, at: self.node().world.now() }.encode();
+        let room = self.room(bytes.len()).await?;
+        if touched == Touched::default() {
+            return Ok((self.decide(member, bytes, room, |_| ()).await?, Grants::default()));
+        }
+        if let Some(from) = reads {
+            leading.leases.look(session, Some(&[from])).await;
+        }
+        let guard = self.nobody_believes(member, leading, session, touched).await?;
+        if !self.node().leadership.is_still(member, leading) {
+            return Err(Fault::not_leader(member.leader()));
+        }
+        let takes_part = leading.leases.takes_part(session);
+        let guard = Guard { asked: takes_part.then_some((session, arrived)), ..guard };
+        let (sender, granted) = oneshot::channel();
+        let state = member.state.clone();
+        let end = move |result: &Result<Done, Fault>| {
+            let _ = sender.send(guard.end(result, &state)); // the caller gave up: its session gives them back, or ends
+        };
+        let done = self.decide(member, bytes, room, end).await?;
+        let leases = granted.await.unwrap_or_default(); // gone: there are none
+        Ok((done, Grants { term: leading.term, leases }))
+    }
+
+    /// Waits until no other session believes in what is about to be changed, and none will before the guard is dropped.
+    async fn nobody_believes(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        session: SessionId,
+        touched: Touched,
+    ) -> Result<Guard, Fault> {
+        let Touched { inodes, names, targets } = touched;
+        let locked = match names.is_empty() {
+            true => None,
+            false => Some(leading.leases.lock_names(names.clone()).await),
+        };
+        let mut changing = leading.leases.change(session, &inodes).await;
+        if targets {
+            // Looked up when nobody else can have changed the names without having said so.
+            let found = namespace::lead_to(member.state.mounted().kv(), &names);
+            let found = found.map_err(|error| self.store_failed(&error))?;
+            changing.join(leading.leases.change(session, &found).await);
+        }
+        Ok(Guard { locked, changing, asked: None })
+    }
+
+    /// Changes that a session has answered for already. Nobody waits for anything: it alone has what they touch.
+    pub(super) async fn batch(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        mut request: Request,
+    ) -> Result<(Done, Grants), Fault> {
+        let Op::Batch(Batch { term, changes }) = &mut request.op else { unreachable!("the caller has looked") };
+        let (session, ours) = (request.session, *term == leading.term);
+        for change in changes.iter_mut() {
+            change.cred = self.squashed(member, std::mem::take(&mut change.cred))?;
+        }
+        let lost = || Fault::new(Kind::Stale, "others have used what this session had write leases of");
+        let Op::Batch(batch) = &request.op else { unreachable!("as above") };
+        let batching = leading.leases.batch(session, ours, batch).ok_or_else(lost)?;
+        if !self.node().leadership.is_still(member, leading) {
+            return Err(Fault::not_leader(member.leader()));
+        }
+        let leases = batching.made.clone();
+        let bytes = Command::Client { request, at: self.node().world.now() }.encode();
+        let room = self.room(bytes.len()).await?;
+        let end = move |result: &Result<Done, Fault>| match result {
+            Err(fault) if matches!(fault.kind, Kind::Unsure | Kind::Internal) => batching.without_end(),
+            _ => drop(batching),
+        };
+        let done = self.decide(member, bytes, room, end).await?;
+        if self.node().space.refusal().is_some() {
+            leading.leases.recall_writes(session); // from now on it asks, and is told that there is no room
+        }
+        Ok((done, Grants { term: leading.term, leases }))
+    }
+}
