@@ -9,6 +9,7 @@
 //! | [`tree`] | a real directory tree to store, and whether two trees are equal |
 //! | [`damage`] | flips stored bytes |
 //! | [`garbage`] | the rules of deletion: searched whole as a model, and driven at random in the code itself |
+//! | [`linear`] | is there an order of all calls on several mounts that explains what each was told |
 //! | [`sim`] | the same servers and clients in one thread, with simulated network and disks |
 //! | [`skip`] | tests that this machine cannot run, by name |
 //! | [`tools`] | other people's test suites |
@@ -23,6 +24,7 @@ pub mod content;
 pub mod damage;
 pub mod garbage;
 pub mod ledger;
+pub mod linear;
 pub mod load;
 pub mod sim;
 pub mod skip;

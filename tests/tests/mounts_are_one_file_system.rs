@@ -1,0 +1,105 @@
+//! Whatever processes on three mounts do to the same few names and files at the same time, there is one order of all their
+//! calls that explains every answer: linearizability, checked on the recorded history. While all servers run, and while the
+//! leader is killed and started again every few seconds.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tests::cluster::{Cluster, PROCESS_LIMIT};
+use tests::content::full;
+use tests::linear::search::check;
+use tests::linear::work::{Process, Role, Size, run, unknown};
+use tests::linear::{Answer, Operation};
+use tests::wait::wait_until;
+use tokio::time::Instant;
+
+const MOUNTS: [&str; 3] = ["a", "b", "c"];
+/// Directories with a history each. Few, so that calls meet.
+const WORLDS: usize = 2;
+/// Between two kills of the leader: it has begun to serve, and leases were given.
+const BETWEEN_KILLS: Duration = Duration::from_secs(2);
+
+/// Two processes on each mount: one for contents, one for names.
+fn processes(cluster: &mut Cluster) -> Vec<Process> {
+    let mounts: Vec<_> = MOUNTS.iter().map(|name| (name, cluster.mount(name))).collect();
+    let mut processes = Vec::new();
+    for world in 0..WORLDS {
+        fs::create_dir(mounts[0].1.join(format!("w{world}"))).unwrap();
+    }
+    for (name, root) in &mounts {
+        let worlds: Vec<_> = (0..WORLDS).map(|world| root.join(format!("w{world}"))).collect();
+        for (role, number) in [(Role::Contents, 1), (Role::Names, 2)] {
+            processes.push(Process { who: format!("{name}{number}"), worlds: worlds.clone(), role });
+        }
+    }
+    processes
+}
+
+/// Checks it, and that it was worth checking.
+#[track_caller]
+fn assert_one_order(seed: u64, history: &[Operation]) {
+    let start = Instant::now();
+    let searched = check(history).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    eprintln!("seed {seed}: {searched:?} in {:?}", start.elapsed());
+    let count = |is: fn(&Answer) -> bool| history.iter().filter(|one| one.answer.as_ref().is_some_and(is)).count();
+    for (what, count) in [
+        ("changes", count(|answer| matches!(answer, Answer::Done | Answer::On(_)))),
+        ("refusals", count(|answer| matches!(answer, Answer::Refused(_)))),
+        ("reads", count(|answer| matches!(answer, Answer::Bytes(_, bytes) if !bytes.is_empty()))),
+    ] {
+        assert!(count > history.len() / 50, "only {count} {what} of {}", history.len());
+    }
+}
+
+#[test]
+fn all_answers_on_three_mounts_follow_from_one_order() {
+    tests::skip_if!(no_mount);
+    let mut cluster = Cluster::start();
+    let processes = processes(&mut cluster);
+    let seed = rand::random();
+    eprintln!("seed {seed}");
+    let size = Size { calls: 12, windows: if full() { 1500 } else { 40 } };
+    let history = run(seed, size, &processes, || true);
+    assert_one_order(seed, &history);
+    assert_eq!(unknown(&history), 0, "every call has an answer while all servers run");
+    for name in MOUNTS {
+        cluster.unmount(name);
+    }
+}
+
+#[test]
+fn all_answers_follow_from_one_order_while_leaders_die() {
+    tests::skip_if!(no_mount);
+    let mut cluster = Cluster::start();
+    let processes = processes(&mut cluster);
+    let seed = rand::random();
+    eprintln!("seed {seed}");
+    let kills_min = if full() { 40 } else { 3 };
+    let size = Size { calls: 12, windows: if full() { 600 } else { 10 } };
+    let (killed, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let history = std::thread::scope(|scope| {
+        let (cluster, killed, over) = (&cluster, &killed, &over);
+        scope.spawn(move || {
+            while !over.load(Ordering::SeqCst) {
+                std::thread::sleep(BETWEEN_KILLS);
+                let leader = cluster.leader();
+                cluster.kill(&[&leader]);
+                cluster.start_server(&leader);
+                wait_until("all metaservers to be up", PROCESS_LIMIT, || {
+                    cluster.status()["metaservers"].as_array().unwrap().iter().all(|server| server["up"] == true)
+                });
+                killed.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let history = run(seed, size, &processes, || killed.load(Ordering::SeqCst) >= kills_min);
+        over.store(true, Ordering::SeqCst);
+        history
+    });
+    eprintln!("{} leaders killed, {} calls without an answer", killed.load(Ordering::SeqCst), unknown(&history));
+    assert_one_order(seed, &history);
+    for name in MOUNTS {
+        cluster.unmount(name);
+    }
+}
