@@ -8,6 +8,8 @@
 //! 1. Flights land (are committed, or dropped with an error) in the order they were sealed.
 //! 2. `sealed - landed` is the number of flights in the queue.
 //! 3. A byte that was written and is in neither place was committed, or its loss was counted in `errors`.
+//! 4. Appended flights that follow each other, and what is appended in `dirty` behind them, lie side by side: one commit
+//!    takes several, and a gap between them would become a hole.
 
 use crate::cache::fresher;
 use crate::chunks::{Outgoing, Stored};
@@ -272,7 +274,7 @@ impl State {
         if append != self.appending && !self.dirty.is_empty() {
             self.seal_all(0); // a flight is appended or placed, never both
         }
-        let offset = offset.unwrap_or_else(|| self.size());
+        let offset = offset.unwrap_or_else(|| self.append_end());
         self.appending = append;
         self.dirty_since.get_or_insert(now);
         self.mtime = Some(at);
@@ -281,6 +283,16 @@ impl State {
         let spare = self.reserved.saturating_sub(self.dirty.bytes() + self.dirty.pieces() * PIECE_COST);
         self.reserved -= spare;
         (offset, spare)
+    }
+
+    /// Where the next appended byte goes, until the metaservers say: behind what was appended before it, also when the file
+    /// has grown elsewhere meanwhile; else at the end.
+    fn append_end(&self) -> u64 {
+        match self.flights.back() {
+            _ if !self.dirty.is_empty() => self.dirty.end(), // it is appended too: what is not is sealed by now
+            Some(last) if last.append => last.end(),
+            _ => self.size(),
+        }
     }
 
     /// Drops what is not sealed. Returns what it held of the budget.
@@ -382,5 +394,53 @@ impl State {
     pub(crate) fn drop_front(&mut self, count: usize) -> u64 {
         self.landed += len_u64(count);
         self.flights.drain(..count).map(|flight| flight.reserved).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::id::DataVersion;
+    use common::proto::meta::FileKind;
+
+    fn file(size: u64, version: u64) -> Attr {
+        Attr {
+            ino: InodeId(7),
+            kind: FileKind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            size,
+            allocated: 0,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+            rdev: 0,
+            chunk_size: 64 << 10,
+            replicas: 3,
+            version: DataVersion(version),
+        }
+    }
+
+    fn append(state: &mut State, text: &'static str) -> u64 {
+        state.write(None, Bytes::from_static(text.as_bytes()), Time::default(), Instant::now()).0
+    }
+
+    /// Two mounts append: that the other one's bytes become known here must not tear ours apart.
+    #[tokio::test]
+    async fn appended_bytes_stay_side_by_side_while_the_file_grows_elsewhere() {
+        let inode = Inode::new(file(10, 1), 0);
+        let mut state = inode.lock();
+        assert_eq!(append(&mut state, "abc"), 10);
+        state.adopt(&file(100, 2));
+        assert_eq!(append(&mut state, "de"), 13, "in the same flight");
+        state.seal_all(0);
+        state.adopt(&file(200, 3));
+        assert_eq!(append(&mut state, "f"), 15, "in the next flight, which may go with the first");
+        state.seal_all(0);
+        let flights = state.flights.len();
+        state.drop_front(flights);
+        assert_eq!(append(&mut state, "g"), 200, "nothing is unsaved: at the end");
     }
 }

@@ -109,13 +109,15 @@ impl Shared {
             let start = piece.position(offset);
             for entry in piece.entries[start..].iter().take(OFFER) {
                 offset = entry.cookie + 2;
-                let attr = if plus { self.fresh(&cred, entry, fetched.then_some(piece.mark)).await? } else { None };
+                let attr =
+                    if plus { self.fresh(&cred, dir, entry, fetched.then_some(piece.mark)).await? } else { None };
                 if plus && attr.is_none() {
                     continue; // it is gone by now
                 }
                 let name = entry.name.as_bytes().to_vec();
+                let (ino, kind) = attr.as_ref().map_or((entry.ino, entry.kind), |attr| (attr.ino, attr.kind));
                 let attr = attr.map(|attr| (entry.name.clone(), attr));
-                rows.push(Row { after: offset, ino: entry.ino, kind: entry.kind, name, attr });
+                rows.push(Row { after: offset, ino, kind, name, attr });
             }
             // No rows would mean the end to the kernel.
             if !rows.is_empty() || (piece.end && piece.position(offset) == piece.entries.len()) {
@@ -145,15 +147,27 @@ impl Shared {
     }
 
     /// The entry's attributes: as they came just now, if this mount has changed nothing since `mark`; else asked for again,
-    /// which costs nothing under a lease. `None`: the inode is gone.
-    async fn fresh(&self, cred: &Cred, entry: &DirEntry, mark: Option<u64>) -> Result<Option<Attr>, Fault> {
+    /// which costs nothing under a lease. If the inode is gone, its name may lead to another one, by which it was replaced:
+    /// such a name stays in the listing. `None`: the name is gone.
+    async fn fresh(
+        &self,
+        cred: &Cred,
+        dir: InodeId,
+        entry: &DirEntry,
+        mark: Option<u64>,
+    ) -> Result<Option<Attr>, Fault> {
+        let is_gone = |fault: &Fault| matches!(fault.kind, Kind::NotFound | Kind::Gone);
         match &entry.attr {
             Some(attr) if mark.is_some_and(|mark| !self.inodes.changed_since(entry.ino, mark)) => {
                 Ok(Some(attr.clone()))
             }
             _ => match self.client.getattr(cred, entry.ino).await {
                 Ok(attr) => Ok(Some(attr)),
-                Err(Fault { kind: Kind::NotFound | Kind::Gone, .. }) => Ok(None),
+                Err(fault) if is_gone(&fault) => match self.client.lookup(cred, dir, &entry.name).await {
+                    Ok(attr) => Ok(Some(attr)),
+                    Err(fault) if is_gone(&fault) => Ok(None),
+                    Err(fault) => Err(fault),
+                },
                 Err(fault) => Err(fault),
             },
         }
