@@ -13,7 +13,7 @@ use crate::meta::unexpected;
 use crate::stats::add;
 use bytes::Bytes;
 use common::fault::{Fault, Kind};
-use common::id::ChunkId;
+use common::id::{ChunkId, DataVersion};
 use common::proto::meta::{Answer, Cred, Extent, Query, Source};
 use common::units::{len_u32, len_u64, len_usize};
 use futures::future::try_join_all;
@@ -32,6 +32,9 @@ const IN_ORDER_SLACK: u64 = 2 << 20;
 const IN_ORDER_MIN: u64 = 64 << 10;
 /// Extents are asked for this far behind the first unknown byte.
 const EXTENTS_AHEAD: u64 = 8 << 30;
+/// Times one read begins anew because the file was changed elsewhere between its length and its bytes. One that is changed all
+/// the time shows a mixture at last, as a local file may.
+const READ_ROUNDS_MAX: u32 = 16;
 /// Rounds of asking for extents in one read: more mean that the file changes all the time.
 const EXTENT_ROUNDS_MAX: u32 = 64;
 
@@ -71,17 +74,34 @@ impl Ahead {
 }
 
 impl Core {
-    /// Up to `len` bytes from `offset`.
+    /// Up to `len` bytes from `offset`: length and bytes of one version of the file.
     pub(crate) async fn read(self: &Arc<Self>, handle: &Inside, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
+        for _ in 1..READ_ROUNDS_MAX {
+            let (out, version) = self.read_once(handle, offset, len).await?;
+            if handle.inode.lock().attr.version == version {
+                return Ok(out);
+            }
+        }
+        Ok(self.read_once(handle, offset, len).await?.0)
+    }
+
+    /// As [`Core::read`], and the version that its length is of. If it is not the file's version afterwards, bytes may be of
+    /// a later one; zeros then, where that one is shorter.
+    async fn read_once(
+        self: &Arc<Self>,
+        handle: &Inside,
+        offset: u64,
+        len: u32,
+    ) -> Result<(Vec<Bytes>, DataVersion), Fault> {
         let inode = &handle.inode;
         self.refresh(inode, &handle.cred).await?;
-        let (range, overlay, chunk_size) = {
+        let (range, overlay, chunk_size, version) = {
             let state = inode.lock();
             let end = state.size().min(offset.saturating_add(u64::from(len)));
             if offset >= end {
-                return Ok(Vec::new());
+                return Ok((Vec::new(), state.attr.version));
             }
-            (offset..end, state.overlay(offset..end), u64::from(state.attr.chunk_size))
+            (offset..end, state.overlay(offset..end), u64::from(state.attr.chunk_size), state.attr.version)
         };
         let most = READ_AHEAD_MAX.min(self.cache.loading_max() / 2);
         let ahead = handle.ahead.lock().expect("no panic holds this lock").note(&range, chunk_size, most);
@@ -102,7 +122,7 @@ impl Core {
             self.committed(handle, at..range.end, ahead.is_some(), deadline, &mut out).await?;
         }
         add(&self.counters.read_bytes, range.end - range.start);
-        Ok(out)
+        Ok((out, version))
     }
 
     /// Asks for a file's attributes unless it is certain that nobody else has changed it since this client last heard.

@@ -70,6 +70,18 @@ fn a_stale_read_is_found() {
 }
 
 #[test]
+fn zeros_are_found_unless_the_file_was_cut_there_during_the_read() {
+    let written = op(2, 3, Call::Write(F, 0, b"abcd".to_vec()), Answer::On(7));
+    let cut = |from, to| op(from, to, Call::Truncate(F, 1), Answer::On(7));
+    let read = |text| op(6, 9, Call::Read(F), bytes(text));
+    right(&after_create(&[written.clone(), cut(5, 8), read("a\0\0\0")]));
+    wrong(&after_create(&[written.clone(), cut(5, 8), read("a\0\0")]));
+    wrong(&after_create(&[written.clone(), cut(4, 5), read("a\0\0\0")]));
+    wrong(&after_create(&[written.clone(), cut(10, 11), read("a\0\0\0")]));
+    wrong(&after_create(&[written, read("abcd\0")]));
+}
+
+#[test]
 fn a_lost_and_a_doubled_append_are_found() {
     let two = [op(2, 5, append("a"), Answer::On(7)), op(3, 6, append("b"), Answer::On(7))];
     let then = |text: &str| after_create(&[two[0].clone(), two[1].clone(), op(7, 8, Call::Read(F), bytes(text))]);
