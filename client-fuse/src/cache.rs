@@ -96,6 +96,11 @@ impl ChunkCache {
         self.loading_max
     }
 
+    /// What ready chunks take of memory, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.inside.lock().expect("no panic holds this lock").bytes
+    }
+
     /// A chunk that is here.
     pub(crate) fn get(&self, id: &ChunkId) -> Option<Bytes> {
         let mut inside = self.inside.lock().expect("no panic holds this lock");

@@ -130,6 +130,11 @@ impl Leases {
         self.inside().holds(ino, uptime)
     }
 
+    /// Inodes and names known, and how long all that is good from this moment (`uptime`) on.
+    pub(crate) fn count(&self, uptime: Duration) -> (usize, usize, Duration) {
+        self.inside().count(uptime)
+    }
+
     /// What is certain of a name at this moment.
     pub(crate) fn entry(&self, dir: InodeId, name: &Name, uptime: Duration) -> Entry {
         self.inside().entry(dir, name, uptime)

@@ -15,7 +15,7 @@
 //! | `leases` | attributes and names that are answered from memory, under leases; changes that are decided here |
 //! | `deferred` | what has to come before such a decision, and the telling of it |
 //! | `core`, `link` | what all share; the seam to the servers |
-//! | [`config`], [`stats`] | limits; counters |
+//! | [`config`], [`stats`], [`holds`] | limits; counters; what is held at this moment |
 //!
 //! Promises:
 //! 1. What `fsync` answered with success is durable on every replica that is up and committed, and so is every change before
@@ -41,6 +41,7 @@ mod dirty;
 mod extents;
 pub mod files;
 pub mod handle;
+pub mod holds;
 mod inode;
 mod leases;
 mod link;
@@ -62,5 +63,6 @@ pub use client::{AdminLink, Client, Listing, NewMode};
 pub use config::ClientConfig;
 pub use files::{Fallocate, Progress, Seek};
 pub use handle::{Handle, OpenFlags};
+pub use holds::{Holds, Unsaved};
 pub use leases::OnForget;
 pub use stats::Stats;

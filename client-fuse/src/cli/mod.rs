@@ -26,6 +26,7 @@ mod list;
 mod manifest;
 mod meta;
 mod mount;
+mod mount_status;
 pub(crate) mod mounts;
 mod progress;
 mod put;
@@ -83,7 +84,7 @@ enum Command {
     Chmod(change::ChmodArgs),
     /// Change owner and group
     Chown(change::ChownArgs),
-    /// Mount the file system
+    /// Mount the file system; with `status`: what a mount is doing
     Mount(mount::MountArgs),
     /// Unmount it and wait until everything is saved
     Umount(umount::UmountArgs),

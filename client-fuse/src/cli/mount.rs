@@ -5,9 +5,10 @@
 
 use super::connect::{Target, cannot_connect};
 use super::failure::{Failure, Outcome};
+use super::mount_status::{self, StatusArgs};
 use super::mounts::{self, FS_TYPE, Registered};
 use crate::fuse::{self, Mounted, Options};
-use clap::Args;
+use clap::{Args, Subcommand};
 use client_fuse::{Client, ClientConfig};
 use common::world::World;
 use std::io::{BufRead, BufReader, Write};
@@ -25,6 +26,7 @@ const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// `dfs mount`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct MountArgs {
     /// Stay in the foreground and log to standard error
     #[arg(short, long)]
@@ -42,7 +44,22 @@ pub(crate) struct MountArgs {
     #[arg(long, hide = true)]
     report: bool,
     /// Where to: a directory, best an empty one
-    mountpoint: PathBuf,
+    #[arg(required = true)]
+    mountpoint: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<MountCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum MountCommand {
+    /// What a mount holds, what is slow, what failed; answers also when the cluster is away
+    Status(StatusArgs),
+}
+
+impl MountArgs {
+    fn mountpoint(&self) -> &Path {
+        self.mountpoint.as_deref().expect("required where there is no other command")
+    }
 }
 
 fn option(name: &str) -> Result<String, String> {
@@ -55,6 +72,9 @@ fn option(name: &str) -> Result<String, String> {
 
 /// Runs the command. Makes its own threads: in the background only those of the child live on.
 pub(crate) fn run(target: &Target, args: MountArgs) -> Outcome {
+    if let Some(MountCommand::Status(args)) = &args.command {
+        return mount_status::run(args);
+    }
     if !args.foreground {
         return in_background(target, &args);
     }
@@ -69,7 +89,7 @@ pub(crate) fn run(target: &Target, args: MountArgs) -> Outcome {
 }
 
 fn in_background(target: &Target, args: &MountArgs) -> Outcome {
-    let point = mounts::resolve(&args.mountpoint)?;
+    let point = mounts::resolve(args.mountpoint())?;
     let log_file = match &args.log {
         Some(path) => path.clone(),
         None => Registered::of(&point)?.log_file,
@@ -111,8 +131,8 @@ fn in_background(target: &Target, args: &MountArgs) -> Outcome {
 fn foreground(target: &Target, args: &MountArgs) -> Outcome {
     common::config::start_logging(&args.log_level);
     common::config::abort_on_panic();
-    mounts::clear_dead(&args.mountpoint)?;
-    let point = mounts::resolve(&args.mountpoint)?;
+    mounts::clear_dead(args.mountpoint())?;
+    let point = mounts::resolve(args.mountpoint())?;
     if mounts::fs_type(&point).as_deref() == Some(FS_TYPE) {
         return Err(Failure::at("mount", point.display(), "already mounted").advice("`dfs umount` it first"));
     }
@@ -156,13 +176,16 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
         }
     };
     // It looks at the mount, whose answers may need this thread.
-    let (place, shown) = (point.to_owned(), args.mountpoint.display().to_string());
+    let (place, shown) = (point.to_owned(), args.mountpoint().display().to_string());
     let registered = tokio::task::spawn_blocking(move || {
         let registered = Registered::of(&place)?;
         registered.enter(&shown)?;
         Ok::<_, Failure>(registered)
     });
     let registered = registered.await.map_err(|e| Failure::at("mount", point.display(), e))??;
+    if let Err(failure) = mount_status::answer(&registered, mounted.status_source()) {
+        tracing::warn!(error = %failure, "no status will be told"); // the mount itself needs it not
+    }
     tracing::info!(point = %point.display(), "mounted");
     if args.report {
         report_ready();

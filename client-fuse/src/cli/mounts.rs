@@ -28,7 +28,8 @@ struct Line {
 pub(crate) fn resolve(point: &Path) -> Outcome<PathBuf> {
     let failed = |e| Failure::at("find", point.display(), e);
     let absolute = std::path::absolute(point).map_err(failed)?;
-    if fs::symlink_metadata(&absolute).is_ok_and(|m| m.is_symlink()) {
+    // Not `symlink_metadata`: of a mount point, that asks the file system mounted there.
+    if fs::read_link(&absolute).is_ok() {
         return absolute.canonicalize().map_err(failed);
     }
     match (absolute.parent(), absolute.file_name()) {
@@ -115,6 +116,8 @@ pub(crate) fn clear_dead(point: &Path) -> Outcome {
 pub(crate) struct Registered {
     pid_file: PathBuf,
     error_file: PathBuf,
+    /// Where the process that serves it says how it is.
+    pub(crate) socket_file: PathBuf,
     /// Where a background mount writes its log if not told otherwise.
     pub(crate) log_file: PathBuf,
 }
@@ -132,7 +135,12 @@ impl Registered {
             .create(&dir)
             .map_err(|e| Failure::at("make directory", dir.display(), e))?;
         let file = |extension: &str| dir.join(format!("mount-{}.{extension}", &key[..16]));
-        Ok(Registered { pid_file: file("pid"), error_file: file("error"), log_file: file("log") })
+        Ok(Registered {
+            pid_file: file("pid"),
+            error_file: file("error"),
+            socket_file: file("sock"),
+            log_file: file("log"),
+        })
     }
 
     /// This process serves it from now on. `mark` is one of its arguments.
@@ -146,6 +154,7 @@ impl Registered {
         if let Some(error) = error {
             let _ = fs::write(&self.error_file, error.to_string()); // it is in the log too
         }
+        let _ = fs::remove_file(&self.socket_file); // nobody answers there any more
         let _ = fs::remove_file(&self.pid_file); // a pid that does not run is not believed anyway
     }
 
@@ -200,7 +209,12 @@ mod tests {
     fn a_process_that_ends_without_leaving_was_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str| dir.path().join(name);
-        let of = Registered { pid_file: file("pid"), error_file: file("error"), log_file: file("log") };
+        let of = Registered {
+            pid_file: file("pid"),
+            error_file: file("error"),
+            socket_file: file("sock"),
+            log_file: file("log"),
+        };
         let mut child = Command::new("sleep").arg("0").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         child.wait().unwrap();

@@ -7,6 +7,7 @@
 //! correct, but one program's `flock` and `fcntl` lock of one file get in each other's way.
 
 use super::Shared;
+use super::serve::Op;
 use client_fuse::Handle;
 use common::fault::{Fault, Kind};
 use common::id::InodeId;
@@ -108,8 +109,10 @@ fn kind(number: i32) -> Option<LockKind> {
 impl Shared {
     /// Takes a lock or lets go, however long it takes.
     pub(super) fn set_lock(self: &Arc<Self>, cred: Cred, asked: Asked, reply: ReplyEmpty) {
+        let under_way = self.begin(Op { name: "setlk", ino: asked.ino, asks: false });
         let shared = Arc::clone(self);
         self.run(async move {
+            let _under_way = under_way;
             match shared.lock_file(&cred, asked).await {
                 Ok(Locked::Yes) => reply.ok(),
                 Ok(Locked::Deadlock) => reply.error(Errno::EDEADLK),

@@ -51,6 +51,7 @@ mod files;
 mod inodes;
 mod kernel;
 mod locks;
+mod requests;
 mod serve;
 mod usage;
 
@@ -62,12 +63,16 @@ use dirs::OpenDirs;
 use files::OpenFiles;
 use fuser::{Config, MountOption, Session, SessionACL};
 use inodes::Inodes;
+pub(crate) use requests::MountStatus;
+use requests::Requests;
+#[cfg(test)]
+pub(crate) use requests::{FailedRequest, SlowRequest};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Semaphore, oneshot};
@@ -116,12 +121,23 @@ struct Shared {
     dirs: OpenDirs,
     usage: Usage,
     coherence: Coherence,
+    requests: Requests,
 }
 
 /// A mount that serves.
 pub(crate) struct Mounted {
     shared: Arc<Shared>,
     ended: oneshot::Receiver<io::Result<()>>,
+}
+
+/// Where a mount's status comes from, as long as it serves.
+pub(crate) struct StatusSource(Weak<Shared>);
+
+impl StatusSource {
+    /// What it says now. `None`: it has ended.
+    pub(crate) fn status(&self) -> Option<MountStatus> {
+        self.0.upgrade().map(|shared| shared.status())
+    }
 }
 
 /// The option of that name. `None`: there is none such.
@@ -161,6 +177,7 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
         dirs: OpenDirs::default(),
         usage: Usage::default(),
         coherence: Coherence::default(),
+        requests: Requests::default(),
     });
     shared.refresh_usage();
     let mut config = Config::default();
@@ -198,6 +215,11 @@ impl Mounted {
             Ok(result) => result,
             Err(_) => Err(io::Error::other("the thread that serves the mount is gone")),
         }
+    }
+
+    /// Where its status comes from.
+    pub(crate) fn status_source(&self) -> StatusSource {
+        StatusSource(Arc::downgrade(&self.shared))
     }
 
     /// After the end: lets requests under way finish and closes what was still open. Unsaved data of open files is

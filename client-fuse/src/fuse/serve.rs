@@ -90,9 +90,9 @@ impl Shared {
             Ok(slot) => slot,
             Err(_) => self.runtime.block_on(slots.acquire_owned()).expect("never closed"),
         };
-        let shared = Arc::clone(self);
+        let (shared, under_way) = (Arc::clone(self), self.begin(op));
         self.run(async move {
-            let _slot = slot;
+            let _held = (slot, under_way);
             let mut work = pin!(work);
             let limit = shared.limit(op);
             match tokio::time::timeout(limit, work.as_mut()).await {
@@ -102,10 +102,14 @@ impl Shared {
                 }
                 Ok(Err(fault)) => {
                     shared.heard(op, Some(fault.kind));
+                    if !is_ordinary(fault.kind) {
+                        shared.requests.failed(op, fault.to_string());
+                    }
                     refuse_with(op, reply, &fault);
                 }
                 Err(_) => {
                     tracing::error!(op = op.name, inode = %op.ino, limit_s = limit.as_secs(), "no result in time");
+                    shared.requests.failed(op, format!("no result after {} s", limit.as_secs()));
                     reply.refuse(Errno::ETIMEDOUT);
                     let late = work.await;
                     shared.heard(op, late.err().map(|fault| fault.kind));

@@ -172,6 +172,10 @@ impl Inside {
         uptime < self.good_until
     }
 
+    pub(super) fn count(&self, uptime: Duration) -> (usize, usize, Duration) {
+        (self.known.len(), self.names, self.good_until.saturating_sub(uptime))
+    }
+
     pub(super) fn attr(&mut self, ino: InodeId, uptime: Duration) -> Option<(Attr, Duration)> {
         let left = self.good_until.checked_sub(uptime).filter(|left| !left.is_zero())?;
         if self.blind > 0 || self.changing.contains_key(&ino) {
