@@ -12,6 +12,8 @@ if [[ "${1:-}" == --tests ]]; then
     packages+=(util-linux e2fsprogs xfsprogs strace iproute2 nftables attr acl rsync python3 diffutils procps)
     # Suites for file systems: stress-ng, and what pjdfstest is built with.
     packages+=(stress-ng libacl1-dev)
+    # Programs whose work on a mount is checked (Python brings SQLite).
+    packages+=(git tar postgresql)
 fi
 
 missing=()

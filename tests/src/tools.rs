@@ -50,6 +50,27 @@ pub fn no_rsync() -> Option<&'static str> {
     not_in_path("rsync")
 }
 
+/// Why `git` cannot run here, if so.
+pub fn no_git() -> Option<&'static str> {
+    not_in_path("git")
+}
+
+/// Where PostgreSQL's programs lie: the newest that is installed.
+pub fn postgres() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let version = |dir: &PathBuf| dir.file_name()?.to_str()?.parse::<u32>().ok();
+    let found = versions.map(|entry| entry.path()).filter(|dir| dir.join("bin/pgbench").exists());
+    Some(found.max_by_key(version)?.join("bin"))
+}
+
+/// Why PostgreSQL cannot run here, if so.
+pub fn no_postgres() -> Option<&'static str> {
+    match postgres() {
+        Some(_) => not_in_path("setpriv"),
+        None => Some("not installed: deploy/install-deps.sh --tests"),
+    }
+}
+
 /// Why Python cannot run here, if so.
 pub fn no_python() -> Option<&'static str> {
     not_in_path("python3")

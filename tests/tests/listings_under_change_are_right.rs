@@ -29,12 +29,12 @@ fn churn(dir: &Path, mount: usize, stop: &AtomicBool, gone: &AtomicU64) {
     let new = |number: u64| dir.join(format!("come-{mount}-{number:08}"));
     for number in 0.. {
         fs::write(new(number), "x").unwrap();
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             fs::rename(new(number), dir.join(format!("moved-{mount}-{number:08}"))).unwrap();
         }
         if number >= COMING {
             let old = number - COMING;
-            let name = if old % 3 == 0 { dir.join(format!("moved-{mount}-{old:08}")) } else { new(old) };
+            let name = if old.is_multiple_of(3) { dir.join(format!("moved-{mount}-{old:08}")) } else { new(old) };
             fs::remove_file(name).unwrap();
             gone.store(old + 1, Ordering::SeqCst);
         }
@@ -53,7 +53,7 @@ fn look(dir: &Path, look: usize, gone: &[AtomicU64]) {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for (at, entry) in fs::read_dir(dir).unwrap().enumerate() {
         let entry = entry.unwrap();
-        if look % 2 == 0 && at % 16 == 0 {
+        if look.is_multiple_of(2) && at.is_multiple_of(16) {
             let _may_be_gone = entry.metadata();
         }
         *seen.entry(entry.file_name().into_string().unwrap()).or_default() += 1;
