@@ -20,7 +20,7 @@ const MOUNTS: [&str; 4] = ["a", "b", "c", "d"];
 const WRITERS: usize = 2;
 /// Records between two syncs of a writer, at most.
 const UNSYNCED_MAX: u64 = 16;
-const BETWEEN_KILLS: Duration = Duration::from_secs(2);
+const BETWEEN_KILLS: Duration = Duration::from_millis(500);
 
 /// How many records each writer appends.
 fn records_each(all: u64) -> u64 {
@@ -110,7 +110,7 @@ fn no_record_is_lost_torn_or_doubled() {
 #[test]
 fn no_record_is_lost_torn_or_doubled_while_leaders_die() {
     tests::skip_if!(no_mount);
-    let records = if full() { 40_000 } else { 1_600 };
+    let records = if full() { 40_000 } else { 2_400 };
     append_from_all(&mut Cluster::start(), records, |cluster| {
         std::thread::sleep(BETWEEN_KILLS);
         let leader = cluster.leader();
