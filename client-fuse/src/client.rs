@@ -24,6 +24,7 @@ use common::task::Tasks;
 use common::wire::Pool;
 use common::world::World;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tracing::warn;
 
@@ -452,7 +453,7 @@ impl Client {
             async move { core.save(&inode, deadline).await }
         });
         let results = futures::future::join_all(saves).await;
-        let told = self.sync_changes().await;
+        let told = self.sync_changes(&AtomicU64::new(self.losses())).await;
         results.into_iter().find(Result::is_err).unwrap_or(told)
     }
 }

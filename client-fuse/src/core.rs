@@ -54,8 +54,10 @@ pub(crate) struct Core {
     removed: Notify,
     /// The last open under way of its half has ended.
     opened: Notify,
-    /// Losses of decided changes that somebody who synced a directory, or everything, was told.
+    /// Losses of decided changes that somebody was told of.
     pub(crate) told_losses: AtomicU64,
+    /// Held while inode numbers are reserved.
+    pub(crate) reserving: tokio::sync::Mutex<()>,
 }
 
 /// Files that are open, or closed with unsaved data.
@@ -132,6 +134,7 @@ impl Core {
             removed: Notify::new(),
             opened: Notify::new(),
             told_losses: AtomicU64::new(0),
+            reserving: tokio::sync::Mutex::default(),
             config,
             world,
             tasks,

@@ -12,7 +12,7 @@ use common::proto::batch::{Batch, BatchDone};
 use common::proto::lease::Grants;
 use common::proto::meta::{Cred, Op, Outcome, Query, RenameMode};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,9 @@ const STEPS_MAX: u32 = 4;
 const RESERVE: u32 = 8192;
 /// The pause before a batch is sent again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long a batch is sent to whoever leads before that begins anew: attempts get longer and longer, and a new leader waits for
+/// only so long.
+const SEND_LIMIT: Duration = Duration::from_secs(2);
 /// How long a claim may take: what it is for can be asked for instead.
 const CLAIM_LIMIT: Duration = Duration::from_millis(900);
 
@@ -81,6 +84,11 @@ impl Core {
     }
 
     async fn reserve_numbers(&self, deadline: Instant) -> Result<(), Fault> {
+        let late = |_| Fault::new(Kind::Unavailable, "reserve inode numbers: timed out");
+        let _one = timeout_at(deadline, self.reserving.lock()).await.map_err(late)?;
+        if self.leases.has_numbers(self.meta.session().id) {
+            return Ok(()); // somebody else has just reserved some
+        }
         let (submitted, session) = self.meta.submit(&Cred::default(), Op::Reserve { count: RESERVE }, deadline).await?;
         match submitted.applied.outcome {
             Outcome::Reserved(first) => {
@@ -94,19 +102,25 @@ impl Core {
     /// Waits until all that was decided here by now is applied: durable on a majority of metaservers.
     ///
     /// # Errors
-    /// `Unavailable` if that takes longer. What is lost meanwhile is told to who syncs ([`crate::handle::Inside::check`]).
+    /// `Unavailable` if that takes longer; why some of it is lost: what builds on it must not be done.
     pub(crate) async fn tell_all(&self, deadline: Instant) -> Result<(), Fault> {
-        if !self.leases.is_untold(None) {
-            return Ok(());
-        }
+        self.told(deadline).await?.map_or(Ok(()), Err)
+    }
+
+    /// As [`Core::tell_all`], but a loss is no error.
+    pub(crate) async fn told(&self, deadline: Instant) -> Result<Option<Fault>, Fault> {
         let late = |_| Fault::new(Kind::Unavailable, "changes made here could not be told to the metaservers in time");
         timeout_at(deadline, self.leases.all_told()).await.map_err(late)
     }
 
-    /// A loss that nobody who synced was told of yet.
-    pub(crate) fn told_losses(&self) -> Result<(), Fault> {
+    /// A loss that this one was not `told` of yet.
+    pub(crate) fn told_losses(&self, told: &AtomicU64) -> Result<(), Fault> {
         let losses = self.leases.losses();
-        if self.told_losses.swap(losses, Ordering::AcqRel) < losses { Err(self.leases.last_loss()) } else { Ok(()) }
+        if told.swap(losses, Ordering::AcqRel) >= losses {
+            return Ok(());
+        }
+        self.told_losses.fetch_max(losses, Ordering::AcqRel);
+        Err(self.leases.last_loss())
     }
 
     /// Waits until the metaservers know of what was decided here that an answer to this question may show.
@@ -123,7 +137,10 @@ impl Core {
             Query::StatFs => return Ok(()),
             Query::Lookup { .. } | Query::Walk { .. } | Query::ReadDir { .. } => None,
         };
-        if self.leases.is_untold(ino) { self.tell_all(deadline).await } else { Ok(()) }
+        match self.leases.is_untold(ino) {
+            true => self.told(deadline).await.map(|_| ()), // if it is lost, the answer shows that
+            false => Ok(()),
+        }
     }
 
     /// Tells what was decided, batch after batch.
@@ -157,19 +174,18 @@ impl Core {
 
     /// Sends a batch until it is known what became of it.
     async fn tell(&self, made_in: SessionId, batch: &Batch) -> Result<(BatchDone, Grants), Fault> {
-        let session = self.meta.session();
-        if session.id != made_in {
-            return Err(Fault::new(Kind::NoSession, "the session that made them has ended"));
-        }
+        let ended = || Fault::new(Kind::NoSession, "the session that made them has ended");
+        let session = Some(self.meta.session()).filter(|session| session.id == made_in).ok_or_else(ended)?;
         let mut pending = loop {
             let op = Op::Batch(batch.clone());
-            match self.meta.prepare(&session, &Cred::default(), op, self.meta.deadline()).await {
+            match self.meta.prepare_batch(&session, op, self.meta.deadline()).await {
                 Ok(pending) => break pending,
+                Err(_) if self.meta.session().id != made_in => return Err(ended()),
                 Err(fault) => warn!(error = %fault, "changes made here are not told yet"),
             }
         };
         loop {
-            let deadline = self.meta.deadline();
+            let deadline = Instant::now() + SEND_LIMIT;
             let answer = match pending.guard.is_settling() {
                 false => self.meta.send(&mut pending, deadline).await,
                 true => Err(Fault::new(Kind::Stale, "changes made here were refused")),
@@ -202,6 +218,7 @@ impl Core {
         for inode in lost.inodes.iter().filter_map(|ino| self.find(*ino)) {
             let mut state = inode.lock();
             state.lost_before = state.opened + 1;
+            state.lost_version(); // what was answered for is not what the metaservers have
             state.fail(lost.fault.clone());
             drop(state);
             inode.changed.notify_waiters();

@@ -16,6 +16,7 @@ use common::proto::meta::{
 };
 use common::units::{FILE_SIZE_MAX, len_u64, len_usize};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
@@ -65,11 +66,12 @@ impl Client {
     ) -> Result<(Handle, bool), Fault> {
         let op = mode.into().create(parent, name.clone(), NewNode::File, exclusive, flags.access());
         let _opening = self.core.opening().await?;
+        let losses = self.losses(); // before: one that comes between is the handle's to tell
         match self.submit(cred, op).await? {
             Outcome::Created { attr, new, .. } => {
                 let run = new.then_some(ExtentRun { extents: Vec::new(), covered: u64::MAX });
                 let flags = OpenFlags { truncate: flags.truncate && !new, ..flags };
-                Ok((self.opened(cred, &attr, run, flags).await?, new))
+                Ok((self.opened(cred, (&attr, losses), run, flags).await?, new))
             }
             other => Err(unexpected("create", &other)),
         }
@@ -79,14 +81,15 @@ impl Client {
     /// lease came with what it holds is opened without one.
     pub async fn open(&self, cred: &Cred, ino: InodeId, flags: OpenFlags) -> Result<Handle, Fault> {
         let _opening = self.core.opening().await?;
+        let losses = self.losses();
         if let Some((attr, run)) = self.core.leases.whole(ino, self.core.world.uptime())
             && may_open(&attr, cred, flags.access())
         {
-            return self.opened(cred, &attr, Some(run), flags).await;
+            return self.opened(cred, (&attr, losses), Some(run), flags).await;
         }
         let query = Query::Open { ino, access: flags.access() };
         match self.core.query(cred, query, self.core.meta.deadline()).await? {
-            Answer::Opened { attr, run } => self.opened(cred, &attr, Some(run), flags).await,
+            Answer::Opened { attr, run } => self.opened(cred, (&attr, losses), Some(run), flags).await,
             other => Err(unexpected("open", &other)),
         }
     }
@@ -94,14 +97,14 @@ impl Client {
     async fn opened(
         &self,
         cred: &Cred,
-        attr: &Attr,
+        (attr, losses): (&Attr, u64),
         run: Option<ExtentRun>,
         flags: OpenFlags,
     ) -> Result<Handle, Fault> {
         if attr.kind != FileKind::File {
             return Err(not_a_file(attr));
         }
-        let handle = Handle(Arc::new(Inside::new(&self.core, cred, attr, flags)?));
+        let handle = Handle(Arc::new(Inside::new(&self.core, cred, (attr, losses), flags)?));
         let inside = &handle.0;
         if let Some(run) = run {
             let mut state = inside.inode.lock();
@@ -168,10 +171,17 @@ impl Client {
         inside.check().and(saved).and(told)
     }
 
-    /// Makes all changes of names and attributes before this call durable (`fsync` of a directory).
-    pub async fn sync_changes(&self) -> Result<(), Fault> {
-        let told = self.core.tell_all(self.core.meta.deadline()).await;
-        self.core.told_losses().and(told)
+    /// How many losses of changes that this client had answered for somebody was told of: who opens something now is told of
+    /// the others.
+    pub fn losses(&self) -> u64 {
+        self.core.told_losses.load(Ordering::Acquire)
+    }
+
+    /// Makes all changes of names and attributes before this call durable (`fsync` of a directory). An error as well if there
+    /// were more losses than the caller was `told` of, which is noted there.
+    pub async fn sync_changes(&self, told: &AtomicU64) -> Result<(), Fault> {
+        let all = self.core.tell_all(self.core.meta.deadline()).await;
+        self.core.told_losses(told).and(all)
     }
 
     /// Changes a range of the file.

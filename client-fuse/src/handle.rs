@@ -72,7 +72,13 @@ impl Handle {
 }
 
 impl Inside {
-    pub(crate) fn new(core: &Arc<Core>, cred: &Cred, attr: &Attr, flags: OpenFlags) -> Result<Inside, Fault> {
+    /// `losses`: those that were told of before it was opened.
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        cred: &Cred,
+        (attr, losses): (&Attr, u64),
+        flags: OpenFlags,
+    ) -> Result<Inside, Fault> {
         let (inode, number) = core.enter(attr)?;
         let (told, attr) = {
             let state = inode.lock();
@@ -87,7 +93,7 @@ impl Inside {
             attr,
             number,
             told,
-            told_losses: AtomicU64::new(core.leases.losses()),
+            told_losses: AtomicU64::new(losses),
             released: AtomicBool::new(false),
         })
     }
@@ -97,10 +103,7 @@ impl Inside {
         if self.core.locks.are_lost(self.inode.ino, self.core.meta.session().generation) {
             return Err(Fault::new(Kind::NoSession, "locks were lost with the session: open the file again"));
         }
-        let losses = self.core.leases.losses();
-        if self.told_losses.swap(losses, Ordering::AcqRel) < losses {
-            return Err(self.core.leases.last_loss());
-        }
+        self.core.told_losses(&self.told_losses)?;
         let state = self.inode.lock();
         let told = self.told.swap(state.errors, Ordering::AcqRel);
         if state.errors > told || self.number < state.lost_before {

@@ -17,7 +17,7 @@ use crate::dirty::{DirtyMap, Placed};
 use crate::extents::Extents;
 use bytes::Bytes;
 use common::fault::Fault;
-use common::id::InodeId;
+use common::id::{DataVersion, InodeId};
 use common::proto::meta::{Attr, Edit};
 use common::time::Time;
 use common::units::{COMMIT_EDITS_MAX, len_u64, len_usize};
@@ -384,6 +384,13 @@ impl State {
         }
     }
 
+    /// The data version that is known here never came to be: whatever is heard next is newer.
+    pub(crate) fn lost_version(&mut self) {
+        self.attr.version = DataVersion(0);
+        self.extents.reset(DataVersion(0));
+        self.refreshed = false;
+    }
+
     /// Counts a failure, to be told to every handle.
     pub(crate) fn fail(&mut self, fault: Fault) {
         self.errors += 1;
@@ -400,7 +407,6 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::id::DataVersion;
     use common::proto::meta::FileKind;
 
     fn file(size: u64, version: u64) -> Attr {

@@ -51,7 +51,7 @@ const LOOKS: u32 = 2;
 /// How long one call may take. Shorter than a lease: what is not answered by then is of no use.
 const CALL_LIMIT: Duration = Duration::from_millis(900);
 /// How long one may take while nothing is held.
-const IDLE_LIMIT: Duration = IDLE_HOLD.saturating_add(Duration::from_secs(5));
+const IDLE_LIMIT: Duration = IDLE_HOLD.saturating_add(Duration::from_millis(400));
 /// How long telling what was decided may keep a call waiting, before it is looked again at what is to be said.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause after a call that failed.
@@ -205,19 +205,28 @@ impl Leases {
         self.inside().journal.last_loss.clone().unwrap_or_else(lost)
     }
 
-    /// Waits until what was decided by now is applied, or lost.
-    pub(crate) async fn all_told(&self) {
-        let number = self.inside().journal.want();
-        if self.inside().journal.is_over(number) {
-            return;
-        }
+    /// Numbers for new inodes are left in this session.
+    pub(crate) fn has_numbers(&self, session: SessionId) -> bool {
+        self.inside().journal.has_numbers(session)
+    }
+
+    /// Waits until what was decided by now is applied, or lost: then why.
+    pub(crate) async fn all_told(&self) -> Option<Fault> {
+        let (number, losses) = {
+            let mut inside = self.inside();
+            let number = inside.journal.want();
+            if inside.journal.is_over(number) {
+                return None;
+            }
+            (number, self.losses())
+        };
         self.decided.notify_one();
         loop {
             let told = self.told.notified();
             tokio::pin!(told);
             told.as_mut().enable();
             if self.inside().journal.is_over(number) {
-                return;
+                return (self.losses() != losses).then(|| self.last_loss());
             }
             told.await;
         }
@@ -249,8 +258,11 @@ impl Leases {
 
     /// What was decided here and not told is lost.
     pub(crate) fn lose(&self, fault: Fault) -> Option<Lost> {
-        let lost = self.inside().lose(fault);
+        let mut inside = self.inside();
+        let lost = inside.lose(fault);
+        // Under the lock: who finds nothing left to tell finds it counted, too.
         self.losses.fetch_add(u64::from(lost.is_some()), Ordering::AcqRel);
+        drop(inside);
         self.told.notify_waiters();
         self.wake.notify_one();
         lost
@@ -442,21 +454,21 @@ impl Core {
         loop {
             let session = self.meta.session();
             let open = self.files().into_iter().map(|inode| inode.ino).collect();
-            let Next { call, tell, flush } = self.leases.next_call(&session, open);
+            let Next { call, tell, flush, idle } = self.leases.next_call(&session, open);
             if !tell.is_empty() {
                 let core = self.clone();
                 let forget = move || core.leases.on_forget.get().into_iter().for_each(|forget| forget(&tell));
                 self.world.blocking(forget).await;
             }
-            if flush && self.tell_all(Instant::now() + TELL_LIMIT).await.is_err() {
+            if flush && self.told(Instant::now() + TELL_LIMIT).await.is_err() {
                 self.leases.inside().not_called(call);
                 if stop.is_cancelled() {
                     return;
                 }
                 continue;
             }
-            self.leases.inside().calling();
-            let (sent, idle) = (self.world.uptime(), call.term == 0);
+            self.leases.inside().calling(&call);
+            let sent = self.world.uptime();
             let limit = if idle { IDLE_LIMIT } else { CALL_LIMIT };
             let answer = tokio::select! {
                 biased;

@@ -8,7 +8,7 @@ use common::id::{ChunkId, ServerId, SessionId};
 use common::layout::ClusterMap;
 use common::proto::chunk::{ChunkRef, WriteAuth};
 use common::proto::lease::{Claim, Claimed, LeaseAsk, Leased, RecallCall, Recalls};
-use common::proto::meta::{Alive, Answered, Ask, Request, Submitted};
+use common::proto::meta::{Alive, Answered, Ask, Op, Request, Submitted};
 use common::proto::opens::{OpenAsk, OpenReport};
 use common::rpc::Caller;
 use common::task::Tasks;
@@ -79,13 +79,16 @@ pub(crate) trait Servers: Send + Sync + 'static {
 /// A cluster behind real connections.
 pub(crate) struct RealServers {
     caller: Caller,
+    /// For what others wait for: it must not wait behind requests that wait for them.
+    urgent: Caller,
     pool: Pool,
 }
 
 impl RealServers {
     /// Connects when first used.
     pub(crate) fn new(world: &World, tasks: &Tasks, me: &Me, metaservers: &[String]) -> RealServers {
-        RealServers { caller: Caller::new(world, tasks, me, metaservers), pool: Pool::new(world, me) }
+        let caller = || Caller::new(world, tasks, me, metaservers);
+        RealServers { caller: caller(), urgent: caller(), pool: Pool::new(world, me) }
     }
 }
 
@@ -95,7 +98,8 @@ fn left(deadline: Instant) -> Duration {
 
 impl Servers for RealServers {
     fn submit<'a>(&'a self, request: &'a Request, deadline: Instant) -> BoxFuture<'a, Result<Submitted, Fault>> {
-        Box::pin(self.caller.submit(request, left(deadline)))
+        let caller = if matches!(request.op, Op::Batch(_)) { &self.urgent } else { &self.caller };
+        Box::pin(caller.submit(request, left(deadline)))
     }
 
     fn query<'a>(&'a self, ask: &'a Ask, deadline: Instant) -> BoxFuture<'a, Result<Answered, Fault>> {
@@ -110,6 +114,7 @@ impl Servers for RealServers {
         Box::pin(async move {
             let map = self.caller.cluster_map(left(deadline)).await?;
             self.caller.learn(map.metaservers.values());
+            self.urgent.learn(map.metaservers.values());
             Ok(map)
         })
     }
@@ -123,7 +128,7 @@ impl Servers for RealServers {
     }
 
     fn recalls(&self, call: RecallCall, deadline: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {
-        Box::pin(self.caller.recalls(call, left(deadline)))
+        Box::pin(self.urgent.recalls(call, left(deadline)))
     }
 
     fn opens<'a>(&'a self, report: &'a OpenReport, deadline: Instant) -> BoxFuture<'a, Result<OpenAsk, Fault>> {

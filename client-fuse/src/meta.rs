@@ -175,6 +175,21 @@ impl Meta {
         Ok(Pending { guard, request, change: None })
     }
 
+    /// As [`Meta::prepare`], of a batch of decided changes, which has a slot of its own.
+    pub(crate) async fn prepare_batch(
+        &self,
+        session: &Arc<Session>,
+        op: Op,
+        deadline: Instant,
+    ) -> Result<Pending, Fault> {
+        let late = |_| Fault::new(Kind::Unavailable, "the metaservers do not say what became of an earlier change");
+        timeout_at(deadline, session.known()).await.map_err(late)?;
+        let guard = timeout_at(deadline, session.take_for_batch()).await.map_err(late)?;
+        let slot = guard.slot();
+        let request = Request { session: session.id, slot: slot.number, seq: slot.seq, cred: Cred::default(), op };
+        Ok(Pending { guard, request, change: None })
+    }
+
     /// Sends a change (again). After an error `pending.guard.is_open()` tells whether it may still take effect.
     pub(crate) async fn send(&self, pending: &mut Pending, deadline: Instant) -> Result<Submitted, Fault> {
         if pending.guard.is_open() {
@@ -365,7 +380,7 @@ async fn open_session(
     let id = SessionId(world.random_u128());
     let label = label.to_owned();
     let op = match attends {
-        true => Op::OpenAttending { label, slots: SLOTS },
+        true => Op::OpenAttending { label, slots: SLOTS + 1 },
         false => Op::OpenSession { label, slots: SLOTS },
     };
     let request = Request { session: id, slot: 0, seq: 0, cred: Cred::default(), op };

@@ -19,8 +19,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
-/// Requests one session has under way at once.
+/// Requests one session has under way at once, beside the one for batches.
 pub(crate) const SLOTS: u16 = 64;
+/// The slot for batches of decided changes: others wait for them, so they wait for no others.
+const BATCH_SLOT: u16 = SLOTS;
 
 /// A session with the metaservers.
 #[derive(Debug)]
@@ -36,6 +38,9 @@ pub(crate) struct Session {
     /// Parked requests that may still be run.
     unknown: watch::Sender<usize>,
     available: Arc<Semaphore>,
+    /// The slot for batches, while it is free, and a permit for it.
+    batch: Mutex<Option<Slot>>,
+    batch_available: Arc<Semaphore>,
 }
 
 /// A slot and the number its next request carries.
@@ -92,6 +97,8 @@ impl Session {
             unsettled_added: Notify::new(),
             unknown: watch::Sender::new(0),
             available: Arc::new(Semaphore::new(usize::from(SLOTS))),
+            batch: Mutex::new(Some(Slot { number: BATCH_SLOT, seq: 1 })),
+            batch_available: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -105,6 +112,17 @@ impl Session {
     pub(crate) async fn take(self: &Arc<Self>) -> SlotGuard {
         let permit = self.available.clone().acquire_owned().await.expect("never closed");
         let slot = self.free.lock().expect("no panic holds this lock").pop().expect("a permit is a free slot");
+        self.guard(slot, permit)
+    }
+
+    /// As [`Session::take`], of the slot for batches.
+    pub(crate) async fn take_for_batch(self: &Arc<Self>) -> SlotGuard {
+        let permit = self.batch_available.clone().acquire_owned().await.expect("never closed");
+        let slot = self.batch.lock().expect("no panic holds this lock").take().expect("a permit is a free slot");
+        self.guard(slot, permit)
+    }
+
+    fn guard(self: &Arc<Self>, slot: Slot, permit: OwnedSemaphorePermit) -> SlotGuard {
         let (unknown, counted, settling) = (false, false, false);
         SlotGuard { session: self.clone(), slot, used: Used::No, unknown, counted, settling, permit: Some(permit) }
     }
@@ -135,7 +153,10 @@ impl Session {
     }
 
     fn put_back(&self, slot: Slot, permit: OwnedSemaphorePermit, counted: bool) {
-        self.free.lock().expect("no panic holds this lock").push(slot);
+        match slot.number {
+            BATCH_SLOT => *self.batch.lock().expect("no panic holds this lock") = Some(slot),
+            _ => self.free.lock().expect("no panic holds this lock").push(slot),
+        }
         drop(permit); // after the slot is there: a permit is a free slot
         if counted {
             self.unknown.send_modify(|unknown| *unknown -= 1);

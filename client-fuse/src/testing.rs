@@ -408,15 +408,15 @@ impl Servers for FakeCluster {
 
     fn recalls(&self, call: RecallCall, _: Instant) -> BoxFuture<'_, Result<Recalls, Fault>> {
         Box::pin(async move {
-            if call.term == 0 {
-                std::future::pending::<()>().await; // it holds nothing, and nothing happens
+            if call.term != 0 {
+                tokio::time::sleep(Duration::from_millis(300)).await; // there is never anything to forget
             }
-            Ok(Recalls { term: call.term, last: 0, inodes: Vec::new(), renewed: true })
+            Ok(Recalls { term: 1, last: 0, inodes: Vec::new(), renewed: true })
         })
     }
 
     fn claim<'a>(&'a self, claim: &'a Claim, _: Instant) -> BoxFuture<'a, Result<Claimed, Fault>> {
-        Box::pin(async { Ok(Claimed { term: claim.term, leases: Vec::new() }) })
+        Box::pin(async { Ok(Claimed { term: claim.term, leases: Vec::new(), index: LogIndex(0) }) })
     }
 
     fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Submitted, Fault>> {

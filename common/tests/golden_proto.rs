@@ -320,11 +320,11 @@ fn leases(out: &mut Golden) {
     out.line("RecallCall", &RecallCall { session, term: 3, forgot: 5, given_back: vec![(dir, 9)] });
     out.line("Recalls", &Recalls { term: 3, last: 6, inodes: vec![dir], renewed: true });
     out.line("Claim", &Claim { session, term: 3, leases: vec![(dir, 8)] });
-    out.line("Claimed", &Claimed { term: 3, leases: vec![9, 0] });
+    out.line("Claimed", &Claimed { term: 3, leases: vec![9, 0], index: LogIndex(7) });
     let makes = Op::Create { parent: dir, name: name("a"), node: NewNode::Dir, mode: 0o755, exclusive: true, access: 0 };
     let at = Time { secs: 5, nanos: 6 };
     let changes = vec![Deferred { cred: Cred::default(), at, op: makes, leads: vec![InodeId(302)] }];
-    out.line("Op Batch", &Op::Batch(Batch { term: 3, changes }));
+    out.line("Op Batch", &Op::Batch(Batch { term: 3, since: LogIndex(7), checked: 0, changes }));
     out.line("Op Reserve", &Op::Reserve { count: 4096 });
     let mut digest = Digest::default();
     digest.add(&Outcome::Attr(attr()));

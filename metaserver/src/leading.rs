@@ -73,7 +73,9 @@ impl Leadership {
         let sessions: Vec<_> =
             namespace::sessions(mounted.kv()).map_err(failed)?.into_iter().map(|(id, _)| id).collect();
         // Those that take leases say what they have open as well.
-        let attending = namespace::attending(mounted.kv()).map_err(failed)?;
+        let attending = namespace::attending(mounted.kv()).map_err(failed)?.into_iter();
+        let attending = attending.map(|session| Ok((session, namespace::has_reserved(mounted.kv(), session)?)));
+        let attending: Vec<_> = attending.collect::<Result<_, _>>().map_err(failed)?;
         let fresh = Arc::new(Leading {
             term,
             ctx: QueryCtx::new(&config),

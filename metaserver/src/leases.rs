@@ -11,7 +11,9 @@
 //! 6. [`Leases::look`] returns when no *other* session can have changed these inodes without having said so.
 //! 7. A batch ([`common::proto::batch`]) is let through only while nobody else can have read or changed what it touches
 //!    since its session has answered for it: under write leases of this leader, which do not end meanwhile; or, under those
-//!    of an earlier one, if nobody else's change or question that `disputed` notes was let begin.
+//!    of an earlier one, while this one lets nobody read or change anything because the session is in `unreported`, or if
+//!    nobody else was let pass to what `disputed` notes.
+//! 8. Nobody is let pass a session that has not told all it may have decided before it is fenced: `fencing`, a command, `passed`.
 
 mod table;
 #[cfg(test)]
@@ -53,8 +55,8 @@ pub(crate) struct Noted {
 }
 
 impl Leases {
-    /// No leases; those of earlier leaders may be held by these sessions.
-    pub(crate) fn new(sessions: impl Iterator<Item = SessionId>, now: Instant) -> Leases {
+    /// No leases; those of earlier leaders may be held by these sessions, some of which may have decided something.
+    pub(crate) fn new(sessions: impl Iterator<Item = (SessionId, bool)>, now: Instant) -> Leases {
         let table = Table::new(sessions, now);
         Leases { table: Mutex::new(table), given_up: Notify::new(), asked: Notify::new(), name_free: Notify::new() }
     }
@@ -140,11 +142,15 @@ impl Leases {
         }
     }
 
-    /// Its leases are good from `now` on: when it said so it had forgotten everything it was to forget.
-    pub(crate) fn renew(&self, session: SessionId, now: Instant) {
-        if let Some(holder) = self.table().holders.get_mut(&session) {
+    /// Its leases are good from `now` on: when it said so it had forgotten everything it was to forget. False: they are not, as
+    /// others were waiting for it for too long.
+    pub(crate) fn renew(&self, session: SessionId, now: Instant) -> bool {
+        let mut table = self.table();
+        let is_fenced = table.fencing.contains(&session);
+        if let Some(holder) = table.holders.get_mut(&session).filter(|_| !is_fenced) {
             holder.end = holder.end.max(now + LEASE_WAIT);
         }
+        !is_fenced
     }
 
     /// Waits until no other change of these names is under way; none begins until the guard is dropped.
@@ -198,6 +204,22 @@ impl Leases {
         self.table().holders.values_mut().for_each(|holder| holder.claims = false);
     }
 
+    /// Sessions to be fenced before others are let pass.
+    pub(crate) fn to_fence(&self) -> Vec<SessionId> {
+        self.table().to_fence(Instant::now())
+    }
+
+    /// They are.
+    pub(crate) fn fenced(&self, sessions: &[SessionId]) {
+        self.table().fenced(sessions);
+        self.given_up.notify_waiters();
+    }
+
+    /// True if the session holds nothing of this leader and of none before it.
+    pub(crate) fn is_idle(&self, session: SessionId) -> bool {
+        self.table().holders.get(&session).is_none_or(|holder| holder.inodes.is_empty())
+    }
+
     /// True if no other session than this one may have changed something without having said so.
     pub(crate) fn is_quiet(&self, session: SessionId) -> bool {
         self.table().is_quiet(session, Instant::now())
@@ -223,8 +245,7 @@ impl Leases {
     /// A batch that the session made under leases of this leader (`ours`), or of an earlier one, is about to be proposed.
     /// `None`: others may have read or changed what it touches.
     pub(crate) fn batch(self: &Arc<Self>, session: SessionId, ours: bool, batch: &Batch) -> Option<Batching> {
-        let now = Instant::now();
-        let made = self.table().batch(session, ours, batch, now)?;
+        let made = self.table().batch(session, ours, batch)?;
         Some(Batching { leases: self.clone(), session: ours.then_some(session), made })
     }
 

@@ -84,6 +84,17 @@ async fn flush(node: Shared, stop: CancellationToken) {
     }
 }
 
+/// Fences sessions that others have waited for long enough.
+async fn fence(member: &Member, leading: &Leading) -> Result<(), Fault> {
+    let sessions = leading.leases.to_fence();
+    if !sessions.is_empty() {
+        tracing::warn!(?sessions, "they have not told what they may have changed: others are let pass");
+        member.propose(&Command::Fence { term: leading.term, sessions: sessions.clone() }).await?;
+        leading.leases.fenced(&sessions);
+    }
+    Ok(())
+}
+
 async fn leader(node: Shared, stop: CancellationToken) {
     let mut members = None;
     while next(&stop, LEADER_LOOK).await {
@@ -109,6 +120,7 @@ async fn leader(node: Shared, stop: CancellationToken) {
         }
         let work = async {
             node.end_change(&member).await?;
+            fence(&member, &leading).await?;
             expire(&node, &member, &leading).await?;
             keep::take_out(&member, &leading, Duration::from_secs(node.config.down_out_s)).await?;
             layout(&node, &member, &leading).await?;

@@ -60,7 +60,7 @@ test -z "$(git status --porcelain)"; test -z "$(git count-objects | grep -v '^0 
 fn git_works_and_finds_no_damage() {
     tests::skip_if!(no_mount, no_git);
     let (mut cluster, a, b) = two_mounts();
-    let files = if full() { 2000 } else { 40 };
+    let files = if full() { 400 } else { 40 };
     script(cluster.dir(), &HISTORY.replace("$FILES", &files.to_string()));
     let origin = cluster.dir().join("origin");
     script(&a, &WORK.replace("$ORIGIN", &origin.to_string_lossy()));
@@ -150,8 +150,9 @@ ln d1/f1 d2/hard; ln d1/f1 d3/hard; ln -s ../nowhere d4/dangling; ln -s ../d1/f1
 mkfifo d5/fifo; truncate -s 3M d6/sparse; echo end >> d6/sparse; : > d6/empty; mkdir -p d7/void
 setfattr -n user.plain -v value d1/f1; setfattr -n user.binary -v 0x00ff10 d2; setfattr -n user.long -v "$(printf %2000d 7)" d5/f5
 setfacl -m u:1234:rwx,g:5678:r-x d1/f19; setfacl -d -m u:99:r-x d6; setfacl -m m::r d6
+find . -depth -exec touch -h -d '2011-11-11 11:11:11.111111111' {} + # rsync compares seconds: what is a second old may stay
 touch -d '2001-02-03 04:05:06.123456789' d1/f1 d2/f2; touch -h -d '1999-01-01 00:00:00.5' d4/link
-touch -d '2011-11-11 11:11:11.111111111' d1 d2 d3 d4 d5 d6 d7 d7/void d8 d0 .
+touch -d '2012-12-12 12:12:12.121212121' d1 d7/void .
 "#;
 
 /// One line for each entry, with everything that is kept; of hard links, which belong together.

@@ -33,7 +33,15 @@ const OFFER: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct OpenDirs {
     next: AtomicU64,
-    open: Mutex<HashMap<u64, Arc<AsyncMutex<Piece>>>>,
+    open: Mutex<HashMap<u64, Arc<OpenDir>>>,
+}
+
+/// An open directory.
+#[derive(Debug, Default)]
+struct OpenDir {
+    piece: AsyncMutex<Piece>,
+    /// Losses of changes that who holds it was told.
+    told_losses: AtomicU64,
 }
 
 /// A piece of a listing.
@@ -61,10 +69,11 @@ pub(super) struct Row {
 }
 
 impl OpenDirs {
-    /// A new handle.
-    pub(super) fn open(&self) -> u64 {
+    /// A new handle; `losses`: those that its holder may know of.
+    pub(super) fn open(&self, losses: u64) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.lock().expect("no panic holds this lock").insert(number, Arc::default());
+        let dir = OpenDir { told_losses: AtomicU64::new(losses), ..OpenDir::default() };
+        self.open.lock().expect("no panic holds this lock").insert(number, Arc::new(dir));
         number
     }
 
@@ -73,7 +82,7 @@ impl OpenDirs {
         self.open.lock().expect("no panic holds this lock").remove(&number);
     }
 
-    fn get(&self, number: u64) -> Option<Arc<AsyncMutex<Piece>>> {
+    fn get(&self, number: u64) -> Option<Arc<OpenDir>> {
         self.open.lock().expect("no panic holds this lock").get(&number).cloned()
     }
 }
@@ -88,10 +97,10 @@ impl Shared {
         offset: u64,
         plus: bool,
     ) -> Result<Vec<Row>, Fault> {
-        let Some(piece) = self.dirs.get(handle) else {
+        let Some(open) = self.dirs.get(handle) else {
             return Err(Fault::new(Kind::Internal, format!("readdir {dir}: no such handle")));
         };
-        let mut piece = piece.lock().await;
+        let mut piece = open.piece.lock().await;
         let mut rows = Vec::new();
         let mut fetched = false;
         if !piece.covers(offset, plus) {
@@ -144,6 +153,13 @@ impl Shared {
             mark,
         };
         Ok(())
+    }
+
+    /// `fsync` of a directory: all changes that were made before are durable.
+    pub(super) async fn sync_dir(&self, handle: u64) -> Result<(), Fault> {
+        let no_handle = || Fault::new(Kind::Internal, "fsyncdir: no such handle");
+        let open = self.dirs.get(handle).ok_or_else(no_handle)?;
+        self.client.sync_changes(&open.told_losses).await
     }
 
     /// The entry's attributes: as they came just now, if this mount has changed nothing since `mark`; else asked for again,

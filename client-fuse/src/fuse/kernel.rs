@@ -375,7 +375,7 @@ impl Filesystem for Kernel {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(self.0.dirs.open()), FopenFlags::empty());
+        reply.opened(FileHandle(self.0.dirs.open(self.0.client.losses())), FopenFlags::empty());
     }
 
     fn readdir(&self, request: &Request, number: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
@@ -403,9 +403,9 @@ impl Filesystem for Kernel {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let shared = Arc::clone(&self.0);
-        let work = async move { shared.client.sync_changes().await };
+        let work = async move { shared.sync_dir(handle.0).await };
         self.0.serve(op("fsyncdir", number), reply, work, done_empty);
     }
 

@@ -4,7 +4,7 @@
 use super::contents::Contents;
 use super::journal::Journal;
 use super::{Entry, LOOKS};
-use common::id::{DataVersion, InodeId, SessionId};
+use common::id::{DataVersion, InodeId, LogIndex, SessionId};
 use common::name::Name;
 use common::proto::lease::{Grants, LEASE_TERM, Leased, RECALLS_MAX, RecallCall, Recalls, Touched, WRITE};
 use common::proto::meta::{Attr, ExtentRun, FileKind, Op, Outcome, RenameMode};
@@ -63,6 +63,8 @@ pub(super) struct Inside {
     all_uncertain: bool,
     /// Files that are open: the kernel may map them and never ask again, so their leases are kept.
     open: BTreeSet<InodeId>,
+    /// The index of the last claim that was granted. `None`: nothing is decided before another is.
+    pub(super) since: Option<LogIndex>,
     /// What small files hold.
     pub(super) contents: Contents,
     /// What was decided here and not told yet.
@@ -93,6 +95,8 @@ pub(super) struct Next {
     pub(super) tell: Vec<InodeId>,
     /// What was decided here is to be told.
     pub(super) flush: bool,
+    /// Nothing is held: it may be kept waiting.
+    pub(super) idle: bool,
 }
 
 /// Changes of one inode by this session that are under way.
@@ -153,15 +157,14 @@ impl Inside {
         if !is_news || term < self.term {
             return false;
         }
+        if self.term != term && self.term != 0 {
+            self.forget_all(); // and call again: then the new leader knows it
+            (self.term, self.forgot, self.to_report) = (0, 0, true);
+        }
+        if self.to_report || self.journal.is_of_another(term) {
+            return false; // not before it knows that
+        }
         if self.term != term {
-            if self.term != 0 {
-                self.forget_all(); // and call again: then the new leader knows it
-                (self.term, self.to_report) = (0, true);
-                return false;
-            }
-            if self.to_report || self.journal.is_of_another(term) {
-                return false; // not before it knows that
-            }
             (self.term, self.forgot) = (term, 0);
         }
         self.good_until = self.good_until.max(sent + LEASE_TERM);
@@ -556,21 +559,23 @@ impl Inside {
         self.forget_idle(now);
         let tell = std::mem::take(&mut self.tell);
         let idle = self.known.is_empty() && self.listing.is_empty() && self.give_back.is_empty();
-        let call = if idle || self.term == 0 {
-            // It holds nothing, and what it knew of recalls does not count any more.
-            RecallCall { session, term: 0, forgot: 0, given_back: Vec::new() }
-        } else {
-            let some = self.give_back.len().min(RECALLS_MAX);
-            let given_back = self.give_back.drain(..some).collect();
-            RecallCall { session, term: self.term, forgot: self.forgot, given_back }
-        };
-        let flush = std::mem::take(&mut self.tell_first) || call.term == 0 || self.journal.is_of_another(call.term);
-        Next { call, tell, flush: flush && !self.journal.is_empty() }
+        if self.term == 0 {
+            // It asks who leads, and says nothing.
+            let call = RecallCall { session, term: 0, forgot: 0, given_back: Vec::new() };
+            return Next { call, tell, flush: false, idle };
+        }
+        let some = self.give_back.len().min(RECALLS_MAX);
+        let given_back = self.give_back.drain(..some).collect();
+        let call = RecallCall { session, term: self.term, forgot: self.forgot, given_back };
+        let flush = std::mem::take(&mut self.tell_first) || self.journal.is_of_another(call.term);
+        Next { call, tell, flush: flush && !self.journal.is_empty(), idle }
     }
 
     /// A call is about to be sent.
-    pub(super) fn calling(&mut self) {
-        self.to_report = false;
+    pub(super) fn calling(&mut self, call: &RecallCall) {
+        if call.term != 0 && call.term == self.term {
+            self.to_report = false;
+        }
     }
 
     /// It is not sent: what comes before it could not be done.
@@ -581,7 +586,11 @@ impl Inside {
 
     pub(super) fn recalled(&mut self, call: &RecallCall, (sent, uptime): (Duration, Duration), answer: &Recalls) {
         self.forget_run_out(uptime);
-        if call.term == 0 || self.session != Some(call.session) || self.term != call.term {
+        if self.session != Some(call.session) || self.term != call.term {
+            return;
+        }
+        if call.term == 0 {
+            (self.term, self.forgot, self.to_report) = (answer.term, 0, true);
             return;
         }
         if answer.term != call.term {
@@ -633,13 +642,13 @@ impl Inside {
         self.tell.extend(self.known.drain().map(|(ino, _)| ino));
         self.listing.clear();
         self.give_back.clear();
-        (self.names, self.good_until) = (0, Duration::ZERO);
+        (self.names, self.good_until, self.since) = (0, Duration::ZERO, None);
     }
 
     /// What has run out, nobody believes any more: what the kernel was told runs out with it.
     fn forget_run_out(&mut self, uptime: Duration) {
         if !self.is_good(uptime) && !self.known.is_empty() {
-            self.contents = Contents::default();
+            (self.contents, self.since) = (Contents::default(), None);
             for (ino, known) in std::mem::take(&mut self.known) {
                 self.tell.push(ino);
                 self.give_up(ino, known.lease); // the leader, whose clock runs slower, may still count it

@@ -6,18 +6,17 @@
 //! 3. Inode numbers are handed out in rising order within a range, each once.
 
 use common::fault::Fault;
-use common::id::{InodeId, SessionId};
+use common::id::{InodeId, LogIndex, SessionId};
 use common::proto::batch::{BATCH_BYTES_MAX, BATCH_MAX, Batch, BatchDone, Deferred, Digest};
-use common::proto::meta::{Op, Outcome, Source};
+use common::proto::meta::Outcome;
 use common::time::Time;
-use common::units::len_usize;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Changes that wait, at most; more, and who makes one waits.
 const WAITING_MAX: usize = 8 * BATCH_MAX;
-/// Bytes of file contents that wait, at most.
+/// Bytes of changes that wait, at most.
 const WAITING_BYTES_MAX: usize = 8 * BATCH_BYTES_MAX;
 /// So many changes are sent without waiting for more.
 const ENOUGH: usize = 256;
@@ -45,10 +44,18 @@ pub(super) struct Journal {
     numbers: VecDeque<(u64, u64)>,
 }
 
+/// Under whose leases a change was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Under {
+    pub(super) session: SessionId,
+    pub(super) term: u64,
+    /// The index of the last claim before it.
+    pub(super) since: LogIndex,
+}
+
 #[derive(Debug)]
 struct Entry {
-    session: SessionId,
-    term: u64,
+    under: Under,
     change: Deferred,
     /// What this client has answered.
     outcome: Outcome,
@@ -83,13 +90,23 @@ impl Journal {
 
     /// Some change was made under leases of another leader than that of `term`.
     pub(super) fn is_of_another(&self, term: u64) -> bool {
-        self.queue.front().is_some_and(|entry| entry.term != term)
+        self.queue.front().is_some_and(|entry| entry.under.term != term)
     }
 
     /// The time of a change that is made now.
     pub(super) fn time(&mut self, now: Time) -> Time {
         self.at = self.at.max(now);
         self.at
+    }
+
+    /// Numbers were reserved in this session: the metaservers know that it may decide something.
+    pub(super) fn is_announced(&self, session: SessionId) -> bool {
+        self.session == Some(session)
+    }
+
+    /// Numbers for new inodes are left.
+    pub(super) fn has_numbers(&self, session: SessionId) -> bool {
+        self.is_announced(session) && !self.numbers.is_empty()
     }
 
     /// The number of a new inode. `None`: some are to be reserved first.
@@ -116,14 +133,14 @@ impl Journal {
     }
 
     /// A change was made and answered for.
-    pub(super) fn push(&mut self, (session, term): (SessionId, u64), change: Deferred, outcome: Outcome) {
+    pub(super) fn push(&mut self, under: Under, change: Deferred, outcome: Outcome) {
         for ino in change.touches() {
             *self.pending.entry(ino).or_default() += 1;
         }
-        let bytes = contents(&change.op);
+        let bytes = change.encoded_len();
         self.bytes += bytes;
         self.made += 1;
-        self.queue.push_back(Entry { session, term, change, outcome, bytes, since: Instant::now() });
+        self.queue.push_back(Entry { under, change, outcome, bytes, since: Instant::now() });
     }
 
     /// Somebody waits for all that was made by now: its number.
@@ -146,14 +163,15 @@ impl Journal {
 
     /// The next ones to be sent, and in which session they were made. They stay in the queue.
     pub(super) fn batch(&self) -> Option<(SessionId, Batch)> {
-        let Entry { session, term, .. } = *self.queue.front()?;
+        let under = self.queue.front()?.under;
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
             bytes += entry.bytes;
-            (entry.session, entry.term) == (session, term) && (bytes <= BATCH_BYTES_MAX || bytes == entry.bytes)
+            entry.under == under && (bytes <= BATCH_BYTES_MAX || bytes == entry.bytes)
         };
         let changes = self.queue.iter().take(BATCH_MAX).take_while(fits).map(|entry| entry.change.clone());
-        Some((session, Batch { term, changes: changes.collect() }))
+        let Under { session, term, since } = under;
+        Some((session, Batch { term, since, checked: 0, changes: changes.collect() }))
     }
 
     /// What became of it. True: as this client has answered.
@@ -199,11 +217,4 @@ impl Journal {
         self.over += 1;
         Some(entry)
     }
-}
-
-/// Bytes of file contents in a change.
-fn contents(op: &Op) -> usize {
-    let Op::Commit(commit) = op else { return 0 };
-    let inline = commit.edits.iter().filter(|edit| matches!(edit.data, Source::Inline { .. }));
-    len_usize(inline.map(|edit| edit.len).sum())
 }

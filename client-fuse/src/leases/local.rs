@@ -5,6 +5,7 @@
 //! (a refusal, ACLs, what is not known here) is asked for.
 
 use super::inside::{Inside, Known};
+use super::journal::Under;
 use common::id::{DataVersion, InodeId};
 use common::name::Name;
 use common::perm::{self, Bits};
@@ -112,6 +113,9 @@ impl Inside {
         if !self.may_decide(maker.uptime) {
             return Decision::Ask;
         }
+        if !self.session.is_some_and(|session| self.journal.is_announced(session)) {
+            return Decision::Reserve;
+        }
         if self.journal.is_full() {
             return Decision::Full;
         }
@@ -122,7 +126,8 @@ impl Inside {
                 let outcome = plan.outcome.clone();
                 self.carry_out(plan, &change);
                 let session = self.session.expect("what is known is of a session");
-                self.journal.push((session, self.term), change, outcome.clone());
+                let since = self.since.expect("what only this client writes was claimed");
+                self.journal.push(Under { session, term: self.term, since }, change, outcome.clone());
                 Decision::Done(outcome)
             }
             Err(Not::Here) => Decision::Ask,
@@ -137,10 +142,11 @@ impl Inside {
     fn plan(&mut self, op: &Op, maker: Maker<'_>, at: Time) -> Result<Plan, Not> {
         let cred = maker.cred;
         match op {
-            Op::Create { parent, name, node, mode, .. } => self.plan_create((*parent, name), node, *mode, cred, at),
+            Op::Create { parent, name, node, mode, .. } => {
+                self.plan_create((*parent, name), node, (*mode, 0), cred, at)
+            }
             Op::CreateUnmasked { parent, name, node, mode, umask, .. } => {
-                let mode = if matches!(node, NewNode::Symlink(_)) { *mode } else { mode & !(umask & 0o777) };
-                self.plan_create((*parent, name), node, mode, cred, at)
+                self.plan_create((*parent, name), node, (*mode, *umask), cred, at)
             }
             Op::Link { ino, parent, name } => self.plan_link(*ino, (*parent, name), cred, at),
             Op::Unlink { parent, name, .. } => self.plan_unlink((*parent, name), maker, at),
@@ -167,7 +173,7 @@ impl Inside {
         only_if(self.is_still(ino))?;
         let known = self.known.get(&ino).ok_or(Not::Here)?;
         let attr = known.attr.clone().ok_or(Not::Here)?;
-        if known.lease & WRITE == 0 {
+        if known.lease & WRITE == 0 || self.since.is_none() {
             return Err(Not::Claimed(vec![(ino, known.lease)]));
         }
         only_if(!has_acl(&attr))?;
@@ -214,7 +220,7 @@ impl Inside {
         &mut self,
         (parent, name): (InodeId, &Name),
         node: &NewNode,
-        asked: u32,
+        (asked, umask): (u32, u32),
         cred: &Cred,
         at: Time,
     ) -> Result<Plan, Not> {
@@ -238,6 +244,7 @@ impl Inside {
         let is_dir = kind == FileKind::Dir;
         let nlink = dir.nlink.checked_add(u32::from(is_dir)).ok_or(Not::Here)?;
         let (mode, gid) = bits(&dir).inherited(kind, asked, cred);
+        let mode = if kind == FileKind::Symlink { mode } else { mode & !(umask & 0o777) };
         let session = self.session.ok_or(Not::Here)?;
         let ino = self.journal.number(session).ok_or(Not::Numbered)?;
         let attr = Attr {

@@ -86,6 +86,9 @@ impl Inside {
             }
         }
         let first = numbers.first().is_some_and(|number| *number != 0);
+        if let Some(answer) = answer.filter(|_| first) {
+            self.since = Some(answer.index);
+        }
         if let Some((ino, _)) = claim.leases.first().filter(|_| !first) {
             if self.refused.len() >= REFUSED_MAX {
                 self.refused.clear();
@@ -116,6 +119,7 @@ impl Inside {
     /// What was decided here is lost: nothing of it is believed any more.
     pub(super) fn lose(&mut self, fault: Fault) -> Option<Lost> {
         let lost = self.journal.lose(fault);
+        self.since = None;
         if lost.is_some() {
             self.forget_each();
         }

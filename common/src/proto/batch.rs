@@ -5,12 +5,15 @@
 //! 1. The changes of a session take effect in the order in which it has answered for them: a batch stops at the first
 //!    one that is refused, and nothing that was decided later is sent before an earlier one is known to be applied.
 //! 2. A write lease is given up only when all changes that were decided under it are applied, or are lost with the session.
-//! 3. The leader runs a batch only while nobody else can have read or changed what it touches since: while it knows the
-//!    write leases, or, as a new leader, before anybody else has changed or read it.
+//! 3. A batch is carried out only if nobody else can have read or changed what it touches since. The leader lets it through
+//!    while it knows the write leases, or, as a new leader, while it lets nobody read or change anything because this session
+//!    has not reported yet. Whoever is let pass a session that has been silent for too long is let pass behind a *fence*: a
+//!    command after which batches made under older claims ([`Batch::since`]) are refused, but for those that the leader who
+//!    fenced lets through ([`Batch::checked`]): only it knows what others have changed or read since.
 //! 4. New inodes get numbers from a range that the session has reserved, each once, in rising order.
 
 use crate::fault::Fault;
-use crate::id::InodeId;
+use crate::id::{InodeId, LogIndex};
 use crate::proto::lease::Touched;
 use crate::proto::meta::{Cred, Op, Outcome};
 use crate::time::Time;
@@ -18,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 /// Changes in one batch, at most.
 pub const BATCH_MAX: usize = 1024;
-/// Bytes of file contents in one batch, at most.
+/// Bytes in one batch, about, at most: well below a frame.
 pub const BATCH_BYTES_MAX: usize = 2 << 20;
 /// Inode numbers reserved at once, at most.
 pub const RESERVE_MAX: u32 = 64 << 10;
@@ -28,6 +31,10 @@ pub const RESERVE_MAX: u32 = 64 << 10;
 pub struct Batch {
     /// The term of the leader that gave the write leases.
     pub term: u64,
+    /// [`super::lease::Claimed::index`] of the last claim before them.
+    pub since: LogIndex,
+    /// The term of the leader that lets it through; set by the leader.
+    pub checked: u64,
     /// The changes: at most [`BATCH_MAX`].
     pub changes: Vec<Deferred>,
 }
@@ -49,6 +56,9 @@ pub struct Deferred {
 impl Deferred {
     /// Whether this kind of change may be in a batch.
     pub fn is_allowed(&self) -> bool {
+        if self.at.nanos >= 1_000_000_000 {
+            return false;
+        }
         match &self.op {
             Op::Create { .. } | Op::CreateUnmasked { .. } => self.leads.len() == 1,
             Op::Unlink { keep, .. } => !keep && self.leads.len() == 1,
@@ -68,6 +78,11 @@ impl Deferred {
             | Op::Batch(_)
             | Op::Reserve { .. } => false,
         }
+    }
+
+    /// Its length in a batch, in bytes.
+    pub fn encoded_len(&self) -> usize {
+        postcard::to_allocvec(self).expect("plain data has an encoding, and memory grows").len()
     }
 
     /// The inode that it makes.

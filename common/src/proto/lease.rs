@@ -20,7 +20,7 @@
 //! 4. Which inode a name leads to is looked up by the leader while it lets no other change of that name begin
 //!    ([`Touched::names`]).
 
-use crate::id::{InodeId, SessionId};
+use crate::id::{InodeId, LogIndex, SessionId};
 use crate::name::Name;
 use crate::proto::meta::{Attr, CloneRange, Commit, Cred, DirEntry, ExtentRun, Op};
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,8 @@ pub const LEASE_ATTRS_MAX: usize = 4096;
 /// later is refused if somebody was waiting for it.
 pub const WRITE_WAIT: Duration = Duration::from_millis(4000);
 /// How long a leader keeps a [`RecallCall`] of a session that holds nothing.
-pub const IDLE_HOLD: Duration = Duration::from_secs(15);
+/// (Less than a caller takes for an attempt, so that it does not stay with a leader that is not heard of any more.)
+pub const IDLE_HOLD: Duration = Duration::from_millis(1500);
 /// In the number of a lease: it is a write lease.
 pub const WRITE: u64 = 1;
 /// Leases that are claimed at once, at most.
@@ -116,6 +117,8 @@ pub struct Claimed {
     pub term: u64,
     /// Their numbers from now on, in order; 0: it stays as it was. Empty: none are write leases now.
     pub leases: Vec<u64>,
+    /// An index that the leader had applied afterwards: what is decided from now on, until leases run out, was decided since.
+    pub index: LogIndex,
 }
 
 /// A session says what it has forgotten and waits for what it is to forget. This renews its leases, too.
@@ -123,7 +126,8 @@ pub struct Claimed {
 pub struct RecallCall {
     /// Whose leases.
     pub session: SessionId,
-    /// It holds nothing granted in another term than this one. 0: nothing at all.
+    /// It holds nothing granted in another term than this one, and has told all that it decided in another. 0: it does not know the
+    /// leader, and says nothing; the answer comes at once.
     pub term: u64,
     /// It has forgotten everything up to this recall of that term.
     pub forgot: u64,

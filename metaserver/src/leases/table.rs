@@ -19,10 +19,12 @@ const LEASES_MAX: usize = 1 << 20;
 const CONTENDED: Duration = Duration::from_millis(1000);
 /// Inodes that others wanted lately, at most; more, and nobody gets write leases.
 const CONTENDED_MAX: usize = 16 << 10;
-/// Inodes that were changed or read before every session had reported, at most; more, and it may be any.
+/// Inodes that are disputed, at most; more, and it may be any.
 const DISPUTED_MAX: usize = 64 << 10;
 /// Pause between looks whether a batch under way has ended.
 const BATCH_TICK: Duration = Duration::from_millis(20);
+/// Pause between looks whether a session was fenced.
+const FENCE_TICK: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -38,13 +40,17 @@ pub(super) struct Table {
     pub(super) last: u64,
     /// When leases of earlier leaders have run out.
     pub(super) old_end: Instant,
-    /// Sessions that may hold such leases.
-    pub(super) unreported: BTreeSet<SessionId>,
+    /// Sessions that may hold such leases, and whether they may have decided something under them.
+    pub(super) unreported: BTreeMap<SessionId, bool>,
     /// How many write leases each session has, if any.
     pub(super) writers: BTreeMap<SessionId, usize>,
     /// When inodes were last wanted by others than their holders.
     pub(super) contended: BTreeMap<InodeId, Instant>,
-    /// Changed or read since this leader began, while some session had not reported. `None`: it may be any.
+    /// Sessions to be fenced before others are let pass what they may have decided.
+    pub(super) fencing: BTreeSet<SessionId>,
+    /// Sessions that were fenced, and not heard of since.
+    pub(super) passed: BTreeSet<SessionId>,
+    /// Changed or read by others while some session had not reported. `None`: it may be any.
     pub(super) disputed: Option<BTreeSet<InodeId>>,
     /// Batches under way that were made under leases of earlier leaders.
     pub(super) reclaiming: usize,
@@ -86,7 +92,7 @@ impl Place {
 
 impl Table {
     /// No leases; those of earlier leaders may be held by these sessions.
-    pub(super) fn new(sessions: impl Iterator<Item = SessionId>, now: Instant) -> Table {
+    pub(super) fn new(sessions: impl Iterator<Item = (SessionId, bool)>, now: Instant) -> Table {
         Table {
             inodes: BTreeMap::new(),
             holders: BTreeMap::new(),
@@ -98,6 +104,8 @@ impl Table {
             unreported: sessions.collect(),
             writers: BTreeMap::new(),
             contended: BTreeMap::new(),
+            fencing: BTreeSet::new(),
+            passed: BTreeSet::new(),
             disputed: Some(BTreeSet::new()),
             reclaiming: 0,
         }
@@ -123,7 +131,8 @@ impl Table {
         let is_full =
             !holder.inodes.contains_key(&ino) && (holder.inodes.len() >= HELD_MAX || self.count >= LEASES_MAX);
         let is_taken = self.inodes.get(&ino).is_some_and(|place| place.is_taken(session, own));
-        if !holder.recalls.is_empty() || is_full || is_taken || self.changing_all > 0 {
+        let is_fenced = self.fencing.contains(&session); // soon: what it gets now would be forgotten with the rest
+        if !holder.recalls.is_empty() || is_full || is_taken || is_fenced || self.changing_all > 0 {
             return None;
         }
         holder.end = holder.end.max(now + LEASE_WAIT);
@@ -140,10 +149,7 @@ impl Table {
     }
 
     /// Nobody but the session holds the inode, changes it or has wanted it lately. `own`: changes that do not count.
-    pub(super) fn is_free_to_write(&mut self, session: SessionId, ino: InodeId, own: usize, now: Instant) -> bool {
-        if self.contended.len() >= CONTENDED_MAX {
-            self.contended.retain(|_, at| *at + CONTENDED > now);
-        }
+    pub(super) fn is_free_to_write(&self, session: SessionId, ino: InodeId, own: usize, now: Instant) -> bool {
         let wanted = self.contended.get(&ino).is_some_and(|at| *at + CONTENDED > now);
         let place = self.inodes.get(&ino);
         let alone = place.is_some_and(|place| place.changing <= own && place.holders.iter().eq([&session]));
@@ -168,9 +174,10 @@ impl Table {
     pub(super) fn claim(&mut self, session: SessionId, ino: InodeId, number: u64, now: Instant) -> u64 {
         let holds = |holder: &Holder| holder.inodes.get(&ino) == Some(&number) && holder.recalls.is_empty();
         let stands = self.holders.get(&session).is_some_and(|holder| holds(holder) && holder.end > now);
-        if !stands || !self.is_free_to_write(session, ino, 0, now) {
+        if !stands || self.fencing.contains(&session) || !self.is_free_to_write(session, ino, 0, now) {
             return 0;
         }
+        self.passed.remove(&session); // what it decides from now on is behind the fence
         self.set_writer(ino, Some(session));
         self.holders.get_mut(&session).expect("just found").inodes.insert(ino, number | WRITE);
         number | WRITE
@@ -187,7 +194,7 @@ impl Table {
         number
     }
 
-    pub(super) fn batch(&mut self, session: SessionId, ours: bool, batch: &Batch, now: Instant) -> Option<Vec<u64>> {
+    pub(super) fn batch(&mut self, session: SessionId, ours: bool, batch: &Batch) -> Option<Vec<u64>> {
         if ours && !self.holders.contains_key(&session) {
             return None;
         }
@@ -200,13 +207,15 @@ impl Table {
         let mut there = touched.difference(&made);
         let allowed = match ours {
             true => {
-                // A new inode that somebody knows is none.
                 let is_writer = |ino: &InodeId| self.inodes.get(ino).is_some_and(|p| p.writer == Some(session));
-                there.all(is_writer) && !made.iter().any(|ino| self.inodes.contains_key(ino))
+                // A new inode is one that nobody knows; of a batch that came before, nobody else does.
+                there.all(is_writer) && made.iter().all(|ino| !self.inodes.contains_key(ino) || is_writer(ino))
             }
+            // Nobody was let pass it, or nobody was about the same.
             false => {
                 let is_disputed = |ino: &InodeId| self.disputed.as_ref().is_none_or(|all| all.contains(ino));
-                self.unreported.contains(&session) && (now < self.old_end || !there.any(is_disputed))
+                let waited_for = !self.passed.contains(&session);
+                self.unreported.get(&session) == Some(&true) && (waited_for || !there.any(is_disputed))
             }
         };
         if !allowed {
@@ -220,14 +229,18 @@ impl Table {
     pub(super) fn batch_begins(&mut self, session: Option<SessionId>) {
         match session {
             None => self.reclaiming += 1,
-            Some(session) => self.holders.get_mut(&session).expect("it holds write leases").batches += 1,
+            // Its session may have ended meanwhile.
+            Some(session) => {
+                if let Some(holder) = self.holders.get_mut(&session) {
+                    holder.batches += 1;
+                }
+            }
         }
     }
 
     pub(super) fn batch_ended(&mut self, session: Option<SessionId>) {
         match session {
             None => self.reclaiming -= 1,
-            // Its session may have ended meanwhile.
             Some(session) => {
                 if let Some(holder) = self.holders.get_mut(&session) {
                     holder.batches = holder.batches.saturating_sub(1);
@@ -257,7 +270,7 @@ impl Table {
     pub(super) fn reported(&mut self, session: SessionId, forgot: u64) {
         self.unreported.remove(&session);
         let Some(holder) = self.holders.get_mut(&session) else { return };
-        let rest = holder.recalls.split_off(&(forgot + 1));
+        let rest = holder.recalls.split_off(&forgot.saturating_add(1));
         let gone = std::mem::replace(&mut holder.recalls, rest);
         gone.into_values().for_each(|ino| self.forgot(session, ino));
     }
@@ -280,8 +293,31 @@ impl Table {
 
     pub(super) fn ended(&mut self, session: SessionId) {
         self.unreported.remove(&session);
+        self.fencing.remove(&session);
+        self.passed.remove(&session);
         self.forgot_all(session);
         self.holders.remove(&session);
+    }
+
+    /// Who is to be fenced by now.
+    pub(super) fn to_fence(&mut self, now: Instant) -> Vec<SessionId> {
+        if now >= self.old_end + WRITE_WAIT {
+            let passed = |session: &SessionId| self.passed.contains(session);
+            let deciding = self.unreported.iter().filter(|(session, decides)| **decides && !passed(session));
+            self.fencing.extend(deciding.map(|(session, _)| *session));
+        }
+        self.fencing.iter().copied().collect()
+    }
+
+    /// They are: batches that they have made by now are let through only here, and only if nobody was about the same.
+    pub(super) fn fenced(&mut self, sessions: &[SessionId]) {
+        for session in sessions {
+            self.fencing.remove(session);
+            self.passed.insert(*session);
+            if let Some(holder) = self.holders.get_mut(session) {
+                holder.claims = false;
+            }
+        }
     }
 
     /// It holds nothing, but goes on.
@@ -327,7 +363,7 @@ impl Table {
             }
         }
         if until.is_none() {
-            self.dispute(Some(inodes));
+            self.dispute(session, Some(inodes));
         }
         until
     }
@@ -352,31 +388,57 @@ impl Table {
             }
         }
         if until.is_none() {
-            self.dispute(inodes);
+            self.dispute(session, inodes);
         }
         until
     }
 
+    /// A change or a question of this session about these begins; `None`: about all.
+    fn dispute(&mut self, session: SessionId, inodes: Option<&[InodeId]>) {
+        if self.unreported.keys().all(|other| *other == session) {
+            return; // nobody else has anything left to tell of earlier leases
+        }
+        let Some(disputed) = &mut self.disputed else { return };
+        match inodes {
+            Some(inodes) if disputed.len() + inodes.len() <= DISPUTED_MAX => disputed.extend(inodes),
+            _ => self.disputed = None,
+        }
+    }
+
     /// Until when leases of earlier leaders may be believed in, or batches made under them are under way.
     pub(super) fn grace(&self, now: Instant) -> Option<Instant> {
-        let early = (now < self.old_end && !self.unreported.is_empty()).then_some(self.old_end);
+        // Who decides is waited for until it is fenced.
+        let waited_for = |(session, decides): (&SessionId, &bool)| *decides && !self.passed.contains(session);
+        let early = match self.unreported.iter().any(waited_for) {
+            true => Some((self.old_end + WRITE_WAIT).max(now + FENCE_TICK)),
+            false => (now < self.old_end && !self.unreported.is_empty()).then_some(self.old_end),
+        };
         early.max((self.reclaiming > 0).then(|| now + BATCH_TICK))
     }
 
     pub(super) fn is_quiet(&self, session: SessionId, now: Instant) -> bool {
         let others = self.writers.len() > usize::from(self.writers.contains_key(&session));
-        !others && self.unreported.is_empty() && self.grace(now).is_none()
+        !others && self.grace(now).is_none()
     }
 
     /// Somebody else wants an inode that this session holds: asks it to forget. Until when it may not have; `None`: it has.
     pub(super) fn wanted(&mut self, holder: SessionId, ino: InodeId, now: Instant) -> Option<Instant> {
-        self.contended.insert(ino, now);
+        if self.contended.len() >= CONTENDED_MAX {
+            self.contended.retain(|_, at| *at + CONTENDED > now);
+        }
+        if self.contended.len() < CONTENDED_MAX {
+            self.contended.insert(ino, now); // else nobody gets write leases anyway
+        }
         let is_writer = self.inodes.get(&ino).is_some_and(|place| place.writer == Some(holder));
         let its = self.holders.get_mut(&holder).expect("invariant 1");
         let end = its.end + if is_writer { WRITE_WAIT } else { Duration::ZERO };
         if end <= now {
-            if its.batches > 0 {
+            if is_writer && its.batches > 0 {
                 return Some(now + BATCH_TICK);
+            }
+            if is_writer && !self.passed.contains(&holder) {
+                self.fencing.insert(holder);
+                return Some(now + FENCE_TICK);
             }
             self.run_out(holder);
             self.forgot(holder, ino);
@@ -398,18 +460,6 @@ impl Table {
         let now = Instant::now();
         for ino in written {
             self.wanted(session, ino, now);
-        }
-    }
-
-    /// A change or a question about these begins; `None`: about all.
-    pub(super) fn dispute(&mut self, inodes: Option<&[InodeId]>) {
-        if self.unreported.is_empty() {
-            return; // nobody has anything left to tell of earlier leases
-        }
-        let Some(disputed) = &mut self.disputed else { return };
-        match inodes {
-            Some(inodes) if disputed.len() + inodes.len() <= DISPUTED_MAX => disputed.extend(inodes),
-            _ => self.disputed = None,
         }
     }
 }

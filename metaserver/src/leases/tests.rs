@@ -1,6 +1,7 @@
 //! Leases as their holders and those who wait see them.
 
 use super::*;
+use common::id::LogIndex;
 use common::proto::batch::Deferred;
 use common::proto::lease::{WRITE, WRITE_WAIT};
 use common::proto::meta::{Cred, NewNode, Op};
@@ -61,7 +62,7 @@ async fn a_silent_holder_is_waited_for_until_its_lease_has_run_out() {
     let leases = leases();
     let lease = leases.grant(B, DIR, Instant::now()).unwrap();
     tokio::time::advance(Duration::from_millis(200)).await;
-    leases.renew(B, Instant::now());
+    assert!(leases.renew(B, Instant::now()));
     assert_eq!(changes(&leases, A, LEASE_WAIT * 2).await, Some(LEASE_WAIT));
     assert!(leases.recalls(B).1.is_empty() && !leases.stands(lease));
     assert_eq!(changes(&leases, A, LEASE_WAIT).await, Some(Duration::ZERO));
@@ -69,12 +70,12 @@ async fn a_silent_holder_is_waited_for_until_its_lease_has_run_out() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_lets_older_leases_run_out_or_hears_that_there_are_none() {
-    let leases = Arc::new(Leases::new([A, B].into_iter(), Instant::now()));
+    let leases = Arc::new(Leases::new([(A, false), (B, false)].into_iter(), Instant::now()));
     leases.reported(A, 0);
     assert_eq!(changes(&leases, A, LEASE_WAIT / 2).await, None, "B has said nothing");
     leases.ended(B);
     assert_eq!(changes(&leases, A, LEASE_WAIT / 4).await, Some(Duration::ZERO));
-    let leases = Arc::new(Leases::new([A, B].into_iter(), Instant::now()));
+    let leases = Arc::new(Leases::new([(A, false), (B, false)].into_iter(), Instant::now()));
     assert_eq!(changes(&leases, A, LEASE_WAIT * 2).await, Some(LEASE_WAIT));
 }
 
@@ -179,7 +180,7 @@ fn mkdir(parent: InodeId, ino: InodeId) -> Deferred {
 }
 
 fn batch(changes: Vec<Deferred>) -> Batch {
-    Batch { term: 1, changes }
+    Batch { term: 1, since: LogIndex(0), checked: 0, changes }
 }
 
 /// A has a write lease of the directory.
@@ -249,8 +250,16 @@ async fn a_silent_writer_is_waited_for_longer_then_what_it_tells_is_refused() {
     tokio::time::advance(LEASE_WAIT * 2).await;
     let own = batch(vec![mkdir(DIR, OTHER)]);
     drop(leases.batch(A, true, &own).expect("nobody has wanted it: late is not lost"));
-    let waited = looks(&leases, B, WRITE_WAIT * 2).await;
-    assert_eq!(waited, Some(WRITE_WAIT - LEASE_WAIT), "so much is left");
+    let (waited, ()) = tokio::join!(looks(&leases, B, WRITE_WAIT * 2), async {
+        tokio::time::sleep(WRITE_WAIT - LEASE_WAIT - Duration::from_millis(1)).await;
+        assert_eq!(leases.to_fence(), []);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(leases.to_fence(), [A]);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        leases.fenced(&[A]);
+    });
+    let until = WRITE_WAIT - LEASE_WAIT + Duration::from_millis(299);
+    assert_eq!(waited, Some(until), "only behind a fence is anybody let pass");
     assert!(leases.batch(A, true, &batch(vec![mkdir(DIR, InodeId(9))])).is_none());
 }
 
@@ -260,7 +269,11 @@ async fn a_batch_under_way_is_waited_for_however_late_it_is() {
     written(&leases);
     let batching = leases.batch(A, true, &batch(vec![mkdir(DIR, OTHER)])).unwrap();
     assert_eq!(looks(&leases, B, WRITE_WAIT * 3).await, None);
+    assert_eq!(leases.to_fence(), [], "nor is its session fenced before");
     drop(batching);
+    assert_eq!(looks(&leases, B, LEASE_WAIT).await, None);
+    assert_eq!(leases.to_fence(), [A]);
+    leases.fenced(&[A]);
     assert!(looks(&leases, B, LEASE_WAIT).await.is_some());
 }
 
@@ -280,17 +293,20 @@ async fn a_batch_touches_only_what_its_session_writes_or_makes() {
     assert!(batching.made.iter().all(|number| number & WRITE != 0));
     drop(batching);
     assert!(leases.batch(A, true, &batch(vec![remove(new)])).is_some(), "it has a write lease of what it made");
-    assert!(leases.batch(A, true, &batch(vec![mkdir(DIR, new)])).is_none(), "that is there already");
+    assert!(leases.batch(A, true, &batch(vec![mkdir(DIR, new)])).is_some(), "a batch that is sent again");
+    leases.grant(B, InodeId(53), Instant::now()).unwrap();
+    assert!(leases.batch(A, true, &batch(vec![mkdir(DIR, InodeId(53))])).is_none(), "others know it: it is not new");
     assert!(leases.batch(B, true, &batch(vec![mkdir(DIR, InodeId(52))])).is_none());
     assert!(leases.batch(B, false, &batch(vec![mkdir(DIR, InodeId(52))])).is_none(), "this leader knows all there is");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_leader_takes_what_was_done_before_it_while_nobody_was_told_otherwise() {
-    let fresh = || Arc::new(Leases::new([A, B].into_iter(), Instant::now()));
+async fn a_new_leader_takes_what_was_done_before_it_and_lets_nobody_pass() {
+    let fresh = || Arc::new(Leases::new([(A, true), (B, false)].into_iter(), Instant::now()));
     let own = batch(vec![mkdir(DIR, OTHER)]);
     let leases = fresh();
-    assert_eq!(looks(&leases, B, LEASE_WAIT / 2).await, None, "nobody is told anything before all have reported");
+    assert_eq!(looks(&leases, B, LEASE_WAIT * 2).await, None, "nobody is told anything before A has reported");
+    assert!(leases.batch(B, false, &own).is_none(), "it has never decided anything");
     let batching = leases.batch(A, false, &own).unwrap();
     leases.reported(A, 0);
     leases.reported(B, 0);
@@ -300,9 +316,13 @@ async fn a_new_leader_takes_what_was_done_before_it_while_nobody_was_told_otherw
     assert!(leases.batch(A, false, &own).is_none(), "it said that it has nothing more");
 
     let leases = fresh();
-    tokio::time::advance(LEASE_WAIT * 2).await;
-    assert!(leases.batch(A, false, &own).is_some(), "nobody has looked");
+    assert_eq!(leases.to_fence(), []);
+    tokio::time::advance(LEASE_WAIT + WRITE_WAIT).await;
+    assert!(leases.batch(A, false, &own).is_some(), "nobody was let pass yet");
+    assert_eq!(leases.to_fence(), [A], "who cannot have decided anything needs no fence");
+    leases.fenced(&[A]);
+    assert!(leases.batch(A, false, &own).is_some(), "nobody was about the same");
     assert!(looks(&leases, B, LEASE_WAIT).await.is_some());
-    assert!(leases.batch(A, false, &own).is_none(), "somebody has");
+    assert!(leases.batch(A, false, &own).is_none(), "now somebody was");
     assert!(leases.batch(A, false, &batch(vec![mkdir(InodeId(60), InodeId(61))])).is_some(), "not there");
 }

@@ -4,11 +4,11 @@
 //! the last that is looked at. Each is a change like any other, with its own caller and its own time.
 
 use super::command::{Fail, refuse};
-use super::rows::{Call, need_entry, row};
+use super::rows::{Call, entry, need_entry, row};
 use super::session::guarded;
 use crate::store::Txn;
 use crate::store::keys::{self, CLUSTER};
-use crate::store::values::{Reserved, Value};
+use crate::store::values::{Fence, Reserved, Value};
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::kv::{KvError, KvRead};
@@ -16,8 +16,9 @@ use common::name::Name;
 use common::proto::batch::{BATCH_MAX, Batch, BatchDone, Deferred, Digest, RESERVE_MAX};
 use common::proto::meta::{Applied, Op, Outcome};
 
-/// Ranges of inode numbers that a session has at once, at most; with a new one the oldest goes.
-const RANGES_MAX: usize = 4;
+/// Ranges of inode numbers that a session has at once, at most; with a new one the oldest goes. (A client has two or three in
+/// use; each reservation whose answer it did not get leaves one behind.)
+const RANGES_MAX: usize = 64;
 
 /// Carries out the changes up to the first that is refused.
 pub(super) fn run(
@@ -28,6 +29,11 @@ pub(super) fn run(
 ) -> Result<Result<Applied, Fault>, KvError> {
     if batch.changes.len() > BATCH_MAX || !batch.changes.iter().all(Deferred::is_allowed) {
         return Ok(Err(Fault::new(Kind::Invalid, "a batch of too many changes, or of others than it may have")));
+    }
+    let fence: Option<Fence> = row(txn, CLUSTER, &keys::fence(session))?;
+    if fence.is_some_and(|fence| batch.since < fence.index && batch.checked != fence.term) {
+        // Of a kind that is not kept: whoever settles the slot learns that it never happened.
+        return Ok(Err(Fault::new(Kind::Stale, "others were let pass before this was told")));
     }
     let (mut done, mut fault, mut digest) = (0, None, Digest::default());
     for change in &batch.changes {
@@ -52,8 +58,12 @@ fn one(call: &mut Call<'_, '_>, change: &Deferred) -> Result<Outcome, Fail> {
         Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => need(call, *parent, name, change.leads.first())?,
         Op::Rename { from, from_name, to, to_name, .. } => {
             need(call, *from, from_name, change.leads.first())?;
-            if change.leads.len() > 1 {
-                need(call, *to, to_name, change.leads.get(1))?;
+            match change.leads.get(1) {
+                None if entry(call.txn, *to, to_name)?.is_some() => {
+                    return Err(refuse(Kind::Stale, format!("{to_name} is there by now")));
+                }
+                None => {}
+                replaced => need(call, *to, to_name, replaced)?,
             }
         }
         _ => {}
@@ -104,11 +114,30 @@ pub(super) fn take(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), Fail> {
     Ok(())
 }
 
+/// Others are let pass these sessions: what they have decided and not told by now, only the leader of this term lets through.
+pub(super) fn fence(call: &mut Call<'_, '_>, term: u64, sessions: &[SessionId]) -> Result<(), Fail> {
+    for session in sessions {
+        if super::session::is_open(call.txn, *session)? {
+            call.txn.put(CLUSTER, keys::fence(*session), Fence { index: call.index, term }.encode());
+        }
+    }
+    Ok(())
+}
+
+/// True if a session has reserved inode numbers: it may have decided something.
+///
+/// # Errors
+/// The store failed.
+pub fn has_reserved(read: &dyn KvRead, session: SessionId) -> Result<bool, KvError> {
+    Ok(read.get(CLUSTER, &keys::reserved(session))?.is_some())
+}
+
 /// The session is over.
 pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), KvError> {
-    let key = keys::reserved(session);
-    if call.txn.get(CLUSTER, &key)?.is_some() {
-        call.txn.delete(CLUSTER, key);
+    for key in [keys::reserved(session), keys::fence(session)] {
+        if call.txn.get(CLUSTER, &key)?.is_some() {
+            call.txn.delete(CLUSTER, key);
+        }
     }
     Ok(())
 }

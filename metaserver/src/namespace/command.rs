@@ -153,6 +153,14 @@ pub enum Command {
         /// Which.
         epoch: Epoch,
     },
+    /// Batches of these sessions that were made under older claims are refused from now on, but for those that the leader of
+    /// this term lets through: others are let pass them.
+    Fence {
+        /// The term.
+        term: u64,
+        /// The sessions.
+        sessions: Vec<SessionId>,
+    },
 }
 
 /// What applying a command answers.

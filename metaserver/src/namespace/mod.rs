@@ -63,6 +63,7 @@ mod xattr;
 mod tests;
 
 pub use access::squash;
+pub use batch::has_reserved;
 pub use check::{Problem, check, problems};
 pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
 pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
@@ -144,6 +145,9 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
         }),
         Command::Restored { epoch, metaservers, at } => {
             system(txn, index, *at, |call| restore::restored(call, *epoch, metaservers))
+        }
+        Command::Fence { term, sessions } => {
+            system(txn, index, Time::default(), |call| batch::fence(call, *term, sessions).map(|()| Done::Noted))
         }
         Command::Release { epoch } => system(txn, index, Time::default(), |call| restore::release(call, *epoch)),
     }

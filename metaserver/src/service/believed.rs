@@ -5,7 +5,7 @@ use crate::grants::Reading;
 use crate::leading::Leading;
 use crate::raft::Member;
 use common::fault::{Fault, Kind};
-use common::id::{InodeId, SessionId};
+use common::id::{InodeId, LogIndex, SessionId};
 use common::proto::lease::{
     CLAIM_MAX, Claim, Claimed, IDLE_HOLD, LeaseAsk, Leased, LeasedListing, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls,
 };
@@ -154,15 +154,17 @@ impl Call {
         let (member, leading) = self.leading().await?;
         self.touch(&member, &leading, claim.session).await?;
         let term = leading.term;
-        let none = Claimed { term, leases: Vec::new() };
+        let none = Claimed { term, leases: Vec::new(), index: LogIndex(0) };
         if claim.leases.len() > CLAIM_MAX {
             return Err(Fault::new(Kind::Invalid, format!("more than {CLAIM_MAX} leases at once")));
         }
+        self.confirmed(&member, &leading).await?;
         if claim.term != term || self.node().space.refusal().is_some() || self.is_squashing(&member)? {
             return Ok(none);
         }
-        self.confirmed(&member, &leading).await?;
-        Ok(Claimed { leases: leading.leases.claim(claim.session, &claim.leases, arrived), ..none })
+        let leases = leading.leases.claim(claim.session, &claim.leases, arrived);
+        let index = LogIndex(member.state.applied_index()); // after it: behind any fence that this session had before
+        Ok(Claimed { leases, index, ..none })
     }
 
     /// A session says what it has forgotten, and waits for what it is to forget.
@@ -171,33 +173,35 @@ impl Call {
         self.touch(&member, &leading, call.session).await?;
         let (session, term, arrived) = (call.session, leading.term, Instant::now());
         let nothing = Recalls { term, last: 0, inodes: Vec::new(), renewed: false };
-        if call.term != term && call.term != 0 {
-            return Ok(nothing);
+        if call.term != term {
+            return Ok(nothing); // it calls again, and names this one when it holds nothing of others
         }
         leading.leases.reported(session, call.forgot);
-        if call.term == 0 {
-            self.idle(&member, &leading).await?;
-            return Ok(nothing);
-        }
         for (ino, lease) in call.given_back.into_iter().take(RECALLS_MAX) {
             leading.leases.give_back(session, ino, lease);
         }
         // Who has forgotten all it was to forget by now gets more time, whatever comes next.
-        let renewed = leading.leases.recalls(session).0 == 0;
+        let mut renewed = leading.leases.recalls(session).0 == 0;
         if renewed {
             self.confirmed(&member, &leading).await?;
-            leading.leases.renew(session, arrived);
-            let _ = tokio::time::timeout(RECALL_HOLD, leading.leases.wait_for_recalls(session)).await;
+            renewed = leading.leases.renew(session, arrived);
+            if leading.leases.is_idle(session) {
+                self.idle(&member, &leading, session).await?;
+            } else {
+                let _ = tokio::time::timeout(RECALL_HOLD, leading.leases.wait_for_recalls(session)).await;
+            }
         }
         let (last, inodes) = leading.leases.recalls(session);
         Ok(Recalls { term, last, inodes, renewed })
     }
 
     /// A session that holds nothing waits here, so that it finds the next leader, and tells it so, at once.
-    async fn idle(&self, member: &Member, leading: &Leading) -> Result<(), Fault> {
+    async fn idle(&self, member: &Member, leading: &Leading, session: SessionId) -> Result<(), Fault> {
         let end = Instant::now() + IDLE_HOLD;
         while Instant::now() < end {
-            tokio::time::sleep(IDLE_LOOK).await;
+            if tokio::time::timeout(IDLE_LOOK, leading.leases.wait_for_recalls(session)).await.is_ok() {
+                return Ok(());
+            }
             if !self.node().leadership.is_still(member, leading) {
                 return Err(Fault::not_leader(member.leader()));
             }

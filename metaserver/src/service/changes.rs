@@ -33,14 +33,16 @@ impl Call {
             _ => None,
         };
         let bytes = Command::Client { request, at: self.node().world.now() }.encode();
-        let room = self.room(bytes.len()).await?;
         if touched == Touched::default() {
+            let room = self.room(bytes.len()).await?;
             return Ok((self.decide(member, bytes, room, |_| ()).await?, Grants::default()));
         }
         if let Some(from) = reads {
             leading.leases.look(session, Some(&[from])).await;
         }
         let guard = self.nobody_believes(member, leading, session, touched).await?;
+        // Not before: who is waited for needs room to tell what it has changed.
+        let room = self.room(bytes.len()).await?;
         if !self.node().leadership.is_still(member, leading) {
             return Err(Fault::not_leader(member.leader()));
         }
@@ -86,20 +88,27 @@ impl Call {
         leading: &Leading,
         mut request: Request,
     ) -> Result<(Done, Grants), Fault> {
-        let Op::Batch(Batch { term, changes }) = &mut request.op else { unreachable!("the caller has looked") };
+        let Op::Batch(Batch { term, changes, checked, .. }) = &mut request.op else {
+            unreachable!("the caller has looked")
+        };
+        *checked = leading.term;
         let (session, ours) = (request.session, *term == leading.term);
         for change in changes.iter_mut() {
             change.cred = self.squashed(member, std::mem::take(&mut change.cred))?;
         }
         let lost = || Fault::new(Kind::Stale, "others have used what this session had write leases of");
-        let Op::Batch(batch) = &request.op else { unreachable!("as above") };
+        let command = Command::Client { request, at: self.node().world.now() };
+        let bytes = command.encode();
+        let room = self.room(bytes.len()).await?;
+        // From here on to the proposal nothing is waited for.
+        let Command::Client { request: Request { op: Op::Batch(batch), .. }, .. } = &command else {
+            unreachable!("as above")
+        };
         let batching = leading.leases.batch(session, ours, batch).ok_or_else(lost)?;
         if !self.node().leadership.is_still(member, leading) {
             return Err(Fault::not_leader(member.leader()));
         }
         let leases = batching.made.clone();
-        let bytes = Command::Client { request, at: self.node().world.now() }.encode();
-        let room = self.room(bytes.len()).await?;
         let end = move |result: &Result<Done, Fault>| match result {
             Err(fault) if matches!(fault.kind, Kind::Unsure | Kind::Internal) => batching.without_end(),
             _ => drop(batching),

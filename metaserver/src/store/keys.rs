@@ -109,6 +109,8 @@ pub const KEEP: &[u8] = b"keep";
 pub const SQUASH: &[u8] = b"root-squash";
 /// In [`CLUSTER`], followed by a session: the inode numbers that it has reserved.
 pub const RESERVED: &[u8] = b"reserved/";
+/// In [`CLUSTER`], followed by a session: batches made under older claims are refused.
+pub const FENCE: &[u8] = b"fence/";
 
 /// Key of an inode; prefix of everything that starts with an inode number.
 pub fn inode(ino: InodeId) -> [u8; 8] {
@@ -153,6 +155,11 @@ pub fn session(session: SessionId) -> [u8; 16] {
 /// Key of the inode numbers that a session has reserved, in [`CLUSTER`].
 pub fn reserved(session: SessionId) -> Vec<u8> {
     [RESERVED, &self::session(session)[..]].concat()
+}
+
+/// Key of the fence of a session, in [`CLUSTER`].
+pub fn fence(session: SessionId) -> Vec<u8> {
+    [FENCE, &self::session(session)[..]].concat()
 }
 
 /// Key of a reply slot.

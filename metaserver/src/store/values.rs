@@ -495,6 +495,20 @@ impl Value for Reserved {
     const VERSION: u8 = 1;
 }
 
+/// Batches of a session that were made under a claim before an index are refused, unless one leader lets them through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// The index.
+    pub index: LogIndex,
+    /// The leader's term.
+    pub term: u64,
+}
+
+impl Value for Fence {
+    const WHAT: &'static str = "fence";
+    const VERSION: u8 = 1;
+}
+
 /// Settings of repair, garbage collection and scrub.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeepRow(pub KeepSettings);

@@ -68,7 +68,7 @@ async fn work(seed: u64, rounds: u32) -> Result<u64, String> {
             let _ = world.step(&writer).await; // a refusal is an answer, too
         }
         let believed = world.all(&writer).await.map_err(|fault| format!("round {round}: {fault}"))?;
-        writer.sync_changes().await.map_err(told)?;
+        writer.sync_changes(&std::sync::atomic::AtomicU64::new(0)).await.map_err(told)?;
         if writer.stats().misjudged > 0 {
             return Err(format!("round {round}: an outcome was another one than was answered"));
         }
@@ -115,7 +115,8 @@ impl World {
     async fn step(&mut self, client: &Client) -> Result<(), Fault> {
         let cred = self.users[self.rng.random_range(0..self.users.len())].clone();
         let ((dir, name), (to, to_name)) = (self.pick(), self.pick());
-        let mode = NewMode { bits: self.rng.random_range(0..0o10000), umask: 0o022 };
+        let umask = [0o022, 0o077, 0o007][self.rng.random_range(0..3)];
+        let mode = NewMode { bits: self.rng.random_range(0..0o10000), umask };
         match self.rng.random_range(0..100) {
             0..12 => {
                 let made = client.create(&cred, dir, &name, NewNode::Dir, NewMode { bits: mode.bits | 0o333, ..mode });
