@@ -6,6 +6,7 @@ mod support;
 use common::fault::{Fault, Kind};
 use common::id::LogIndex;
 use common::proto::keep::{Expected, KeepAnswer, KeepAsk, KeepOrders, KeepReport, KeepSettings};
+use common::proto::rebalance::MoveOrders;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{Cluster, LIMIT, auth, bytes, chunk_of};
@@ -51,6 +52,7 @@ async fn collect_while_read(times: usize) -> (KeepReport, usize, u64) {
                     }
                     Ok(KeepAnswer::Granted { epoch, grants: asks, kept: Vec::new() })
                 }
+                KeepAsk::Moves(_) => Ok(KeepAnswer::Moves(MoveOrders::default())),
                 KeepAsk::Holds { .. } => Err(Fault::new(Kind::Invalid, "nothing is degraded")),
             }
         })

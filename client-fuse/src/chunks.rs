@@ -130,6 +130,8 @@ type Told = (usize, ServerId, Result<Receipt, Fault>);
 /// The state of one [`Chunks::store`].
 struct Work<'a> {
     auth: WriteAuth,
+    /// That of the first map: some copies may be where it says, whatever later ones do.
+    layout: LayoutVersion,
     replicas: u8,
     chunks: &'a [Outgoing],
     have: Vec<BTreeMap<ServerId, Receipt>>,
@@ -197,14 +199,15 @@ impl Chunks {
         deadline: Instant,
     ) -> Result<Stored, Fault> {
         let have = vec![BTreeMap::new(); chunks.len()];
-        let mut work = Work { auth, replicas, chunks, have, deadline, last: None, busy: false };
+        let layout = self.meta.map().layout.version;
+        let mut work = Work { auth, layout, replicas, chunks, have, deadline, last: None, busy: false };
         let mut insist = insist;
         for round in 0..ROUNDS_MAX {
             let map = self.meta.map();
             let avoided = if insist { BTreeSet::new() } else { self.avoided() };
             let missing = work.missing(&map, &avoided);
             if work.is_enough(&map, &missing) {
-                return Ok(work.done(&map));
+                return Ok(work.done());
             }
             if round > 0 && missing.iter().all(BTreeSet::is_empty) {
                 // Nobody left to ask: too few are up, or all are suspects. Look again, then ask suspects too. If by a map
@@ -535,14 +538,14 @@ impl Work<'_> {
         }
     }
 
-    fn done(self, map: &ClusterMap) -> Stored {
+    fn done(self) -> Stored {
         let stored = |(out, have): (&Outgoing, BTreeMap<ServerId, Receipt>)| StoredChunk {
             id: out.chunk.id,
             len: out.chunk.len,
             receipts: have.into_values().collect(),
         };
         let chunks = self.chunks.iter().zip(self.have).map(stored).collect();
-        Stored { attempt: self.auth.attempt, layout: map.layout.version, chunks }
+        Stored { attempt: self.auth.attempt, layout: self.layout, chunks }
     }
 
     async fn pause(&self, map: &ClusterMap) -> Result<(), Fault> {

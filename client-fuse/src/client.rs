@@ -97,7 +97,7 @@ impl AdminLink {
     pub async fn ask(&self, ask: &Admin) -> Result<AdminReply, Fault> {
         match ask {
             Admin::Format { .. } | Admin::NodeStatus => self.caller.admin_once(ask, self.limit).await,
-            Admin::Status | Admin::Keep(_) | Admin::Order(_) | Admin::Members => {
+            Admin::Status | Admin::Keep(_) | Admin::Order(_) | Admin::Members | Admin::Rebalance(_) => {
                 self.caller.admin(ask, self.limit).await
             }
         }

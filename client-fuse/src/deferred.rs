@@ -44,7 +44,7 @@ impl Core {
                 Decision::Done(outcome) => {
                     add(&self.counters.decided, 1);
                     outcome.attrs().into_iter().for_each(|attr| self.adopt(attr));
-                    return Ok(Some(outcome));
+                    return Ok(Some(*outcome));
                 }
                 Decision::Ask => return Ok(None),
                 Decision::Claim(leases) => {

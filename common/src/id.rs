@@ -62,6 +62,17 @@ impl InodeId {
     pub const ROOT: InodeId = InodeId(1);
 }
 
+impl PgId {
+    /// The first chunk id of this group. `pg_count` as in [`ChunkId::pg`], and above this group's number.
+    pub fn first(self, pg_count: u32) -> ChunkId {
+        debug_assert!(self.0 < pg_count, "{self} of {pg_count}");
+        let prefix = self.0 << (16 - pg_count.trailing_zeros());
+        let mut id = ChunkId([0; 32]);
+        id.0[..2].copy_from_slice(&u16::try_from(prefix).expect("a group below pg_count").to_be_bytes());
+        id
+    }
+}
+
 /// The name of a chunk: BLAKE3-256 of its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ChunkId(pub [u8; 32]);
@@ -159,6 +170,10 @@ mod tests {
         assert_eq!(id.pg(8), PgId(0b101));
         assert_eq!(id.pg(65_536), PgId(0xa0ff));
         assert_eq!(id.bucket(), 0xa0ff);
+        for (pg, pg_count) in [(0, 16), (5, 8), (15, 16), (65_535, 65_536)] {
+            let first = PgId(pg).first(pg_count);
+            assert_eq!((first.pg(pg_count), &first.0[2..]), (PgId(pg), &[0; 30][..]));
+        }
     }
 
     #[test]

@@ -11,7 +11,10 @@
 //!    (`FALL_THROUGH`) is where writers go when some of the first are not writable.
 //! 3. The same table before, servers, weights and domains give the same table.
 //!
-//! Left out: bounded sets of replica groups (copysets); moves in steps (now, was) come with rebalance.
+//! While a group moves, the servers it was on before stand behind its list ([`with_was`]): readers ask them last, and writers
+//! use them only when nobody else takes a chunk.
+//!
+//! Left out: bounded sets of replica groups (copysets).
 
 use crate::id::{ChunkId, ClusterId, Epoch, LayoutVersion, NodeId, PgId, ServerId};
 use crate::units::{FALL_THROUGH, REPLICAS_MAX};
@@ -104,6 +107,31 @@ impl Layout {
         Layout { version: LayoutVersion(self.version.0 + 1), groups }
     }
 
+    /// As [`Layout::next`], but only what cannot wait: places of servers that are not among the candidates are given to
+    /// others, and groups that are too short are filled. A candidate of weight 0 keeps what it has and gets no more. Pure.
+    pub fn filled(&self, replicas: u8, candidates: &[Candidate]) -> Layout {
+        let heads = balance::filled(&self.groups, usize::from(replicas), candidates);
+        let groups = (0u32..).map(PgId).zip(heads).map(|(pg, head)| with_fall_through(pg, head, candidates)).collect();
+        Layout { version: LayoutVersion(self.version.0 + 1), groups }
+    }
+
+    /// The list of a group that has these replicas: they, and behind them where more replicas go, and where to fall
+    /// through to.
+    pub fn list(pg: PgId, head: Vec<ServerId>, candidates: &[Candidate]) -> Vec<ServerId> {
+        with_fall_through(pg, head, candidates)
+    }
+
+    /// The list of a group; empty for one that is not there.
+    pub fn group(&self, pg: PgId) -> &[ServerId] {
+        self.groups.get(crate::units::len_usize(pg.0.into())).map_or(&[], Vec::as_slice)
+    }
+
+    /// The servers of a group that hold chunks with `replicas` copies, in order.
+    pub fn head(&self, pg: PgId, replicas: u8) -> &[ServerId] {
+        let list = self.group(pg);
+        &list[..list.len().min(usize::from(replicas))]
+    }
+
     /// Number of placement groups.
     pub fn pg_count(&self) -> u32 {
         u32::try_from(self.groups.len()).expect("at most 65,536 groups")
@@ -135,6 +163,16 @@ impl ClusterMap {
     }
 }
 
+/// A group's list with the servers it was on before behind it, as far as they are not in it.
+pub fn with_was(mut list: Vec<ServerId>, was: &[ServerId]) -> Vec<ServerId> {
+    for server in was {
+        if !list.contains(server) {
+            list.push(*server);
+        }
+    }
+    list
+}
+
 /// The rendezvous order of all candidates for one group, spread over domains, cut to what is ever used.
 fn group_order(pg: PgId, replicas: u8, candidates: &[Candidate]) -> Vec<ServerId> {
     continued(pg, &[], usize::from(replicas) + FALL_THROUGH, candidates)
@@ -151,10 +189,10 @@ fn continued(pg: PgId, head: &[ServerId], len: usize, candidates: &[Candidate]) 
         candidates.iter().filter(|c| c.weight > 0).map(|c| (score(pg, c), c)).collect();
     scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.server.cmp(&b.1.server)));
     let mut rest: Vec<&Candidate> = scored.into_iter().map(|(_, c)| c).collect();
-    let wanted = len.min(rest.len());
     let place = |id: &ServerId| candidates.iter().find(|c| c.server == *id);
     let mut chosen: Vec<&Candidate> = head.iter().filter_map(place).collect();
     rest.retain(|c| !head.contains(&c.server));
+    let wanted = len.min(chosen.len() + rest.len());
     while chosen.len() < wanted {
         let next = most_distant(&chosen, &rest);
         chosen.push(rest.remove(next));
@@ -218,6 +256,24 @@ mod tests {
             let kept: Vec<ServerId> = old[..3].iter().filter(|s| s.0 != 1).copied().collect();
             assert!(kept.iter().all(|s| new[..3].contains(s)), "{old:?} -> {new:?}");
         }
+    }
+
+    #[test]
+    fn only_what_cannot_wait_is_changed_when_a_server_is_gone_and_another_is_new() {
+        let before = Layout::compute(LayoutVersion(0), 64, 3, &[]).next(3, &servers(4, 4));
+        let mut now = servers(5, 5); // 5 is new, 2 is gone, 3 is being emptied
+        now[2].weight = 0;
+        now.remove(1);
+        let after = before.filled(3, &now);
+        for (old, new) in before.groups.iter().zip(&after.groups) {
+            let kept: Vec<ServerId> = old[..3].iter().filter(|s| s.0 != 2).copied().collect();
+            assert_eq!(new[..kept.len()], kept, "{old:?} -> {new:?}");
+            let more: Vec<u32> = new[kept.len()..3].iter().map(|s| s.0).collect();
+            assert!(more.iter().all(|s| *s != 2 && *s != 3), "{old:?} -> {new:?}");
+            assert!(new[3..].iter().all(|s| s.0 != 3), "nobody falls through to what is being emptied: {new:?}");
+        }
+        assert!(after.groups.iter().any(|group| group[..3].contains(&ServerId(3))));
+        assert_eq!(after.filled(3, &now).groups, after.groups, "nothing to do");
     }
 
     proptest! {

@@ -18,6 +18,7 @@ use common::proto::lease::*;
 use common::proto::lock::*;
 use common::proto::meta::*;
 use common::proto::opens::*;
+use common::proto::rebalance::*;
 use common::proto::squash::*;
 use common::time::Time;
 use serde::{Serialize, de::DeserializeOwned};
@@ -312,7 +313,8 @@ fn leases(out: &mut Golden) {
     out.line("LeaseAsk", &LeaseAsk { session, cred, dir });
     let entry = DirEntry { name: name("a"), ino: InodeId(301), kind: FileKind::File, cookie: 4, attr: Some(attr()) };
     let contents = vec![(InodeId(301), ExtentRun { extents: Vec::new(), covered: u64::MAX })];
-    let listing = LeasedListing { attr: attr(), parent: InodeId::ROOT, entries: vec![entry], leases: vec![9, 0], contents };
+    let listing =
+        LeasedListing { attr: attr(), parent: InodeId::ROOT, entries: vec![entry], leases: vec![9, 0], contents };
     out.line("Leased", &Leased { term: 3, listing: Some(listing) });
     out.line("Leased", &Leased { term: 3, listing: None });
     let applied = Applied { outcome: Outcome::Attr(attr()), index: LogIndex(6) };
@@ -321,7 +323,8 @@ fn leases(out: &mut Golden) {
     out.line("Recalls", &Recalls { term: 3, last: 6, inodes: vec![dir], renewed: true });
     out.line("Claim", &Claim { session, term: 3, leases: vec![(dir, 8)] });
     out.line("Claimed", &Claimed { term: 3, leases: vec![9, 0], index: LogIndex(7) });
-    let makes = Op::Create { parent: dir, name: name("a"), node: NewNode::Dir, mode: 0o755, exclusive: true, access: 0 };
+    let makes =
+        Op::Create { parent: dir, name: name("a"), node: NewNode::Dir, mode: 0o755, exclusive: true, access: 0 };
     let at = Time { secs: 5, nanos: 6 };
     let changes = vec![Deferred { cred: Cred::default(), at, op: makes, leads: vec![InodeId(302)] }];
     out.line("Op Batch", &Op::Batch(Batch { term: 3, since: LogIndex(7), checked: 0, changes }));
@@ -478,6 +481,61 @@ fn metaservers(out: &mut Golden) {
     out.line("AdminReply", &AdminReply::Keep(KeepAdminReply::Held(Some(held))));
 }
 
+fn moves(out: &mut Golden) {
+    let (pg, server, time) = (PgId(300), ServerId(2), Time { secs: 5, nanos: 6 });
+    let here = vec![GroupHere { pg, index: LogIndex(9), missing: 1, missing_bytes: 300 }];
+    out.line("KeepAsk", &KeepAsk::Moves(MovesReport { server, epoch: Epoch(1), here }));
+    let groups = vec![MovingGroup { pg, from: LogIndex(9) }];
+    out.line("KeepAnswer", &KeepAnswer::Moves(MoveOrders { groups, rate: Some(300), paused: true, keeps: true }));
+    for ask in [RebalanceAsk::Plan { weights: vec![(server, 0)] }, RebalanceAsk::Status] {
+        out.line("Admin", &Admin::Rebalance(ask));
+    }
+    let servers = vec![ServerPlan {
+        server,
+        weight: 1,
+        capacity: 2,
+        free: 3,
+        used: 4,
+        used_after: 5,
+        receives: 6,
+        sends: 7,
+        places: 8,
+        places_after: 9,
+    }];
+    let plan =
+        Plan { layout: LayoutVersion(1), servers: servers.clone(), groups: 2, bytes: 300, exact: true, seconds: 3 };
+    let status = Rebalance {
+        state: PlanState::Cancelled,
+        wanted: true,
+        started: time,
+        ended: Some(time),
+        rate: Some(1),
+        servers,
+        groups: 2,
+        groups_done: 3,
+        bytes: 4,
+        bytes_done: 5,
+        speed: 6,
+        left_s: Some(7),
+        moving: 8,
+        groups_moving: vec![GroupMoves { pg, was: vec![server], now: vec![], waits_for: vec![server], closed: true }],
+        away: vec![(server, time)],
+    };
+    for answer in [RebalanceAnswer::Plan(plan), RebalanceAnswer::Status(status)] {
+        out.line("AdminReply", &AdminReply::Rebalance(answer));
+    }
+    for order in [
+        RebalanceOrder::Start { rate: Some(300) },
+        RebalanceOrder::Pause,
+        RebalanceOrder::Resume,
+        RebalanceOrder::Cancel,
+        RebalanceOrder::Rate(None),
+    ] {
+        out.line("Order", &Order::Rebalance(order));
+    }
+    out.line("Order", &Order::Away { server, until: Some(time) });
+}
+
 #[test]
 fn the_protocol_bytes_are_what_they_were() {
     let mut golden = Golden::default();
@@ -487,6 +545,7 @@ fn the_protocol_bytes_are_what_they_were() {
     keeping(&mut golden);
     orders(&mut golden);
     metaservers(&mut golden);
+    moves(&mut golden);
     if std::env::var_os("DFS_WRITE_GOLDEN").is_some() {
         std::fs::write(FILE, &golden.0).expect("the golden file can be written");
     }

@@ -6,9 +6,7 @@ use crate::namespace::{self, Done, Fail, QueryCtx};
 use crate::raft::State;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
-use common::proto::lease::{
-    Grants, LEASE_ATTRS_MAX, LEASE_CONTENTS_MAX, LEASE_FILE_MAX, LeaseAsk, LeasedListing,
-};
+use common::proto::lease::{Grants, LEASE_ATTRS_MAX, LEASE_CONTENTS_MAX, LEASE_FILE_MAX, LeaseAsk, LeasedListing};
 use common::proto::meta::{Answer, Answered, Ask, Attr, DirEntry, ExtentRun, FileKind, Query};
 use std::sync::Arc;
 use tokio::time::Instant;

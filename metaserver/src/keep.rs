@@ -9,6 +9,7 @@ use crate::servers::{DOWN_AFTER, Silence};
 use common::fault::{Fault, Kind};
 use common::id::{ChunkId, Epoch, LogIndex, ServerId};
 use common::proto::keep::{KeepAnswer, KeepOrders, KeepReport, Nonced};
+use common::time::Time;
 use common::world::World;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
@@ -125,15 +126,18 @@ pub(crate) async fn nothing_to_purge(member: &Member) {
     }
 }
 
-/// Takes servers out that were down for long, and in again that came back.
-pub(crate) async fn take_out(member: &Member, leading: &Leading, down_out: Duration) -> Result<(), Fault> {
-    let (map, out) = {
+/// Takes servers out that were down for long, unless they are announced to be away, and in again that came back.
+pub(crate) async fn take_out(member: &Member, leading: &Leading, down_out: Duration, now: Time) -> Result<(), Fault> {
+    let (map, out, mut away) = {
         let mounted = member.state.mounted();
         let map = namespace::cluster_map(mounted.kv()).map_err(internal)?;
-        (map.ok_or_else(crate::leading::not_formatted)?, namespace::out(mounted.kv()).map_err(internal)?)
+        let (out, away) = (namespace::out(mounted.kv()), namespace::away(mounted.kv()));
+        (map.ok_or_else(crate::leading::not_formatted)?, out.map_err(internal)?, away.map_err(internal)?)
     };
+    away.retain(|_, until| *until > now);
     let silence = leading.servers.silence(map.servers.keys().copied());
-    for (server, out) in plan_out(&silence, &out, down_out, map.replicas) {
+    let planned = plan_out(&silence, &out, down_out, map.replicas);
+    for (server, out) in planned.into_iter().filter(|(server, out)| !(*out && away.contains_key(server))) {
         member.propose(&Command::SetOut { server, out }).await?;
         leading.servers.rows_changed(true);
         tracing::warn!(%server, out, "a chunkserver was down for long, or came back: the layout follows");

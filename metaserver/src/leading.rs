@@ -5,6 +5,7 @@
 
 use crate::keep::Keep;
 use crate::leases::Leases;
+use crate::movers::Movers;
 use crate::namespace::{self, QueryCtx};
 use crate::opens::Opens;
 use crate::raft::Member;
@@ -33,6 +34,8 @@ pub(crate) struct Leading {
     pub(crate) sessions: Sessions,
     /// Repair, garbage, scrub.
     pub(crate) keep: Keep,
+    /// Placement groups that move.
+    pub(crate) movers: Movers,
     /// What clients may answer from memory.
     pub(crate) leases: Arc<Leases>,
     /// Who has removed files open.
@@ -81,6 +84,7 @@ impl Leadership {
             ctx: QueryCtx::new(&config),
             servers: Servers::new(term),
             keep: Keep::new(term),
+            movers: Movers::default(),
             leases: Arc::new(Leases::new(attending.into_iter(), Instant::now())),
             opens: Opens::new(Instant::now()),
             lock_news: tokio::sync::Notify::new(),

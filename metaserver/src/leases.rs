@@ -24,8 +24,8 @@ use common::name::Name;
 use common::proto::batch::Batch;
 use common::proto::lease::{LEASE_WAIT, RECALLS_MAX};
 use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::Notify;
 use table::{Holder, Table};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// Changes by no session.
@@ -205,8 +205,8 @@ impl Leases {
     }
 
     /// Sessions to be fenced before others are let pass.
-    pub(crate) fn to_fence(&self) -> Vec<SessionId> {
-        self.table().to_fence(Instant::now())
+    pub(crate) fn unfenced(&self) -> Vec<SessionId> {
+        self.table().unfenced(Instant::now())
     }
 
     /// They are.

@@ -12,6 +12,7 @@
 //! | `grants` | leases that come with answers |
 //! | `leases` | what clients may answer from memory, and who waits for them to forget it |
 //! | `keep` | repair and garbage: what belongs where, what may go, who was down for too long |
+//! | `rebalance`, `movers` | which placement groups move: the plan, its steps; who carries them out |
 //! | `space` | what is refused while disks are nearly full, so that what frees space goes on |
 //! | `opens` | who has removed files open |
 //! | `copies` | may a commit have fewer copies than asked for |
@@ -32,11 +33,13 @@ mod keep;
 mod leading;
 mod leases;
 mod members;
+mod movers;
 pub mod namespace;
 mod node;
 mod opens;
 mod orders;
 pub mod raft;
+mod rebalance;
 mod servers;
 mod service;
 mod sessions;

@@ -4,7 +4,8 @@ use crate::backup::Backups;
 use crate::fsck::Jobs;
 use crate::leading::Leading;
 use crate::leases::NOBODY;
-use crate::namespace::{self, Command, Done};
+use crate::movers;
+use crate::namespace::{self, Command, Done, PlanChange};
 use crate::node::Shared;
 use crate::raft::{Member, node_of};
 use crate::store::keys::DEGRADED;
@@ -16,7 +17,9 @@ use common::id::{ChunkId, NodeId, ServerId};
 use common::kv::{KvError, KvRead};
 use common::proto::admin::{EVENTS_PER_ANSWER, ORDER_AGE_MAX_S, Order, Ordered, Signed};
 use common::proto::backup::{BackupAnswer, BackupAsk, MemberChange};
+use common::proto::rebalance::RebalanceOrder;
 use common::proto::squash::SquashAsk;
+use common::time::Time;
 use common::units::len_usize;
 use common::wire::Pool;
 use std::ops::Bound;
@@ -105,10 +108,9 @@ impl Orders {
             }
             Order::Members(change) => self.change_members(member, by, change).await,
             Order::Release => {
-                let epoch = leading.ctx.epoch;
+                let command = Command::Release { epoch: leading.ctx.epoch };
                 let what = "deletion goes on after the restore, unchecked".to_owned();
-                self.note(&member, by, what, Some(Command::Release { epoch })).await?;
-                Ok(Ordered::Done)
+                self.note(&member, by, what, Some(command)).await.map(|_| Ordered::Done)
             }
             Order::SetWeight { server, weight } => {
                 let what = format!("weight of chunkserver {server}: {weight}");
@@ -130,6 +132,8 @@ impl Orders {
                 let events = namespace::events(member.state.mounted().kv(), limit);
                 Ok(Ordered::Events(events.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
             }
+            Order::Rebalance(order) => self.rebalance(&member, &leading, by, order).await,
+            Order::Away { server, until } => self.away(&member, by, server, until).await,
             Order::RootSquash(ask) => self.root_squash((&member, &leading), by, ask).await,
             Order::Chunks { path } => {
                 leading.leases.look(NOBODY, None).await;
@@ -139,6 +143,46 @@ impl Orders {
                 Ok(Ordered::Chunks(self.node.world.blocking(read).await?))
             }
         }
+    }
+
+    /// A chunkserver is announced to be away, or no more.
+    async fn away(&self, member: &Member, by: String, server: ServerId, until: Option<Time>) -> Result<Ordered, Fault> {
+        let what = match until {
+            Some(until) => format!("chunkserver {server} may be away until {} s after 1970", until.secs),
+            None => format!("chunkserver {server} is not announced to be away any more"),
+        };
+        self.note(member, by, what, Some(Command::Away { server, until })).await.map(|_| Ordered::Done)
+    }
+
+    /// Starts, stops or changes the plan to move placement groups.
+    async fn rebalance(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        by: String,
+        order: RebalanceOrder,
+    ) -> Result<Ordered, Fault> {
+        let (what, change) = match order {
+            RebalanceOrder::Start { rate } => {
+                let planned = movers::planned(&self.node, member, &leading.servers, Vec::new(), rate).await?;
+                if let Some(text) = crate::rebalance::obstacle(&planned.plan) {
+                    return Err(Fault::new(Kind::Refused, text));
+                }
+                let (groups, bytes) = (planned.plan.groups, planned.plan.bytes);
+                let what = format!("rebalance: {groups} groups, {bytes} bytes");
+                (what, movers::start(planned, rate, false))
+            }
+            RebalanceOrder::Pause => ("rebalance paused".to_owned(), PlanChange::Pause),
+            RebalanceOrder::Resume => ("rebalance resumed".to_owned(), PlanChange::Resume),
+            RebalanceOrder::Cancel => ("rebalance cancelled".to_owned(), PlanChange::Cancel),
+            RebalanceOrder::Rate(rate) => {
+                let rate_text = rate.map_or_else(|| "none".to_owned(), |rate| format!("{rate} bytes/s"));
+                (format!("rebalance: limit {rate_text}"), PlanChange::Rate(rate))
+            }
+        };
+        let at = self.node.world.now();
+        self.note(member, by, what, Some(Command::Rebalance { change, at })).await?;
+        Ok(Ordered::Done)
     }
 
     /// Proposes what was ordered, with a note of it.
@@ -251,7 +295,6 @@ fn check(key: Option<&AdminKey>, signed: &Signed, now: i64) -> Result<(), Fault>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::time::Time;
 
     #[test]
     fn only_fresh_orders_with_the_right_key_are_taken() {

@@ -11,8 +11,9 @@
 //! leaders.
 //!
 //! A layout is made anew [`LAYOUT_DELAY`] after a server registered for the first time, so that servers that start
-//! together make one version. When the layout changes, servers fetch what is theirs now and drop what is not any more
-//! (the chunkserver's `keep`); meanwhile readers ask, after the servers of the list, all others.
+//! together make one version: all of it as long as nothing is stored, later what cannot wait (a server is gone, groups are
+//! too short); the rest is a plan's ([`crate::movers`]). When the layout changes, servers fetch what is theirs now and drop
+//! what is not any more (the chunkserver's `keep`); meanwhile readers ask, after the servers of the list, all others.
 
 use common::id::ServerId;
 use common::layout::{ClusterMap, ServerInfo};

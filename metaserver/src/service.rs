@@ -6,6 +6,7 @@ mod changes;
 use crate::copies::Copies;
 use crate::keep;
 use crate::leading::Leading;
+use crate::movers;
 use crate::namespace::{self, Command, Done, Fail};
 use crate::node::Shared;
 use crate::orders::Orders;
@@ -505,6 +506,10 @@ impl Meta for Call {
                 Err(Fault::new(Kind::Refused, "this needs the administrator's key: it must come as a signed order"))
             }
             Admin::Keep(ask) => self.keep_admin(ask).await.map(AdminReply::Keep),
+            Admin::Rebalance(ask) => {
+                let (member, leading) = self.leading().await?;
+                movers::answer(self.node(), &member, &leading, ask).await.map(AdminReply::Rebalance)
+            }
             Admin::Order(signed) => {
                 self.service.orders.check(&self.peer, &signed)?;
                 let done = match signed.order {
@@ -561,6 +566,7 @@ impl Meta for Call {
                 let orders = leading.keep.heard(server, report);
                 Ok(KeepAnswer::Orders(KeepOrders { degraded, settings, ..orders }))
             }
+            KeepAsk::Moves(report) => movers::heard(&member, &leading, report).map(KeepAnswer::Moves),
         }
     }
 

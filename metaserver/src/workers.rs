@@ -3,20 +3,20 @@
 //! | loop | who | does |
 //! | --- | --- | --- |
 //! | flush | every member | makes what is applied durable, so that a restart replays little |
-//! | leader | the leader | ends silent sessions and unfinished changes of the members, asks who has removed files open, takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers |
+//! | leader | the leader | ends silent sessions and unfinished changes of the members, asks who has removed files open, takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers, moves placement groups |
 //! | return | a node without data, or not yet a voter | asks the others to take it back; every other one that does not lead: whether it was removed |
 //! | space | every member | looks how full the disk is; the leader asks the others too |
 //! | watch | every member | stops the process when openraft has stopped |
 
 use crate::keep;
 use crate::leading::Leading;
+use crate::movers;
 use crate::namespace::{self, Command, Done};
 use crate::node::{Shared, is_outside};
 use crate::opens::{Asked, Found};
 use crate::raft::{Member, Message, Reply, decode, encode};
 use crate::space::{LOOK_EVERY, Others};
 use common::fault::{Fault, Kind};
-use common::layout::Candidate;
 use common::rpc::Caller;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -86,7 +86,7 @@ async fn flush(node: Shared, stop: CancellationToken) {
 
 /// Fences sessions that others have waited for long enough.
 async fn fence(member: &Member, leading: &Leading) -> Result<(), Fault> {
-    let sessions = leading.leases.to_fence();
+    let sessions = leading.leases.unfenced();
     if !sessions.is_empty() {
         tracing::warn!(?sessions, "they have not told what they may have changed: others are let pass");
         member.propose(&Command::Fence { term: leading.term, sessions: sessions.clone() }).await?;
@@ -122,10 +122,11 @@ async fn leader(node: Shared, stop: CancellationToken) {
             node.end_change(&member).await?;
             fence(&member, &leading).await?;
             expire(&node, &member, &leading).await?;
-            keep::take_out(&member, &leading, Duration::from_secs(node.config.down_out_s)).await?;
+            keep::take_out(&member, &leading, Duration::from_secs(node.config.down_out_s), node.world.now()).await?;
             layout(&node, &member, &leading).await?;
             orphans(&node, &member, &leading).await?;
-            purge(&member, &stop).await
+            purge(&member, &stop).await?;
+            movers::work(&node, &member, &leading).await
         };
         if let Err(fault) = work.await
             && !fault.kind.is_transient()
@@ -152,19 +153,7 @@ async fn layout(node: &Shared, member: &Member, leading: &Leading) -> Result<(),
         return Ok(());
     }
     let state = member.state.clone();
-    let made = node.world.blocking(move || {
-        let mounted = state.mounted();
-        let map = namespace::cluster_map(mounted.kv()).map_err(|e| Fault::new(Kind::Internal, e.to_string()))?;
-        let now = map.ok_or_else(crate::leading::not_formatted)?;
-        let candidate = |(id, server): (&common::id::ServerId, &common::layout::ServerInfo)| Candidate {
-            server: *id,
-            domain: server.domain.clone(),
-            weight: server.weight,
-        };
-        let candidates: Vec<Candidate> = now.servers.iter().map(candidate).collect();
-        let new = now.layout.next(now.replicas, &candidates);
-        Ok::<_, Fault>((new.groups != now.layout.groups).then_some(new))
-    });
+    let made = node.world.blocking(move || movers::layout_now(&*state.mounted().kv().snapshot()));
     let set = match made.await {
         Ok(Some(layout)) => member.propose(&Command::SetLayout(layout)).await,
         Ok(None) => return Ok(()),

@@ -254,7 +254,11 @@ impl Cluster {
         let log = fs::File::options().create(true).append(true).open(self.dir().join(format!("log/{name}.log")));
         let log = log.expect("a log can be opened");
         let mut command = self.command(&["mount", "--foreground"]);
-        command.args(args).arg(&point).stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor can be duplicated"));
+        command
+            .args(args)
+            .arg(&point)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a descriptor can be duplicated"));
         let child = command.stderr(log).spawn().expect("dfs starts");
         fs::write(self.dir().join(format!("run/{name}.pid")), child.id().to_string()).expect("a pid can be noted");
         let mut mount = Mount { name: name.into(), point: point.clone(), child };

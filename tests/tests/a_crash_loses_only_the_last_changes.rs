@@ -2,10 +2,13 @@
 //! about them. When it crashes, what it did last may be lost: never something before that, never half of it, and nothing
 //! that was synced, seen by others, or made with `-o sync_metadata`.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
+
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tests::cluster::Cluster;
+use tokio::time::Instant;
 
 /// Longer than what was answered for may be untold (and the metaservers may take to hear of it, on a busy machine).
 const TOLD: Duration = Duration::from_secs(3);
@@ -71,7 +74,7 @@ fn what_others_have_seen_or_time_has_passed_over_is_not_lost() {
     let mut cluster = Cluster::start();
     let (mount, other) = (cluster.mount("crashes"), cluster.mount("looks"));
     let (seen, waited) = (mount.join("seen"), mount.join("waited"));
-    [&seen, &waited].map(|dir| fs::create_dir(dir).unwrap());
+    [&seen, &waited].iter().for_each(|dir| fs::create_dir(dir).unwrap());
     (0..50).for_each(|number| step(&waited, number));
     std::thread::sleep(TOLD);
     (0..50).for_each(|number| step(&seen, number));

@@ -17,6 +17,7 @@ use common::wire::Target;
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info};
@@ -150,7 +151,7 @@ impl Keeper {
         kept: Vec<(ChunkId, u8)>,
         outcome: &mut Outcome,
     ) -> u64 {
-        if !self.is_settled(of) {
+        if !self.is_settled(of) || self.keeps.load(Ordering::Relaxed) {
             return 0;
         }
         // Rounds by their owners: most chunks of a group have the same.

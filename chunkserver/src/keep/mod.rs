@@ -6,6 +6,7 @@
 //! | `merge` | that comparison of two lists, pure |
 //! | `queue` | what is missing, most endangered first, pure |
 //! | `pull` | fetches what is missing from whoever has it |
+//! | `moves` | compares placement groups that move here, so that it is known when they have arrived |
 //! | `garbage` | asks whether what should not be here may go, and deletes it under the rules of DESIGN 7 |
 //! | `wishes` | which of these wishes may be carried out, pure |
 //! | `scrub` | reads everything again, slowly |
@@ -15,6 +16,7 @@
 
 mod garbage;
 mod merge;
+mod moves;
 mod pace;
 mod pass;
 mod pull;
@@ -30,9 +32,10 @@ use common::proto::keep::{KEEP_BATCH_MAX, KeepAnswer, KeepAsk, KeepOrders, KeepR
 use common::rpc::Caller;
 use common::task::Tasks;
 use common::units::len_usize;
-use pace::Pace;
+use pace::{Pace, Spare};
 use queue::Queue;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -52,6 +55,12 @@ pub(crate) struct Keeper {
     /// There is something in the queue.
     found: Notify,
     pace: Mutex<Pace>,
+    /// What is copied though enough copies are elsewhere.
+    moving: Mutex<Spare>,
+    /// Copies of chunks that belong elsewhere stay for now; also until the metaservers have said something.
+    keeps: AtomicBool,
+    /// The number of the last pass.
+    pass: AtomicU64,
     orders: watch::Sender<KeepOrders>,
     numbers: Mutex<Numbers>,
     scrub: Mutex<scrub::Progress>,
@@ -80,6 +89,9 @@ pub(crate) fn start(shared: &Arc<Shared>, tasks: &Tasks, config: &Config) {
         queue: Mutex::default(),
         found: Notify::new(),
         pace: Mutex::new(Pace::new(Instant::now())),
+        moving: Mutex::new(Spare::new(Instant::now())),
+        keeps: AtomicBool::new(true),
+        pass: AtomicU64::new(0),
         orders: watch::Sender::default(),
         numbers: Mutex::default(),
         scrub: Mutex::default(),
@@ -90,6 +102,8 @@ pub(crate) fn start(shared: &Arc<Shared>, tasks: &Tasks, config: &Config) {
     spawn(tasks, "keep report", async move { own.report().await });
     let own = Arc::clone(&keeper);
     spawn(tasks, "keep pass", async move { own.passes().await });
+    let own = Arc::clone(&keeper);
+    spawn(tasks, "keep moves", async move { own.moves().await });
     let own = Arc::clone(&keeper);
     spawn(tasks, "scrub", async move { own.scrubs().await });
     for _ in 0..pull::PULLS {

@@ -1,4 +1,5 @@
-//! How fast the server works for itself: at one rate while clients use it, at another while none does.
+//! How fast the server works for itself: at one rate while clients use it, at another while none does; and what can wait
+//! at a rate of its own.
 
 use std::time::Duration;
 use tokio::time::Instant;
@@ -38,9 +39,56 @@ impl Pace {
     }
 }
 
+/// When the next piece of work may begin that could as well wait: copies of what enough servers have.
+#[derive(Debug)]
+pub(super) struct Spare {
+    /// Bytes a second; `None`: no limit of its own.
+    rate: Option<u64>,
+    paused: bool,
+    pace: Pace,
+}
+
+impl Spare {
+    pub(super) fn new(now: Instant) -> Spare {
+        Spare { rate: None, paused: false, pace: Pace::new(now) }
+    }
+
+    /// From now on this counts.
+    pub(super) fn allow(&mut self, rate: Option<u64>, paused: bool) {
+        (self.rate, self.paused) = (rate, paused);
+    }
+
+    /// True if such work may begin now.
+    pub(super) fn may(&self, now: Instant) -> bool {
+        !self.paused && (self.rate.is_none() || self.pace.next <= now)
+    }
+
+    /// It begins.
+    pub(super) fn begins(&mut self, bytes: u64, now: Instant) {
+        if let Some(rate) = self.rate {
+            self.pace.wait(bytes, rate, now);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_can_wait_waits_for_its_rate_and_while_it_is_paused() {
+        let begin = Instant::now();
+        let mut spare = Spare::new(begin);
+        spare.begins(1 << 40, begin);
+        assert!(spare.may(begin), "no limit");
+        spare.allow(Some(1000), false);
+        assert!(spare.may(begin));
+        spare.begins(3000, begin);
+        assert!(!spare.may(begin + Duration::from_millis(2850)));
+        assert!(spare.may(begin + Duration::from_secs(3)));
+        spare.allow(Some(1000), true);
+        assert!(!spare.may(begin + Duration::from_secs(30)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn work_goes_at_its_rate_and_clients_are_noticed() {

@@ -5,7 +5,7 @@ use super::queue::Missing;
 use super::{CALL_LIMIT, Keeper, unexpected};
 use crate::service::Registration;
 use crate::store::Kept;
-use common::fault::Fault;
+use common::fault::{Fault, Kind};
 use common::id::{ChunkId, LayoutVersion, PgId, ServerId};
 use common::proto::chunk::{BATCH_MAX, ChunkRef, LIST_MAX};
 use common::proto::keep::{Expected, ExpectedChunk, KEEP_BATCH_MAX, KeepAnswer, KeepAsk, KeepOrders};
@@ -14,6 +14,7 @@ use common::wire::Target;
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info};
@@ -38,8 +39,12 @@ const PAGE_PAUSE: Duration = Duration::from_millis(5);
 const LOOKS_AT_ONCE: usize = 8;
 /// How long another server may take to say what it has.
 const LIST_LIMIT: Duration = Duration::from_secs(3);
-/// Servers asked for one group, at most.
+/// Servers asked for one group, at most: the first of its list ...
 const PEERS_MAX: usize = 6;
+/// ... and the last, where those stand that it was on while it moves.
+const PEERS_LAST: usize = 3;
+/// How long a pass waits for the layout that made its own an old one.
+const LATER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the last passes were.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,7 +116,8 @@ fn due(past: &Past, present: &Present, now: Instant) -> Option<Due> {
 
 impl Keeper {
     pub(super) async fn passes(&self) {
-        let (mut past, mut number, mut wanted) = (Past::default(), 0, false);
+        let (mut past, mut wanted) = (Past::default(), false);
+        let next_number = || self.pass.fetch_add(1, Ordering::Relaxed) + 1;
         loop {
             tokio::select! {
                 biased;
@@ -131,12 +137,10 @@ impl Keeper {
                 None => continue,
                 Some(Due::Degraded) => {
                     past.degraded = Some(Instant::now());
-                    number += 1;
-                    self.degraded(&registration, number).await
+                    self.degraded(&registration, next_number()).await
                 }
                 Some(Due::Whole) => {
-                    number += 1;
-                    let outcome = self.whole(&registration, &orders, number, orders.gc > past.gc).await;
+                    let outcome = self.whole(&registration, &orders, next_number(), orders.gc > past.gc).await;
                     outcome.map(|Outcome { more, left }| {
                         wanted = false;
                         let Present { layout, fenced, .. } = present;
@@ -173,22 +177,30 @@ impl Keeper {
         now: bool,
     ) -> Result<Outcome, Fault> {
         let secs = u64::try_from(self.shared.world.now().secs).unwrap_or(0);
+        let mut of = Arc::clone(of);
         let put_before = if now { secs + 1 } else { secs.saturating_sub(orders.settings.grace_s) };
         self.queue().begin();
         let (mut from, mut extra, mut extras): (_, Vec<Kept>, u64) = (ChunkId([0; 32]), Vec::new(), 0);
         loop {
-            let told = self.expected(of, from, false).await?;
+            let told = match self.expected(&of, from, false).await {
+                // Groups move: the pass goes on by the layout that is there by now, or it would never end.
+                Err(fault) if fault.kind == Kind::Stale => {
+                    of = self.later(&of).await.ok_or(fault)?;
+                    continue;
+                }
+                told => told?,
+            };
             let (actual, next) = self.shared.stores().range(from, told.upto, RANGE_MAX).await?;
             let upto = [told.upto, next].into_iter().flatten().min();
             let mut expected = told.chunks;
             expected.retain(|chunk| upto.is_none_or(|upto| chunk.id < upto));
             let difference = compare(&expected, &actual, put_before);
-            self.missing(of, difference.missing, number).await;
+            self.missing(&of, difference.missing, number).await;
             extras += common::units::len_u64(difference.extra.len());
             extra.extend(difference.extra);
             while extra.len() >= ASK_BATCH {
                 let rest = extra.split_off(ASK_BATCH);
-                extras -= self.settle(of, &orders.settings, &extra, now).await?;
+                extras -= self.settle(&of, &orders.settings, &extra, now).await?;
                 extra = rest;
             }
             match upto {
@@ -197,9 +209,22 @@ impl Keeper {
             }
             tokio::time::sleep(PAGE_PAUSE).await;
         }
-        extras -= self.settle(of, &orders.settings, &extra, now).await?;
+        extras -= self.settle(&of, &orders.settings, &extra, now).await?;
         self.numbers().extra = extras;
         Ok(Outcome { more: self.queue().passed(number), left: extras > 0 })
+    }
+
+    /// The registration with another layout than this one, as soon as it is there. `None`: it does not come.
+    async fn later(&self, of: &Registration) -> Option<Arc<Registration>> {
+        let end = Instant::now() + LATER_LIMIT;
+        while Instant::now() < end {
+            let now = self.shared.registration().ok()?;
+            if now.map.layout.version != of.map.layout.version {
+                return Some(now);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        None
     }
 
     /// Looks for chunks that the metaservers know to have too few copies and that belong here.
@@ -223,7 +248,7 @@ impl Keeper {
     }
 
     /// Puts what is missing into the queue, with who has it.
-    async fn missing(&self, of: &Arc<Registration>, missing: Vec<ExpectedChunk>, number: u64) {
+    pub(super) async fn missing(&self, of: &Arc<Registration>, missing: Vec<ExpectedChunk>, number: u64) {
         if missing.is_empty() {
             return;
         }
@@ -244,7 +269,8 @@ impl Keeper {
             for chunk in chunks {
                 let holders = holders.remove(&chunk.id).unwrap_or_default();
                 let ExpectedChunk { id, len, degraded } = chunk;
-                queue.found(Missing { chunk: ChunkRef { id, len }, holders, degraded }, number, now);
+                let spare = !degraded && holders.len() >= usize::from(of.map.replicas);
+                queue.found(Missing { chunk: ChunkRef { id, len }, holders, degraded, spare }, number, now);
                 count += 1;
             }
             drop(queue);
@@ -256,12 +282,14 @@ impl Keeper {
     /// Which other servers of the group have these chunks, as far as they say.
     async fn holders(&self, of: &Registration, pg: PgId, chunks: &[ExpectedChunk]) -> BTreeMap<ChunkId, Vec<ServerId>> {
         let mut holders: BTreeMap<ChunkId, Vec<ServerId>> = BTreeMap::new();
-        let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else { return holders };
+        let (Some(begin), Some(last)) = (chunks.first(), chunks.last()) else { return holders };
         let order = &of.map.layout.groups[len_usize(pg.0.into())];
         let up = |id: &&ServerId| **id != of.server && of.map.servers.get(id).is_some_and(|server| server.up);
-        for server in order.iter().filter(up).take(PEERS_MAX) {
+        let peers: Vec<&ServerId> = order.iter().filter(up).collect();
+        let (first, rest) = peers.split_at(peers.len().min(PEERS_MAX));
+        for server in first.iter().chain(&rest[rest.len().saturating_sub(PEERS_LAST)..]).copied() {
             let target = Target { server: *server, addr: of.map.servers[server].addr.clone() };
-            let mut after = before(first.id);
+            let mut after = before(begin.id);
             loop {
                 let listed = self.shared.pool.list(&target, pg, Some(after), LIST_MAX, LIST_LIMIT).await;
                 let Ok((found, more)) = listed else { break };

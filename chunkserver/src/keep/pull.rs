@@ -19,14 +19,14 @@ const GET_LIMIT: Duration = Duration::from_secs(10);
 /// After a chunk that nobody gave, so that a hopeless queue costs little.
 const FAILED_PAUSE: Duration = Duration::from_millis(50);
 /// Between two looks into an empty queue.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// In whose name servers read from each other: no client has this session.
 const OWN: SessionId = SessionId(0);
 
 impl Keeper {
     pub(super) async fn pulls(&self) {
         loop {
-            let next = self.queue().take();
+            let next = self.take();
             let Some(missing) = next else {
                 let _ = tokio::time::timeout(LOOK_EVERY, self.found.notified()).await; // whichever comes first
                 continue;
@@ -47,6 +47,16 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// The next chunk to fetch: one that can wait only if its turn has come.
+    fn take(&self) -> Option<Missing> {
+        let (mut moving, now) = (self.moving.lock().expect("no panic holds this lock"), Instant::now());
+        let next = self.queue().take(moving.may(now))?;
+        if next.spare {
+            moving.begins(next.chunk.len.into(), now);
+        }
+        Some(next)
     }
 
     /// How long to wait before so many bytes are moved.

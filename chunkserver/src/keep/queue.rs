@@ -1,6 +1,7 @@
-//! What is missing here, most endangered first: what few servers have comes before what many have.
+//! What is missing here, most endangered first: what few servers have comes before what many have, and what can wait
+//! comes last.
 
-use common::id::{ChunkId, ServerId};
+use common::id::{ChunkId, PgId, ServerId};
 use common::proto::chunk::ChunkRef;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -21,6 +22,17 @@ pub(super) struct Missing {
     pub(super) holders: Vec<ServerId>,
     /// The metaservers want to be told when it is here.
     pub(super) degraded: bool,
+    /// As many as it should have copies hold it: it moves here, and can wait.
+    pub(super) spare: bool,
+}
+
+/// The order in which they are fetched.
+type Rank = (bool, usize, ChunkId);
+
+impl Missing {
+    fn rank(&self) -> Rank {
+        (self.spare, self.holders.len(), self.chunk.id)
+    }
 }
 
 #[derive(Debug)]
@@ -44,8 +56,8 @@ enum State {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     entries: BTreeMap<ChunkId, Entry>,
-    /// Those that wait, by how many have them.
-    order: BTreeSet<(usize, ChunkId)>,
+    /// Those that wait.
+    order: BTreeSet<Rank>,
     /// Seen in the present pass beyond [`QUEUE_MAX`], and in the last whole one: chunks, bytes.
     beyond: (u64, u64),
     beyond_last: (u64, u64),
@@ -68,11 +80,11 @@ impl Queue {
     /// A pass found this missing.
     pub(super) fn found(&mut self, missing: Missing, pass: u64, now: Instant) {
         let id = missing.chunk.id;
-        let rank = (missing.holders.len(), id);
+        let rank = missing.rank();
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.pass = pass;
             if entry.state != State::Taken {
-                self.order.remove(&(entry.missing.holders.len(), id));
+                self.order.remove(&entry.missing.rank());
                 entry.missing = missing;
                 entry.state = State::Waiting;
                 self.order.insert(rank);
@@ -93,9 +105,9 @@ impl Queue {
     pub(super) fn passed(&mut self, pass: u64) -> bool {
         let gone = |entry: &Entry| entry.pass != pass && entry.state != State::Taken;
         let order = &mut self.order;
-        self.entries.retain(|id, entry| {
+        self.entries.retain(|_, entry| {
             if gone(entry) {
-                order.remove(&(entry.missing.holders.len(), *id));
+                order.remove(&entry.missing.rank());
             }
             !gone(entry)
         });
@@ -108,9 +120,12 @@ impl Queue {
         self.beyond = (0, 0);
     }
 
-    /// The next one to fetch. Say what became of it with [`Queue::made`] or [`Queue::failed`].
-    pub(super) fn take(&mut self) -> Option<Missing> {
-        let (_, id) = self.order.pop_first()?;
+    /// The next one to fetch; `spare`: also one that can wait. Say what became of it with [`Queue::made`] or
+    /// [`Queue::failed`].
+    pub(super) fn take(&mut self, spare: bool) -> Option<Missing> {
+        let first = *self.order.first().filter(|(waits, ..)| spare || !waits)?;
+        self.order.remove(&first);
+        let (_, _, id) = first;
         let entry = self.entries.get_mut(&id).expect("what is in order is an entry");
         entry.state = State::Taken;
         Some(entry.missing.clone())
@@ -130,6 +145,12 @@ impl Queue {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.state = State::Unavailable;
         }
+    }
+
+    /// Bytes of a group that are not here yet.
+    pub(super) fn waiting(&self, pg: PgId, pg_count: u32) -> u64 {
+        let of_group = self.entries.range(pg.first(pg_count)..).take_while(|(id, _)| id.pg(pg_count) == pg);
+        of_group.map(|(_, entry)| u64::from(entry.missing.chunk.len)).sum()
     }
 
     /// Nothing waits to be taken.
@@ -172,7 +193,7 @@ mod tests {
 
     fn missing(n: u8, holders: u32) -> Missing {
         let chunk = ChunkRef { id: ChunkId([n; 32]), len: 10 };
-        Missing { chunk, holders: (1..=holders).map(ServerId).collect(), degraded: false }
+        Missing { chunk, holders: (1..=holders).map(ServerId).collect(), degraded: false, spare: false }
     }
 
     #[tokio::test(start_paused = true)]
@@ -184,7 +205,7 @@ mod tests {
         queue.found(missing(3, 0), 1, now); // seen again: its holders are gone
         assert!(!queue.passed(1));
         let mut taken = Vec::new();
-        while let Some(next) = queue.take() {
+        while let Some(next) = queue.take(true) {
             taken.push(next.chunk.id.0[0]);
         }
         assert_eq!(taken, [3, 2, 4, 1]);
@@ -199,8 +220,20 @@ mod tests {
         queue.begin();
         queue.found(missing(3, 0), 2, later);
         queue.passed(2);
-        assert_eq!(queue.take().map(|next| next.chunk.id.0[0]), Some(3));
+        assert_eq!(queue.take(true).map(|next| next.chunk.id.0[0]), Some(3));
         assert_eq!(queue.numbers(later).missing, 3, "1 and 4 are still being fetched");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_can_wait_comes_last_or_not_at_all() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.found(Missing { spare: true, ..missing(1, 1) }, 1, now);
+        queue.found(missing(2, 3), 1, now);
+        let mut take = |spare| queue.take(spare).map(|next| next.chunk.id.0[0]);
+        assert_eq!((take(false), take(false), take(true), take(true)), (Some(2), None, Some(1), None));
+        assert_eq!((queue.waiting(PgId(0), 16), queue.waiting(PgId(1), 16)), (20, 0), "taken is not here yet");
+        queue.made(missing(1, 1).chunk, now);
+        assert_eq!(queue.waiting(PgId(0), 16), 10);
     }
 
     #[tokio::test(start_paused = true)]
@@ -209,7 +242,8 @@ mod tests {
         for n in 0..QUEUE_MAX + 10 {
             let mut id = ChunkId([0; 32]);
             id.0[..8].copy_from_slice(&common::units::len_u64(n).to_be_bytes());
-            queue.found(Missing { chunk: ChunkRef { id, len: 1 }, holders: Vec::new(), degraded: false }, 1, now);
+            let chunk = ChunkRef { id, len: 1 };
+            queue.found(Missing { chunk, holders: Vec::new(), degraded: false, spare: false }, 1, now);
         }
         assert!(queue.passed(1), "there is more");
         assert_eq!(queue.numbers(now).missing, common::units::len_u64(QUEUE_MAX + 10));

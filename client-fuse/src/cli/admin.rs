@@ -4,7 +4,7 @@ use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::size_text;
 use super::keep;
-use super::{fsck, meta, servers, settings, squash};
+use super::{fsck, meta, rebalance, servers, settings, squash};
 use clap::Subcommand;
 use client_fuse::{AdminLink, Client, ClientConfig};
 use common::auth::AdminKey;
@@ -45,9 +45,12 @@ pub(crate) enum AdminCommand {
     /// Check everything: the namespace's invariants and counts, and every chunk on every server. Ends with 1 if
     /// something is wrong
     Fsck(fsck::FsckArgs),
-    /// Chunkservers: list, weights, drain, remove
+    /// Chunkservers: list, add, weights, drain, decommission, maintenance, remove
     #[command(subcommand)]
     Server(servers::ServerCommand),
+    /// Bring every chunkserver to its share: what would move, start, status, pause, resume, cancel
+    #[command(subcommand)]
+    Rebalance(rebalance::RebalanceCommand),
     /// Metaservers: list, add, promote, remove, change of the leader; backup and restore of the metadata
     #[command(subcommand)]
     Meta(meta::MetaCommand),
@@ -129,19 +132,23 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
             };
             let (keeping, held, members) =
                 (keep::status(target).await?, keep::held(target).await?, members(target).await?);
+            let moves = rebalance::status(target).await?;
             if json {
                 let mut all = status_json(&status, &members);
                 all["keep"] = keep::json(&keeping);
+                all["rebalance"] = rebalance::brief_json(&moves);
                 all["deletion_held"] = held.map(|held| held.epoch.0).into();
                 say!("{all}");
             } else {
                 let held = held.map_or_else(String::new, |held| keep::held_text(&held) + "\n");
-                say!("{}{held}{}", status_text(&status, &members), keep::text(&keeping).trim_end());
+                let moves = rebalance::brief(&moves).map_or_else(String::new, |line| line + "\n");
+                say!("{}{held}{moves}{}", status_text(&status, &members), keep::text(&keeping).trim_end());
             }
             Ok(0)
         }
         AdminCommand::Fsck(args) => fsck::run(&Orders::new(target)?, args).await,
         AdminCommand::Server(command) => servers::server(target, command).await.map(|()| 0),
+        AdminCommand::Rebalance(command) => rebalance::run(target, command).await.map(|()| 0),
         AdminCommand::Meta(command) => meta::run(target, command).await.map(|()| 0),
         AdminCommand::Layout(command) => servers::layout(target, command).await.map(|()| 0),
         AdminCommand::Events { last, json } => servers::events(target, last, json).await.map(|()| 0),

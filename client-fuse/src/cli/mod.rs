@@ -30,6 +30,7 @@ mod mount_status;
 pub(crate) mod mounts;
 mod progress;
 mod put;
+mod rebalance;
 mod remote;
 mod remove;
 mod restore;

@@ -5,16 +5,22 @@ use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
 use super::progress::Progress;
+use super::rebalance;
 use super::remote::Remote;
 use clap::Subcommand;
 use common::id::{ChunkId, ServerId};
 use common::layout::{ClusterMap, Layout};
 use common::proto::admin::{EVENTS_PER_ANSWER, FileChunk, Order, Ordered};
 use common::proto::meta::Status;
+use common::proto::rebalance::{Rebalance, RebalanceOrder};
+use common::time::Time;
+use common::world::World;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
 
+/// The longest absence that can be announced, in seconds: a month.
+const AWAY_S_MAX: u64 = 31 * 86_400;
 /// Between two looks at a server that is being emptied.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -34,14 +40,33 @@ pub(crate) enum ServerCommand {
         /// The weight; 0 takes it out
         weight: u32,
     },
+    /// Give a server that has joined its share: the plan of `rebalance start`
+    Add {
+        /// The server's number
+        server: u32,
+        #[command(flatten)]
+        how: How,
+    },
     /// Move everything from a server to the others: weight 0. It goes on serving meanwhile
     Drain {
         /// The server's number
         server: u32,
-        /// Wait until it is empty. Ctrl-C stops the waiting, not the draining; `weight` takes it back
-        #[arg(long)]
-        wait: bool,
+        #[command(flatten)]
+        how: How,
     },
+    /// Drain a server, wait until it is empty, and forget it. Ctrl-C stops the waiting, not the draining
+    Decommission {
+        /// The server's number
+        server: u32,
+        /// Really
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Announce that a server will be away, so that nobody takes over its share meanwhile
+    #[command(subcommand)]
+    Maintenance(MaintenanceCommand),
     /// Forget a server that was drained. Refused while it holds what others do not
     Remove {
         /// The server's number
@@ -50,6 +75,56 @@ pub(crate) enum ServerCommand {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// How data is moved.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct How {
+    /// Only show what would move
+    #[arg(long)]
+    plan: bool,
+    /// With --plan: as JSON
+    #[arg(long, requires = "plan")]
+    json: bool,
+    /// Megabytes (10^6 bytes) per second that one server takes, at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_mbps: Option<u64>,
+    /// Wait until it is done. Ctrl-C stops the waiting, not what is done; for a server that is drained `weight` takes it back
+    #[arg(long)]
+    wait: bool,
+}
+
+/// What can be said about a server's absence.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum MaintenanceCommand {
+    /// It will be away
+    On {
+        /// The server's number
+        server: u32,
+        /// For how long, such as 30m, 2h, 1d
+        #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+        duration: Duration,
+    },
+    /// It is back, or stays after all
+    Off {
+        /// The server's number
+        server: u32,
+    },
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text}: write a number and s, m, h or d, such as 2h");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    let all = count.checked_mul(seconds).filter(|secs| (1..=AWAY_S_MAX).contains(secs));
+    all.map(Duration::from_secs).ok_or_else(|| format!("{text}: from 1 s to {} d", AWAY_S_MAX / 86_400))
 }
 
 /// What can be seen of the layout.
@@ -100,7 +175,7 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
     match command {
         ServerCommand::List { json } => {
             let (map, status) = (cluster_map(target).await?, cluster_status(target).await?);
-            list_servers(&map, &status, json);
+            list_servers(&map, &status, &rebalance::status(target).await?, json);
             Ok(())
         }
         ServerCommand::Weight { server, weight } => {
@@ -109,20 +184,77 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
             say!("s{server} has weight {weight}; the layout follows, and the data with it");
             Ok(())
         }
-        ServerCommand::Drain { server, wait } => {
-            let order = Order::SetWeight { server: ServerId(server), weight: 0 };
-            done(Orders::new(target)?.send("drain", order).await?)?;
-            if wait { wait_empty(target, ServerId(server)).await } else { Ok(()) }
+        ServerCommand::Add { server, how } => add(target, ServerId(server), &how).await,
+        ServerCommand::Drain { server, how } => drain(target, ServerId(server), &how).await,
+        ServerCommand::Decommission { server, yes, how } => {
+            if !yes && !how.plan {
+                return Err(Failure::new(format!("decommission s{server}: say --yes if you mean it, or --plan")));
+            }
+            let waits = How { wait: true, ..how.clone() };
+            drain(target, ServerId(server), &waits).await?;
+            if how.plan { Ok(()) } else { remove(target, ServerId(server)).await }
         }
+        ServerCommand::Maintenance(command) => maintenance(target, &command).await,
         ServerCommand::Remove { server, yes } => {
             if !yes {
                 return Err(Failure::new(format!("remove s{server}: say --yes if you mean it")));
             }
-            done(Orders::new(target)?.send("remove", Order::RemoveServer { server: ServerId(server) }).await?)?;
-            say!("s{server} is forgotten: stop its process and keep its disks until `dfs admin fsck` is clean");
-            Ok(())
+            remove(target, ServerId(server)).await
         }
     }
+}
+
+async fn remove(target: &Target, server: ServerId) -> Outcome {
+    done(Orders::new(target)?.send("remove", Order::RemoveServer { server }).await?)?;
+    say!("{server} is forgotten: stop its process and keep its disks until `dfs admin fsck` is clean");
+    Ok(())
+}
+
+async fn add(target: &Target, server: ServerId, how: &How) -> Outcome {
+    let map = cluster_map(target).await?;
+    match map.servers.get(&server) {
+        None => Err(Failure::new(format!("there is no {server}: start it, and it joins by itself"))),
+        Some(info) if info.weight == 0 => {
+            let text = format!("{server} has weight 0: `dfs admin server weight {} W` gives it a share", server.0);
+            Err(Failure::new(text))
+        }
+        Some(_) if how.plan => {
+            rebalance::show_plan(&rebalance::plan(target, Vec::new()).await?, how.json);
+            Ok(())
+        }
+        Some(_) => rebalance::start(target, how.max_mbps, how.wait, false).await,
+    }
+}
+
+async fn drain(target: &Target, server: ServerId, how: &How) -> Outcome {
+    if how.plan {
+        rebalance::show_plan(&rebalance::plan(target, vec![(server, 0)]).await?, how.json);
+        return Ok(());
+    }
+    let orders = Orders::new(target)?;
+    done(orders.send("drain", Order::SetWeight { server, weight: 0 }).await?)?;
+    if how.max_mbps.is_some() {
+        let rate = rebalance::bytes_per_s(how.max_mbps);
+        done(orders.send("limit", Order::Rebalance(RebalanceOrder::Rate(rate))).await?)?;
+    }
+    if how.wait { wait_empty(target, server).await } else { Ok(()) }
+}
+
+async fn maintenance(target: &Target, command: &MaintenanceCommand) -> Outcome {
+    let (server, until) = match command {
+        MaintenanceCommand::On { server, duration } => {
+            let now = World::real().now();
+            let secs = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+            (ServerId(*server), Some(Time { secs: now.secs.saturating_add(secs), ..now }))
+        }
+        MaintenanceCommand::Off { server } => (ServerId(*server), None),
+    };
+    done(Orders::new(target)?.send("maintenance", Order::Away { server, until }).await?)?;
+    match until {
+        Some(until) => say!("{server} may be away until {} UTC: nobody takes over its share before", time_text(until)),
+        None => say!("{server} is expected to be there"),
+    }
+    Ok(())
 }
 
 async fn wait_empty(target: &Target, server: ServerId) -> Outcome {
@@ -144,7 +276,7 @@ async fn wait_empty(target: &Target, server: ServerId) -> Outcome {
     }
 }
 
-fn list_servers(map: &ClusterMap, status: &Status, json: bool) {
+fn list_servers(map: &ClusterMap, status: &Status, moves: &Rebalance, json: bool) {
     let shares = shares(map);
     if json {
         let rows = status.servers.iter().map(|server| {
@@ -157,6 +289,7 @@ fn list_servers(map: &ClusterMap, status: &Status, json: bool) {
                 row["zone"] = info.domain.zone.clone().into();
                 row["rack"] = info.domain.rack.clone().into();
                 row["host"] = info.domain.host.clone().into();
+                row["away_until"] = away(moves, server.server).map(|until| until.secs).into();
             }
             row
         });
@@ -173,10 +306,13 @@ fn list_servers(map: &ClusterMap, status: &Status, json: bool) {
         "BYTES",
         "FREE"
     );
+    let mut has_new = false;
     for server in &status.servers {
         let (Some(info), Some(share)) = (map.servers.get(&server.server), shares.get(&server.server)) else { continue };
         let state = match (server.up, info.writable, info.weight) {
+            (false, ..) if away(moves, server.server).is_some() => "away",
             (false, ..) => "down",
+            (true, _, 1..) if share.places == 0 => "new",
             (true, _, 0) if server.chunks > 0 => "draining",
             (true, _, 0) => "empty",
             (true, false, _) => "read-only",
@@ -196,7 +332,16 @@ fn list_servers(map: &ClusterMap, status: &Status, json: bool) {
             info.domain.rack,
             info.domain.host
         );
+        has_new |= state == "new";
     }
+    if has_new {
+        say!("a new server takes old data when you say so: `dfs admin rebalance plan`, `dfs admin rebalance start`");
+    }
+}
+
+/// Until when a server is announced to be away.
+fn away(moves: &Rebalance, server: ServerId) -> Option<Time> {
+    moves.away.iter().find(|(other, _)| *other == server).map(|(_, until)| *until)
 }
 
 /// Runs `dfs admin events`.
@@ -304,5 +449,20 @@ fn explain(map: &ClusterMap, chunks: &[FileChunk], json: bool) {
     }
     if json {
         say!("{}", serde_json::Value::from(rows));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absences_are_read_with_their_units() {
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(parse_duration("31d"), Ok(Duration::from_secs(AWAY_S_MAX)));
+        for wrong in ["", "h", "2", "0s", "32d", "2 h", "-1h", "2ü"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
     }
 }

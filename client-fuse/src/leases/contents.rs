@@ -85,7 +85,9 @@ mod tests {
     fn only_the_version_that_is_asked_for_is_found() {
         let mut contents = Contents::default();
         contents.keep(InodeId(5), DataVersion(2), run(10));
-        assert!(contents.get(InodeId(5), DataVersion(2)).is_some() && contents.get(InodeId(5), DataVersion(3)).is_none());
+        assert!(
+            contents.get(InodeId(5), DataVersion(2)).is_some() && contents.get(InodeId(5), DataVersion(3)).is_none()
+        );
         contents.forget(InodeId(5));
         assert!(contents.get(InodeId(5), DataVersion(2)).is_none());
     }

@@ -27,7 +27,7 @@ const NANOS: u32 = 1_000_000_000;
 #[derive(Debug, PartialEq)]
 pub(crate) enum Decision {
     /// It is done, and will be told.
-    Done(Outcome),
+    Done(Box<Outcome>),
     /// The metaservers decide.
     Ask,
     /// First these leases (inode, number) are to become write leases.
@@ -128,7 +128,7 @@ impl Inside {
                 let session = self.session.expect("what is known is of a session");
                 let since = self.since.expect("what only this client writes was claimed");
                 self.journal.push(Under { session, term: self.term, since }, change, outcome.clone());
-                Decision::Done(outcome)
+                Decision::Done(Box::new(outcome))
             }
             Err(Not::Here) => Decision::Ask,
             Err(Not::Numbered) => Decision::Reserve,
@@ -270,13 +270,7 @@ impl Inside {
         Ok(Plan { leads: vec![ino], attrs: vec![dir], made: Some(attr), names, ..plan })
     }
 
-    fn plan_link(
-        &self,
-        ino: InodeId,
-        (parent, name): (InodeId, &Name),
-        cred: &Cred,
-        at: Time,
-    ) -> Result<Plan, Not> {
+    fn plan_link(&self, ino: InodeId, (parent, name): (InodeId, &Name), cred: &Cred, at: Time) -> Result<Plan, Not> {
         only_if(self.name(parent, name)?.is_none())?;
         let dir = self.own_dir(parent, cred, ACCESS_WRITE)?;
         let linked = self.own(ino)?;

@@ -49,7 +49,13 @@ fn listing(term: u64, names: &[(&str, InodeId)]) -> Option<Leased> {
     let leases = (10..).step_by(2).take(entries.len() + 1).collect();
     Some(Leased {
         term,
-        listing: Some(LeasedListing { attr: attr(DIR, 0o755), parent: InodeId::ROOT, entries, leases, contents: Vec::new() }),
+        listing: Some(LeasedListing {
+            attr: attr(DIR, 0o755),
+            parent: InodeId::ROOT,
+            entries,
+            leases,
+            contents: Vec::new(),
+        }),
     })
 }
 
@@ -398,7 +404,8 @@ fn written(names: &[(&str, InodeId)]) -> Arc<Leases> {
     let leases = held(names);
     let read: Vec<(InodeId, u64)> = leases.inside().known.iter().map(|(ino, known)| (*ino, known.lease)).collect();
     let claim = leases.claim(read.clone()).unwrap();
-    let answer = Claimed { term: 3, leases: read.iter().map(|(_, number)| number | WRITE).collect(), index: LogIndex(40) };
+    let answer =
+        Claimed { term: 3, leases: read.iter().map(|(_, number)| number | WRITE).collect(), index: LogIndex(40) };
     assert!(leases.claimed(&claim, Some(&answer)));
     leases.reserved(S, InodeId(500), 100);
     leases
@@ -499,7 +506,10 @@ async fn nothing_is_decided_of_what_a_change_under_way_may_change() {
 async fn an_answer_asked_for_before_a_decision_does_not_undo_it() {
     let leases = written(&[("a", A)]);
     let asking = leases.asking(AT);
-    assert!(is_done(&decide(&leases, &Op::SetAttr { ino: A, set: SetAttr { mode: Some(0o640), ..SetAttr::default() } })));
+    assert!(is_done(&decide(
+        &leases,
+        &Op::SetAttr { ino: A, set: SetAttr { mode: Some(0o640), ..SetAttr::default() } }
+    )));
     asking.answered(S, AT, &[&attr(A, 0o777)], &Grants { term: 3, leases: vec![95] });
     assert_eq!(mode(&leases, A), Some(0o640));
 }

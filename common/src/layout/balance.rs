@@ -34,6 +34,32 @@ struct Servers<'a> {
 
 /// The first `replicas` servers of each group. `candidates` have weights above 0; `before` are the groups until now.
 pub(super) fn heads(before: &[Vec<ServerId>], replicas: usize, candidates: &[Candidate]) -> Vec<Vec<ServerId>> {
+    let (mut servers, mut heads, width) = full(before, replicas, candidates);
+    let best = servers.best_spread(width);
+    for (pg, head) in (0u32..).map(PgId).zip(&mut heads) {
+        servers.spread_out(pg, head, best);
+    }
+    let kept = |pg: usize, server: usize| before[pg].iter().take(replicas).any(|id| *id == candidates[server].server);
+    servers.level(&mut heads, 1e-9, |pg, server| !kept(pg, server)); // costs nothing: these move anyway
+    servers.exchange(&mut heads, |pg, server| !kept(pg, server));
+    servers.level(&mut heads, GAIN_MIN, |_, _| true);
+    named(&heads, candidates)
+}
+
+/// As [`heads`], with the first step alone, levelled by those places that move anyway. `candidates` of weight 0 keep theirs.
+pub(super) fn filled(before: &[Vec<ServerId>], replicas: usize, candidates: &[Candidate]) -> Vec<Vec<ServerId>> {
+    let (mut servers, mut heads, _) = full(before, replicas, candidates);
+    let kept = |pg: usize, server: usize| before[pg].iter().take(replicas).any(|id| *id == candidates[server].server);
+    servers.level(&mut heads, GAIN_MIN, |pg, server| !kept(pg, server));
+    named(&heads, candidates)
+}
+
+/// The first step: every group has as many servers as it can.
+fn full<'a>(
+    before: &[Vec<ServerId>],
+    replicas: usize,
+    candidates: &'a [Candidate],
+) -> (Servers<'a>, Vec<Vec<usize>>, usize) {
     let width = replicas.min(candidates.len());
     let mut servers = Servers::new(candidates, before.len(), width);
     let mut heads: Vec<Vec<usize>> = before
@@ -48,14 +74,10 @@ pub(super) fn heads(before: &[Vec<ServerId>], replicas: usize, candidates: &[Can
     for (pg, head) in (0u32..).map(PgId).zip(&mut heads) {
         servers.fill(pg, head, width);
     }
-    let best = servers.best_spread(width);
-    for (pg, head) in (0u32..).map(PgId).zip(&mut heads) {
-        servers.spread_out(pg, head, best);
-    }
-    let kept = |pg: usize, server: usize| before[pg].iter().take(replicas).any(|id| *id == candidates[server].server);
-    servers.level(&mut heads, 1e-9, |pg, server| !kept(pg, server)); // costs nothing: these move anyway
-    servers.exchange(&mut heads, |pg, server| !kept(pg, server));
-    servers.level(&mut heads, GAIN_MIN, |_, _| true);
+    (servers, heads, width)
+}
+
+fn named(heads: &[Vec<usize>], candidates: &[Candidate]) -> Vec<Vec<ServerId>> {
     heads.iter().map(|head| head.iter().map(|server| candidates[*server].server).collect()).collect()
 }
 
@@ -110,7 +132,7 @@ impl<'a> Servers<'a> {
     /// the group's order.
     fn choose(&self, pg: PgId, head: &[usize], with: impl Fn(usize) -> Vec<usize>) -> Option<(Spread, usize)> {
         let mut best: Option<(Spread, f64, f64, usize)> = None;
-        for server in (0..self.all.len()).filter(|server| !head.contains(server)) {
+        for server in (0..self.all.len()).filter(|server| !head.contains(server) && self.all[*server].weight > 0) {
             let (spread, lacks) = (self.spread(&with(server)), self.lacks(server));
             let better = match &best {
                 None => true,
@@ -189,6 +211,7 @@ impl<'a> Servers<'a> {
                     if let Some(to) = to {
                         self.give(head, place, to);
                         moved = true;
+                        break; // one in each pass: servers that join together do not share all their groups
                     }
                 }
             }

@@ -7,6 +7,7 @@ use crate::auth::Mac;
 use crate::id::{ChunkId, LogIndex, NodeId, ServerId};
 use crate::proto::backup::{BackupAnswer, BackupAsk, MemberChange, Members, RestoreStep};
 use crate::proto::keep::{KeepAdmin, KeepAdminReply, KeepChange};
+use crate::proto::rebalance::RebalanceOrder;
 use crate::proto::squash::{Squash, SquashAsk};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,7 @@ pub enum Order {
     },
     /// What changes repair, garbage collection and scrub. [`Ordered::Keep`].
     Keep(KeepAdmin),
-    /// Sets a chunkserver's share; 0 drains it: its data goes to the others. [`Ordered::Done`].
+    /// Sets a chunkserver's share, and has the data follow; 0 drains it: its data goes to the others. [`Ordered::Done`].
     SetWeight {
         /// Which.
         server: ServerId,
@@ -87,6 +88,15 @@ pub enum Order {
     },
     /// Deletion goes on after a restore though no check of everything has found it sound. [`Ordered::Done`].
     Release,
+    /// Placement groups move, or stop. [`Ordered::Done`].
+    Rebalance(RebalanceOrder),
+    /// A chunkserver will be away until then, and nobody takes over its share meanwhile; `None`: no more. [`Ordered::Done`].
+    Away {
+        /// Which.
+        server: ServerId,
+        /// By the metaservers' clocks.
+        until: Option<Time>,
+    },
 }
 
 /// Events in one answer, at most.

@@ -3,6 +3,7 @@
 
 use crate::id::{ChunkId, Epoch, LayoutVersion, LogIndex, ServerId};
 use crate::proto::backup::Held;
+use crate::proto::rebalance::{MoveOrders, MovesReport};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
@@ -50,6 +51,8 @@ pub enum KeepAsk {
         /// What.
         report: KeepReport,
     },
+    /// How far this server is with groups that move. Answer: `Moves`.
+    Moves(MovesReport),
 }
 
 /// A chunk and the random number of one ask or round about it.
@@ -73,6 +76,8 @@ pub enum KeepAnswer {
     },
     /// `Report`.
     Orders(KeepOrders),
+    /// `Moves`.
+    Moves(MoveOrders),
 }
 
 /// See [`KeepAnswer::Expected`].

@@ -4,6 +4,7 @@ use super::admin::{Ordered, Signed};
 use super::backup::Members;
 use super::keep::{KeepAdmin, KeepAdminReply};
 use super::meta::FsStat;
+use super::rebalance::{RebalanceAnswer, RebalanceAsk};
 use crate::auth::Secret;
 use crate::id::{ClusterId, Epoch, LogIndex, NodeId, ServerId};
 use crate::layout::{ClusterMap, Domain};
@@ -97,6 +98,8 @@ pub enum Admin {
     Order(Box<Signed>),
     /// Which metaservers vote, and which only learn, from the leader.
     Members,
+    /// About moves of placement groups, from the leader.
+    Rebalance(RebalanceAsk),
 }
 
 /// What they get.
@@ -114,6 +117,8 @@ pub enum AdminReply {
     Ordered(Box<Ordered>),
     /// `Members`.
     Members(Members),
+    /// `Rebalance`.
+    Rebalance(RebalanceAnswer),
 }
 
 /// The cluster, as its leader sees it.

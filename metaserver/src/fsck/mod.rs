@@ -15,8 +15,8 @@ mod files;
 
 pub(crate) use files::chunks_of;
 
-use crate::leases::NOBODY;
 use crate::leading::Leading;
+use crate::leases::NOBODY;
 use crate::namespace::{self, Command, FIXES_MAX, Fix};
 use crate::node::Shared;
 use crate::raft::Member;

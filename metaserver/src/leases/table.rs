@@ -111,13 +111,27 @@ impl Table {
         }
     }
 
-    pub(super) fn grant_or_none(&mut self, session: SessionId, ino: InodeId, now: Instant, own: usize, write: bool) -> Noted {
+    pub(super) fn grant_or_none(
+        &mut self,
+        session: SessionId,
+        ino: InodeId,
+        now: Instant,
+        own: usize,
+        write: bool,
+    ) -> Noted {
         let none = Noted { number: 0, session, ino, before: None };
         self.grant(session, ino, now, own, write).unwrap_or(none)
     }
 
     /// `write`: a write lease, if nobody else is in the way.
-    pub(super) fn grant(&mut self, session: SessionId, ino: InodeId, now: Instant, own: usize, write: bool) -> Option<Noted> {
+    pub(super) fn grant(
+        &mut self,
+        session: SessionId,
+        ino: InodeId,
+        now: Instant,
+        own: usize,
+        write: bool,
+    ) -> Option<Noted> {
         let holder = self.holders.entry(session).or_insert_with(|| Holder {
             inodes: BTreeMap::new(),
             end: now,
@@ -300,7 +314,7 @@ impl Table {
     }
 
     /// Who is to be fenced by now.
-    pub(super) fn to_fence(&mut self, now: Instant) -> Vec<SessionId> {
+    pub(super) fn unfenced(&mut self, now: Instant) -> Vec<SessionId> {
         if now >= self.old_end + WRITE_WAIT {
             let passed = |session: &SessionId| self.passed.contains(session);
             let deciding = self.unreported.iter().filter(|(session, decides)| **decides && !passed(session));

@@ -216,7 +216,10 @@ async fn nobody_reads_or_changes_what_another_writes_before_that_is_told() {
             let (last, inodes) = leases.recalls(A);
             assert_eq!(inodes, [DIR]);
             tokio::time::sleep(Duration::from_millis(70)).await;
-            assert!(leases.batch(A, true, &batch(vec![mkdir(DIR, OTHER)])).is_some(), "what it has done is still taken");
+            assert!(
+                leases.batch(A, true, &batch(vec![mkdir(DIR, OTHER)])).is_some(),
+                "what it has done is still taken"
+            );
             leases.reported(A, last);
         };
         assert_eq!(tokio::join!(waits, tells).0, Some(Duration::from_millis(70)));
@@ -252,9 +255,9 @@ async fn a_silent_writer_is_waited_for_longer_then_what_it_tells_is_refused() {
     drop(leases.batch(A, true, &own).expect("nobody has wanted it: late is not lost"));
     let (waited, ()) = tokio::join!(looks(&leases, B, WRITE_WAIT * 2), async {
         tokio::time::sleep(WRITE_WAIT - LEASE_WAIT - Duration::from_millis(1)).await;
-        assert_eq!(leases.to_fence(), []);
+        assert_eq!(leases.unfenced(), []);
         tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(leases.to_fence(), [A]);
+        assert_eq!(leases.unfenced(), [A]);
         tokio::time::sleep(Duration::from_millis(200)).await;
         leases.fenced(&[A]);
     });
@@ -269,10 +272,10 @@ async fn a_batch_under_way_is_waited_for_however_late_it_is() {
     written(&leases);
     let batching = leases.batch(A, true, &batch(vec![mkdir(DIR, OTHER)])).unwrap();
     assert_eq!(looks(&leases, B, WRITE_WAIT * 3).await, None);
-    assert_eq!(leases.to_fence(), [], "nor is its session fenced before");
+    assert_eq!(leases.unfenced(), [], "nor is its session fenced before");
     drop(batching);
     assert_eq!(looks(&leases, B, LEASE_WAIT).await, None);
-    assert_eq!(leases.to_fence(), [A]);
+    assert_eq!(leases.unfenced(), [A]);
     leases.fenced(&[A]);
     assert!(looks(&leases, B, LEASE_WAIT).await.is_some());
 }
@@ -316,10 +319,10 @@ async fn a_new_leader_takes_what_was_done_before_it_and_lets_nobody_pass() {
     assert!(leases.batch(A, false, &own).is_none(), "it said that it has nothing more");
 
     let leases = fresh();
-    assert_eq!(leases.to_fence(), []);
+    assert_eq!(leases.unfenced(), []);
     tokio::time::advance(LEASE_WAIT + WRITE_WAIT).await;
     assert!(leases.batch(A, false, &own).is_some(), "nobody was let pass yet");
-    assert_eq!(leases.to_fence(), [A], "who cannot have decided anything needs no fence");
+    assert_eq!(leases.unfenced(), [A], "who cannot have decided anything needs no fence");
     leases.fenced(&[A]);
     assert!(leases.batch(A, false, &own).is_some(), "nobody was about the same");
     assert!(looks(&leases, B, LEASE_WAIT).await.is_some());

@@ -55,7 +55,9 @@ pub(super) fn run(
 
 fn one(call: &mut Call<'_, '_>, change: &Deferred) -> Result<Outcome, Fail> {
     match &change.op {
-        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => need(call, *parent, name, change.leads.first())?,
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => {
+            need(call, *parent, name, change.leads.first())?
+        }
         Op::Rename { from, from_name, to, to_name, .. } => {
             need(call, *from, from_name, change.leads.first())?;
             match change.leads.get(1) {

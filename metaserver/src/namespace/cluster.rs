@@ -1,6 +1,7 @@
 //! The cluster itself: format, chunkservers, layout, the map.
 
 use super::command::{Command, Done, Fail, refuse};
+use super::moves;
 use super::restore;
 use super::rows::{Call, config, counters, row};
 use crate::store::keys::{self, CLUSTER, INSTANCE, SERVER};
@@ -11,6 +12,7 @@ use common::id::{Epoch, InodeId, LayoutVersion, ServerId};
 use common::kv::{KvError, KvRead};
 use common::layout::{ClusterMap, Layout, ServerInfo};
 use common::proto::meta::{FileKind, Register};
+use common::proto::rebalance::PlanState;
 use common::units::{CHUNK_SIZE_DEFAULT, REPLICAS_MAX};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -128,17 +130,29 @@ pub(super) fn set_layout(call: &mut Call<'_, '_>, layout: &Layout) -> Result<Don
     if common::units::len_u64(layout.groups.len()) != u64::from(config.pg_count) {
         return Err(refuse(Kind::Invalid, format!("a table of {} groups", layout.groups.len())));
     }
-    call.txn.put(CLUSTER, keys::LAYOUT, LayoutRow(layout.clone()).encode());
+    let mut layout = layout.clone();
+    moves::relaid(call, &mut layout, config.replicas)?;
     call.counters.layout = layout.version;
     call.counters.map_version += 1;
+    call.txn.put(CLUSTER, keys::LAYOUT, LayoutRow(layout).encode());
     Ok(Done::LayoutSet)
 }
 
-/// Sets a server's weight.
+/// Sets a server's weight; a plan is made that follows.
 pub(super) fn set_weight(call: &mut Call<'_, '_>, server: ServerId, weight: u32) -> Result<Done, Fail> {
     let key = keys::server(server);
     let found: Option<ServerRow> = row(call.txn, SERVER, &key)?;
     let mut found = found.ok_or_else(|| refuse(Kind::NotFound, format!("no server {server}")))?;
+    let others = servers(call.txn)?.iter().filter(|(id, row)| *id != server && row.weight > 0).count();
+    let replicas = usize::from(call.config()?.replicas);
+    if weight == 0 && found.weight > 0 && others < replicas && call.counters.chunks > 0 {
+        let text =
+            format!("without {server} {others} chunkservers take data, and {replicas} copies are kept: add one first");
+        return Err(refuse(Kind::Refused, text));
+    }
+    if found.weight != weight || moves::plan(call.txn)?.state == PlanState::Cancelled {
+        moves::want_plan(call)?;
+    }
     (found.weight, found.weight_fixed) = (weight, true);
     call.txn.put(SERVER, key, found.encode());
     call.counters.map_version += 1;
@@ -164,6 +178,9 @@ pub(super) fn remove_server(call: &mut Call<'_, '_>, server: ServerId) -> Result
     let layout: LayoutRow = row(call.txn, CLUSTER, keys::LAYOUT)?.ok_or_else(|| damaged("layout", "missing"))?;
     if found.weight > 0 || layout.0.groups.iter().any(|group| group.contains(&server)) {
         return Err(refuse(Kind::Refused, format!("{server} has a place in the layout: drain it first")));
+    }
+    if moves::away(call.txn)?.contains_key(&server) {
+        moves::set_away(call, server, None)?;
     }
     call.txn.delete(SERVER, key);
     call.txn.delete(INSTANCE, keys::instance(found.instance));

@@ -3,13 +3,15 @@
 //! Encoded as a version byte and `postcard`; within a version no variant or field is moved or removed, new ones go last.
 
 use super::fix::Fix;
+use crate::store::moves::PlanStep;
 use common::auth::Secret;
 use common::fault::{Fault, Kind};
-use common::id::{ChunkId, ClusterId, Epoch, InodeId, LogIndex, NodeId, ServerId, SessionId};
+use common::id::{ChunkId, ClusterId, Epoch, InodeId, LayoutVersion, LogIndex, NodeId, PgId, ServerId, SessionId};
 use common::kv::KvError;
 use common::layout::Layout;
 use common::proto::keep::{KeepChange, KeepSettings};
 use common::proto::meta::{Applied, Register, Request};
+use common::proto::rebalance::ServerPlan;
 use common::proto::squash::Squash;
 use common::time::Time;
 use serde::{Deserialize, Serialize};
@@ -161,6 +163,67 @@ pub enum Command {
         /// The sessions.
         sessions: Vec<SessionId>,
     },
+    /// Placement groups that move are taken a step further. `Stale` if the layout is another one. [`Done::Noted`].
+    Step(Step),
+    /// The plan to move placement groups changes. [`Done::Noted`].
+    Rebalance {
+        /// How.
+        change: PlanChange,
+        /// When.
+        at: Time,
+    },
+    /// A chunkserver is announced to be away, or no more. [`Done::Noted`].
+    Away {
+        /// Which.
+        server: ServerId,
+        /// Until when; `None`: it is not.
+        until: Option<Time>,
+    },
+}
+
+/// See [`Command::Step`] and `namespace/moves.rs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// The layout it goes by.
+    pub layout: LayoutVersion,
+    /// Groups that all their replicas have.
+    pub close: Vec<PgId>,
+    /// Groups that all their replicas have, with what was committed before they were closed.
+    pub finish: Vec<PgId>,
+    /// Groups of the plan that begin, with their new lists: what the plan says, and where to fall through to.
+    pub begin: Vec<(PgId, Vec<ServerId>)>,
+    /// When.
+    pub at: Time,
+}
+
+/// See [`Command::Rebalance`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PlanChange {
+    /// A new plan, in place of the one before.
+    Start(NewPlan),
+    /// Nothing is begun or copied.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// Nothing more is begun.
+    Cancel,
+    /// Bytes per second that one server takes, at most.
+    Rate(Option<u64>),
+}
+
+/// What is to move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewPlan {
+    /// Made for this layout: `Stale` if it is another one.
+    pub layout: LayoutVersion,
+    /// The leader made it because weights or servers changed: the rate stays, and the pause of one that is active.
+    pub by_itself: bool,
+    /// Bytes per second that one server takes, at most.
+    pub rate: Option<u64>,
+    /// Groups that move.
+    pub steps: Vec<(PgId, PlanStep)>,
+    /// What it does to each server.
+    pub servers: Vec<ServerPlan>,
 }
 
 /// What applying a command answers.

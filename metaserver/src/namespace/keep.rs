@@ -64,7 +64,7 @@ pub fn expected(read: &dyn KvRead, index: LogIndex, page: &Page) -> Result<Expec
         let order = &layout.groups[len_usize(pg.into())];
         let Some(place) = order.iter().position(|server| *server == page.server) else { continue };
         groups += 1;
-        let first = first_of(PgId(pg), layout.pg_count()).max(page.from);
+        let first = PgId(pg).first(layout.pg_count()).max(page.from);
         if groups > GROUPS_PER_PAGE {
             told.upto = Some(first);
             return Ok(told);
@@ -108,20 +108,12 @@ fn layout(read: &dyn KvRead) -> Result<Layout, Fail> {
     Ok(row.ok_or_else(|| refuse(Kind::Refused, "the cluster is not formatted"))?.0)
 }
 
-/// The first id of a placement group.
-fn first_of(pg: PgId, pg_count: u32) -> ChunkId {
-    let prefix = pg.0 << (16 - pg_count.trailing_zeros());
-    let mut id = ChunkId([0; 32]);
-    id.0[..2].copy_from_slice(&u16::try_from(prefix).expect("a group below pg_count").to_be_bytes());
-    id
-}
-
 type Range = (Bound<Vec<u8>>, Bound<Vec<u8>>);
 
 /// Chunks of a group from `first` on.
 fn range(first: ChunkId, pg: PgId, pg_count: u32) -> Range {
     let end = match pg.0 + 1 < pg_count {
-        true => Bound::Excluded(first_of(PgId(pg.0 + 1), pg_count).0.to_vec()),
+        true => Bound::Excluded(PgId(pg.0 + 1).first(pg_count).0.to_vec()),
         false => Bound::Unbounded,
     };
     (Bound::Included(first.0.to_vec()), end)
@@ -224,6 +216,10 @@ pub(super) fn set_out(call: &mut Call<'_, '_>, server: ServerId, is_out: bool) -
     if changed {
         call.txn.put(CLUSTER, keys::OUT, OutRow(out).encode());
         call.counters.map_version += 1;
+        match is_out {
+            true => super::moves::leaves(call, server)?,
+            false => super::moves::want_plan(call)?, // it gets its share again
+        }
     }
     Ok(Done::OutSet)
 }

@@ -29,11 +29,12 @@
 //! | `query`, `walk` | reads |
 //! | `cluster` | format, chunkservers, layout, map |
 //! | `keep` | which chunks belong on a server, which may be deleted, who is out |
+//! | `moves` | placement groups on their way from server to server, and the plan they follow |
 //! | `event` | who did what, when |
 //! | `restore` | a new life from a backup |
 //! | `rows`, `check`, `fix` | single rows; the invariants above, checked over a whole store; mending what is wrong |
 //!
-//! Left out (with later issues): trash, snapshots, quotas; the rows of finished moves (kept and checked, nothing writes them yet).
+//! Left out (with later issues): trash, snapshots, quotas.
 
 mod access;
 mod acl;
@@ -50,6 +51,7 @@ mod extents;
 mod fix;
 mod keep;
 mod lock;
+mod moves;
 mod query;
 mod remove;
 mod rename;
@@ -66,12 +68,13 @@ pub use access::squash;
 pub use batch::has_reserved;
 pub use check::{Problem, check, problems};
 pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
-pub use command::{COMMAND_VERSION, Command, Done, Fail, Reply};
+pub use command::{COMMAND_VERSION, Command, Done, Fail, NewPlan, PlanChange, Reply, Step};
 pub use commit::validate as validate_commit;
 pub use event::{EVENTS_MAX, events};
 pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
 pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
 pub use lock::waits as lock_waits;
+pub use moves::{away, left, moves, plan, steps as plan_steps};
 pub use query::{QueryCtx, attr, inline_run, lead_to, leased, query};
 pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
 pub use restore::held;
@@ -150,6 +153,11 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
             system(txn, index, Time::default(), |call| batch::fence(call, *term, sessions).map(|()| Done::Noted))
         }
         Command::Release { epoch } => system(txn, index, Time::default(), |call| restore::release(call, *epoch)),
+        Command::Step(step) => system(txn, index, step.at, |call| moves::step(call, step)),
+        Command::Rebalance { change, at } => system(txn, index, *at, |call| moves::change_plan(call, change)),
+        Command::Away { server, until } => {
+            system(txn, index, Time::default(), |call| moves::set_away(call, *server, *until))
+        }
     }
 }
 

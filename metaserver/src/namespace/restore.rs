@@ -9,6 +9,7 @@
 //! What the earlier life deleted after the backup was made is gone; the check names the files that miss it.
 
 use super::command::{Done, Fail, refuse};
+use super::moves;
 use super::remove::{self, UNASKED};
 use super::rows::{Call, row};
 use super::session;
@@ -34,6 +35,7 @@ pub(super) fn restored(call: &mut Call<'_, '_>, epoch: Epoch, metaservers: &[(No
     for ino in remove::orphans(call.txn, usize::MAX)?.0 {
         remove::let_go(call, UNASKED, ino)?;
     }
+    moves::restored(call)?;
     (config.epoch, config.metaservers) = (epoch, metaservers.to_vec());
     call.txn.put(CLUSTER, keys::CONFIG, config.encode());
     let servers_from = ServerId(call.counters.next_server);

@@ -7,7 +7,8 @@ use crate::raft::Member;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::proto::lease::{
-    CLAIM_MAX, Claim, Claimed, IDLE_HOLD, LeaseAsk, Leased, LeasedListing, RECALL_HOLD, RECALLS_MAX, RecallCall, Recalls,
+    CLAIM_MAX, Claim, Claimed, IDLE_HOLD, LeaseAsk, Leased, LeasedListing, RECALL_HOLD, RECALLS_MAX, RecallCall,
+    Recalls,
 };
 use common::proto::meta::{Answer, Answered, Ask, Query};
 use std::time::Duration;

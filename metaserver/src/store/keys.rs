@@ -24,7 +24,7 @@
 //! | moved | placement group 4 | [`Moved`](super::values::Moved) |
 //! | server | server 4 | [`ServerRow`](super::values::ServerRow) |
 //! | instance | instance 16 | [`InstanceRow`](super::values::InstanceRow): finds a server that registers again |
-//! | cluster | `config`, `counters`, `layout`, `fix`, `restored` | [`Config`](super::values::Config), ... |
+//! | cluster | `config`, `counters`, `layout`, `fix`, `restored`, `moves`, `plan`, `plan-steps`, `away`, `left` | [`Config`](super::values::Config), ... |
 //! | event | number 8 | [`EventRow`](super::values::EventRow) |
 //! | raft | the metaserver's own: last applied, membership | `raft/` |
 //!
@@ -111,6 +111,16 @@ pub const SQUASH: &[u8] = b"root-squash";
 pub const RESERVED: &[u8] = b"reserved/";
 /// In [`CLUSTER`], followed by a session: batches made under older claims are refused.
 pub const FENCE: &[u8] = b"fence/";
+/// In [`CLUSTER`]: placement groups that are under way.
+pub const MOVES: &[u8] = b"moves";
+/// In [`CLUSTER`]: the last plan to move placement groups.
+pub const PLAN: &[u8] = b"plan";
+/// In [`CLUSTER`]: what that plan has not begun yet, and what it does to each server.
+pub const STEPS: &[u8] = b"plan-steps";
+/// In [`CLUSTER`]: servers that are announced to be away.
+pub const AWAY: &[u8] = b"away";
+/// In [`CLUSTER`]: the groups of servers that went out.
+pub const LEFT: &[u8] = b"left";
 
 /// Key of an inode; prefix of everything that starts with an inode number.
 pub fn inode(ino: InodeId) -> [u8; 8] {

@@ -5,7 +5,7 @@ use crate::sim::net::{SimClock, SimNet};
 use chunkserver::store::{MissingDir, SetConfig, StoreSet, VerifiedChunk};
 use common::auth::Secret;
 use common::fault::Fault;
-use common::id::{ChunkId, ClusterId, Epoch, InodeId, LayoutVersion, LogIndex, NodeId, ServerId, SessionId};
+use common::id::{ChunkId, ClusterId, Epoch, InodeId, LayoutVersion, LogIndex, NodeId, PgId, ServerId, SessionId};
 use common::kv::memory::MemoryKv;
 use common::kv::{Batch, Kv};
 use common::layout::Layout;
@@ -16,7 +16,7 @@ use common::task::Tasks;
 use common::testing::SimDisk;
 use common::time::Time;
 use common::world::World;
-use metaserver::namespace::{self, Command, Done};
+use metaserver::namespace::{self, Command, Done, Step};
 use metaserver::store::values::Value;
 use metaserver::store::{Txn, keys};
 use rand::{RngExt, rngs::StdRng};
@@ -157,6 +157,17 @@ impl Meta {
         let layout = Layout { version: LayoutVersion(version.0 + 1), groups };
         self.command(&Command::SetLayout(layout.clone())).expect("it is the next one");
         layout
+    }
+
+    /// Groups that move are closed, and those that are closed arrive: whether or not their servers have everything, as
+    /// deletion must not rest on that.
+    pub fn moves_go_on(&mut self) {
+        let moves = namespace::moves(&self.kv).expect("memory does not fail");
+        let (finish, close) = moves.iter().partition::<Vec<_>, _>(|(_, moving)| moving.closed.is_some());
+        let pgs = |of: Vec<(&PgId, &_)>| of.into_iter().map(|(pg, _)| *pg).collect();
+        let (layout, at) = (self.layout().version, Time::default());
+        let step = Step { layout, close: pgs(close), finish: pgs(finish), begin: Vec::new(), at };
+        self.command(&Command::Step(step)).expect("the layout is the present one");
     }
 
     /// A copy of everything, to go back to.

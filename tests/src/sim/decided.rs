@@ -123,8 +123,11 @@ impl World {
                 self.dirs.push(made.await?.ino);
             }
             12..35 => self.write(client, &cred, (dir, &name), mode).await?,
-            35..40 => drop(client.create(&cred, dir, &name, NewNode::Symlink(b"some/where".to_vec()), mode).await?),
-            40..43 => drop(client.create(&cred, dir, &name, NewNode::Fifo, mode).await?),
+            35..43 => {
+                let link = NewNode::Symlink(b"some/where".to_vec());
+                let node = if self.rng.random_range(0..3) > 0 { link } else { NewNode::Fifo };
+                client.create(&cred, dir, &name, node, mode).await?;
+            }
             43..55 => client.unlink(&cred, dir, &name).await?,
             55..60 => client.rmdir(&cred, dir, &name).await?,
             60..75 => {
@@ -163,7 +166,8 @@ impl World {
     /// Creates or opens a file and writes a little: at its end, over what is there, beyond it.
     async fn write(&mut self, client: &Client, cred: &Cred, at: (InodeId, &Name), mode: NewMode) -> Result<(), Fault> {
         let append = self.rng.random_range(0..3) == 0;
-        let flags = OpenFlags { write: true, append, truncate: self.rng.random_range(0..4) == 0, ..OpenFlags::default() };
+        let flags =
+            OpenFlags { write: true, append, truncate: self.rng.random_range(0..4) == 0, ..OpenFlags::default() };
         let handle = match client.lookup(cred, at.0, at.1).await {
             Ok(attr) if attr.kind == FileKind::File => client.open(cred, attr.ino, flags).await?,
             Ok(_) => return Ok(()),

@@ -9,6 +9,7 @@ mod damage;
 mod files;
 mod keep;
 mod locks;
+mod moves;
 mod posix;
 mod restore;
 mod sessions;

@@ -2,16 +2,18 @@
 
 use super::*;
 use crate::store::acl::{Acl, Entries};
+use crate::store::moves::{AwayRow, LeftRow, MovesRow, Moving, PlanRow, PlanStep, StepsRow};
 use crate::store::values::{
     Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, EventRow, ExtentRow, FixRow, Horizon, Inode, InstanceRow,
     LayoutRow, Listed, Moved, Purge, RestoredRow, ServerRow, SessionRow, SlotRow, SquashRow, Value,
 };
 use crate::store::values::{LockRow, WaitingLock};
 use bytes::Bytes;
-use common::id::DataVersion;
+use common::id::{DataVersion, PgId};
 use common::layout::{Domain, Layout};
 use common::proto::lock::{Lock, LockHolder, LockKind, LockSpace};
 use common::proto::meta::{Applied, FileKind};
+use common::proto::rebalance::{PlanState, ServerPlan};
 use common::proto::squash::Squash;
 
 /// The value has these bytes, reads back from them, and from no others.
@@ -159,4 +161,38 @@ fn cluster() {
     golden(&SquashRow(squash), "01 ac02 02 01 00 0a000001");
     let layout = Layout { version: LayoutVersion(2), groups: vec![vec![ServerId(1)], vec![]] };
     golden(&LayoutRow(layout), "01 02 02 01 01 00");
+}
+
+#[test]
+fn moves() {
+    let (pg, server) = (PgId(300), ServerId(4));
+    let moving = Moving {
+        was: vec![server],
+        since: LayoutVersion(2),
+        begun: LogIndex(5),
+        closed: Some(LogIndex(6)),
+        list_len: 3,
+        bytes: 300,
+        planned: true,
+    };
+    golden(&MovesRow([(pg, moving)].into()), "01 01 ac02 01 04 02 05 01 06 03 ac02 01");
+    let time = |secs| Time { secs, nanos: 0 };
+    let plan = PlanRow {
+        state: PlanState::Paused,
+        wanted: true,
+        rate: Some(300),
+        started: time(1),
+        ended: None,
+        steps_left: 7,
+        groups: 8,
+        groups_done: 9,
+        bytes: 10,
+        bytes_done: 11,
+    };
+    golden(&plan, "01 02 01 01 ac02 02 00 00 07 08 09 0a 0b");
+    let steps = [(pg, PlanStep { head: vec![server], bytes: 7 })].into();
+    let servers = vec![ServerPlan { server, weight: 1, ..ServerPlan::default() }];
+    golden(&StepsRow { steps, servers }, "01 01 ac02 01 04 07 01 04 01 00 00 00 00 00 00 00 00");
+    golden(&LeftRow([(server, [(pg, vec![server])].into())].into()), "01 01 04 01 ac02 01 04");
+    golden(&AwayRow([(server, time(1))].into()), "01 01 04 02 00");
 }
