@@ -12,7 +12,7 @@
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
 //! | `locks` | `flock` and `fcntl` locks |
 //! | `opens` | what is open here, for those who remove it elsewhere |
-//! | `leases` | attributes and names that are answered from memory, under leases; changes that are decided here |
+//! | `leases` | attributes, names and small files that are answered from memory, under leases; `leases/local`, `leases/journal`: changes that are decided here |
 //! | `deferred` | what has to come before such a decision, and the telling of it |
 //! | `core`, `link` | what all share; the seam to the servers |
 //! | [`config`], [`stats`], [`holds`] | limits; counters; what is held at this moment |

@@ -7,7 +7,7 @@
 //! 2. While `inodes[d].changing > 0` nobody becomes a holder of `d`.
 //! 3. [`Leases::change`] returns when no *other* session can believe in a lease of these inodes any more.
 //! 4. A name is in `names` while one change of it is under way, or may be: the next one waits.
-//! 5. `inodes[d].writer` is the only one of its holders, and has a lease with [`WRITE`] in its number; `writers` counts them.
+//! 5. `inodes[d].writer` is the only one of its holders, and has a lease with [`WRITE`](common::proto::lease::WRITE) in its number; `writers` counts them.
 //! 6. [`Leases::look`] returns when no *other* session can have changed these inodes without having said so.
 //! 7. A batch ([`common::proto::batch`]) is let through only while nobody else can have read or changed what it touches
 //!    since its session has answered for it: under write leases of this leader, which do not end meanwhile; or, under those

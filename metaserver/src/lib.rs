@@ -4,13 +4,13 @@
 //!
 //! | file | answers |
 //! | --- | --- |
-//! | `service` | which requests there are, who may ask, what is checked before they go on |
+//! | `service` | which requests there are, who may ask, what is checked before they go on; `service/changes`: changes by clients, alone and in batches; `service/believed`: questions and leases |
 //! | `node` | what this process is a member of, and how it becomes one: format, return with an empty disk |
 //! | `raft/` | the log, the state's store, snapshots, elections, linearizable reads |
 //! | `namespace/`, `store/` | what the cluster is: deterministic `apply`, and every row's bytes |
 //! | `leading`, `servers`, `sessions` | what only the leader knows: who is alive |
 //! | `grants` | leases that come with answers |
-//! | `leases` | what clients may answer from memory, and who waits for them to forget it |
+//! | `leases`, `leases/table` | what clients may answer from memory, or decide themselves, and who waits for them to forget or tell it |
 //! | `keep` | repair and garbage: what belongs where, what may go, who was down for too long |
 //! | `rebalance`, `movers` | which placement groups move: the plan, its steps; who carries them out |
 //! | `space` | what is refused while disks are nearly full, so that what frees space goes on |
