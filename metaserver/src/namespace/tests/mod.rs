@@ -2,6 +2,7 @@
 #![allow(clippy::as_conversions, reason = "small test numbers")]
 
 mod acls;
+mod batches;
 mod clones;
 mod cluster;
 mod commits;

@@ -4,8 +4,9 @@ use super::*;
 use crate::store::acl::{Acl, Entries};
 use crate::store::moves::{AwayRow, LeftRow, MovesRow, Moving, PlanRow, PlanStep, StepsRow};
 use crate::store::values::{
-    Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, EventRow, ExtentRow, FixRow, Horizon, Inode, InstanceRow,
-    LayoutRow, Listed, Moved, Purge, RestoredRow, ServerRow, SessionRow, SlotRow, SquashRow, Value,
+    Body, ChunkRow, Config, Counters, Data, Degraded, Dentry, EventRow, ExtentRow, Fence, FixRow, Horizon, Inode,
+    InstanceRow, LayoutRow, Listed, Moved, Purge, Reserved, RestoredRow, ServerRow, SessionRow, SlotRow, SquashRow,
+    Value,
 };
 use crate::store::values::{LockRow, WaitingLock};
 use bytes::Bytes;
@@ -161,6 +162,8 @@ fn cluster() {
     golden(&SquashRow(squash), "01 ac02 02 01 00 0a000001");
     let layout = Layout { version: LayoutVersion(2), groups: vec![vec![ServerId(1)], vec![]] };
     golden(&LayoutRow(layout), "01 02 02 01 01 00");
+    golden(&Reserved(vec![(300, 301)]), "01 01 ac02 ad02");
+    golden(&Fence { index: LogIndex(300), term: 2 }, "01 ac02 02");
 }
 
 #[test]
