@@ -439,6 +439,12 @@ fn tell(leases: &Leases) -> Batch {
 #[tokio::test(start_paused = true)]
 async fn what_only_this_client_may_change_it_decides() {
     let leases = held(&[("a", A)]);
+    assert_eq!(
+        decide(&leases, &unlink("a")),
+        Decision::Reserve,
+        "that tells the metaservers that it decides something"
+    );
+    leases.reserved(S, InodeId(500), 100);
     let Decision::Claim(wanted) = decide(&leases, &unlink("a")) else { panic!("its leases are shared") };
     assert_eq!(wanted.len(), 2, "the directory, and what is in it");
     let leases = written(&[("a", A)]);
