@@ -265,9 +265,12 @@ async fn wait_empty(target: &Target, server: ServerId) -> Outcome {
         let Some(found) = status.servers.iter().find(|found| found.server == server) else {
             return Err(Failure::new(format!("there is no {server}")));
         };
+        // Groups without chunks move, too: until then it has a place in the layout.
+        let map = cluster_map(target).await?;
+        let in_layout = map.layout.groups.iter().any(|group| group.contains(&server));
         most = most.max(found.chunks);
         bar.set(most - found.chunks, most, "chunks moved");
-        if found.chunks == 0 && found.up {
+        if found.chunks == 0 && found.up && !in_layout {
             bar.finish();
             say!("{server} is empty: `dfs admin server remove {} --yes`", server.0);
             return Ok(());

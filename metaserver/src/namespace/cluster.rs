@@ -176,8 +176,14 @@ pub(super) fn remove_server(call: &mut Call<'_, '_>, server: ServerId) -> Result
     let key = keys::server(server);
     let Some(found) = row::<ServerRow>(call.txn, SERVER, &key)? else { return Ok(Done::Noted) };
     let layout: LayoutRow = row(call.txn, CLUSTER, keys::LAYOUT)?.ok_or_else(|| damaged("layout", "missing"))?;
-    if found.weight > 0 || layout.0.groups.iter().any(|group| group.contains(&server)) {
+    if found.weight > 0 {
         return Err(refuse(Kind::Refused, format!("{server} has a place in the layout: drain it first")));
+    }
+    if layout.0.groups.iter().any(|group| group.contains(&server)) {
+        let text = format!(
+            "groups still move away from {server}: wait for `dfs admin rebalance status` to say that it is done"
+        );
+        return Err(refuse(Kind::Refused, text));
     }
     if moves::away(call.txn)?.contains_key(&server) {
         moves::set_away(call, server, None)?;
