@@ -416,7 +416,7 @@ impl Servers for FakeCluster {
     }
 
     fn claim<'a>(&'a self, claim: &'a Claim, _: Instant) -> BoxFuture<'a, Result<Claimed, Fault>> {
-        Box::pin(async { Ok(Claimed { term: claim.term, leases: Vec::new(), index: LogIndex(0) }) })
+        Box::pin(async { Ok(Claimed { term: claim.term, leases: Vec::new(), announced: true, index: LogIndex(0) }) })
     }
 
     fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Submitted, Fault>> {

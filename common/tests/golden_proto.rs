@@ -322,7 +322,7 @@ fn leases(out: &mut Golden) {
     out.line("RecallCall", &RecallCall { session, term: 3, forgot: 5, given_back: vec![(dir, 9)] });
     out.line("Recalls", &Recalls { term: 3, last: 6, inodes: vec![dir], renewed: true });
     out.line("Claim", &Claim { session, term: 3, leases: vec![(dir, 8)] });
-    out.line("Claimed", &Claimed { term: 3, leases: vec![9, 0], index: LogIndex(7) });
+    out.line("Claimed", &Claimed { term: 3, leases: vec![9, 0], announced: true, index: LogIndex(7) });
     let makes =
         Op::Create { parent: dir, name: name("a"), node: NewNode::Dir, mode: 0o755, exclusive: true, access: 0 };
     let at = Time { secs: 5, nanos: 6 };

@@ -77,7 +77,7 @@ impl Leadership {
             namespace::sessions(mounted.kv()).map_err(failed)?.into_iter().map(|(id, _)| id).collect();
         // Those that take leases say what they have open as well.
         let attending = namespace::attending(mounted.kv()).map_err(failed)?.into_iter();
-        let attending = attending.map(|session| Ok((session, namespace::has_reserved(mounted.kv(), session)?)));
+        let attending = attending.map(|session| Ok((session, namespace::decides(mounted.kv(), session)?)));
         let attending: Vec<_> = attending.collect::<Result<_, _>>().map_err(failed)?;
         let fresh = Arc::new(Leading {
             term,

@@ -104,6 +104,12 @@ impl Journal {
         self.session == Some(session)
     }
 
+    /// They are not to be used: the session has to announce itself again.
+    pub(super) fn forget_numbers(&mut self) {
+        self.session = None;
+        self.numbers.clear();
+    }
+
     /// Numbers for new inodes are left.
     pub(super) fn has_numbers(&self, session: SessionId) -> bool {
         self.is_announced(session) && !self.numbers.is_empty()

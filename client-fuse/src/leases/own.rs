@@ -89,6 +89,9 @@ impl Inside {
         if let Some(answer) = answer.filter(|_| first) {
             self.since = Some(answer.index);
         }
+        if answer.is_some_and(|answer| !answer.announced) {
+            self.journal.forget_numbers();
+        }
         if let Some((ino, _)) = claim.leases.first().filter(|_| !first) {
             if self.refused.len() >= REFUSED_MAX {
                 self.refused.clear();

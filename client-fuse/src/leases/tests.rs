@@ -404,8 +404,12 @@ fn written(names: &[(&str, InodeId)]) -> Arc<Leases> {
     let leases = held(names);
     let read: Vec<(InodeId, u64)> = leases.inside().known.iter().map(|(ino, known)| (*ino, known.lease)).collect();
     let claim = leases.claim(read.clone()).unwrap();
-    let answer =
-        Claimed { term: 3, leases: read.iter().map(|(_, number)| number | WRITE).collect(), index: LogIndex(40) };
+    let answer = Claimed {
+        term: 3,
+        leases: read.iter().map(|(_, number)| number | WRITE).collect(),
+        announced: true,
+        index: LogIndex(40),
+    };
     assert!(leases.claimed(&claim, Some(&answer)));
     leases.reserved(S, InodeId(500), 100);
     leases

@@ -117,6 +117,8 @@ pub struct Claimed {
     pub term: u64,
     /// Their numbers from now on, in order; 0: it stays as it was. Empty: none are write leases now.
     pub leases: Vec<u64>,
+    /// False: others were let pass this session; it reserves inode numbers again before it decides anything.
+    pub announced: bool,
     /// An index that the leader had applied afterwards: what is decided from now on, until leases run out, was decided since.
     pub index: LogIndex,
 }

@@ -96,6 +96,10 @@ pub(super) fn reserve(call: &mut Call<'_, '_>, count: u32) -> Result<Outcome, Fa
     let old = ranges.len().saturating_sub(RANGES_MAX);
     ranges.drain(..old);
     call.txn.put(CLUSTER, key, Reserved(ranges).encode());
+    let key = keys::fence(call.session);
+    if let Some(fence) = row::<Fence>(call.txn, CLUSTER, &key)?.filter(|fence| !fence.over) {
+        call.txn.put(CLUSTER, key, Fence { over: true, ..fence }.encode());
+    }
     Ok(Outcome::Reserved(InodeId(first)))
 }
 
@@ -120,18 +124,21 @@ pub(super) fn take(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), Fail> {
 pub(super) fn fence(call: &mut Call<'_, '_>, term: u64, sessions: &[SessionId]) -> Result<(), Fail> {
     for session in sessions {
         if super::session::is_open(call.txn, *session)? {
-            call.txn.put(CLUSTER, keys::fence(*session), Fence { index: call.index, term }.encode());
+            call.txn.put(CLUSTER, keys::fence(*session), Fence { index: call.index, term, over: false }.encode());
         }
     }
     Ok(())
 }
 
-/// True if a session has reserved inode numbers: it may have decided something.
+/// True if a session may have decided something that it has not told: it has reserved inode numbers, after others were let
+/// pass it if they were.
 ///
 /// # Errors
 /// The store failed.
-pub fn has_reserved(read: &dyn KvRead, session: SessionId) -> Result<bool, KvError> {
-    Ok(read.get(CLUSTER, &keys::reserved(session))?.is_some())
+pub fn decides(read: &dyn KvRead, session: SessionId) -> Result<bool, KvError> {
+    let fence: Option<Fence> = row(read, CLUSTER, &keys::fence(session))?;
+    let reserved = read.get(CLUSTER, &keys::reserved(session))?.is_some();
+    Ok(reserved && fence.is_none_or(|fence| fence.over))
 }
 
 /// The session is over.

@@ -65,7 +65,7 @@ mod xattr;
 mod tests;
 
 pub use access::squash;
-pub use batch::has_reserved;
+pub use batch::decides;
 pub use check::{Problem, check, problems};
 pub use cluster::{ServerEntry, cluster_map, layout_version, secret, servers};
 pub use command::{COMMAND_VERSION, Command, Done, Fail, NewPlan, PlanChange, Reply, Step};

@@ -3,6 +3,7 @@
 use super::Call;
 use crate::grants::Reading;
 use crate::leading::Leading;
+use crate::namespace;
 use crate::raft::Member;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
@@ -155,12 +156,14 @@ impl Call {
         let (member, leading) = self.leading().await?;
         self.touch(&member, &leading, claim.session).await?;
         let term = leading.term;
-        let none = Claimed { term, leases: Vec::new(), index: LogIndex(0) };
+        let announced = namespace::decides(member.state.mounted().kv(), claim.session);
+        let announced = announced.map_err(|error| self.store_failed(&error))?;
+        let none = Claimed { term, leases: Vec::new(), announced, index: LogIndex(0) };
         if claim.leases.len() > CLAIM_MAX {
             return Err(Fault::new(Kind::Invalid, format!("more than {CLAIM_MAX} leases at once")));
         }
         self.confirmed(&member, &leading).await?;
-        if claim.term != term || self.node().space.refusal().is_some() || self.is_squashing(&member)? {
+        if !announced || claim.term != term || self.node().space.refusal().is_some() || self.is_squashing(&member)? {
             return Ok(none);
         }
         let leases = leading.leases.claim(claim.session, &claim.leases, arrived);

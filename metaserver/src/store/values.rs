@@ -502,6 +502,8 @@ pub struct Fence {
     pub index: LogIndex,
     /// The leader's term.
     pub term: u64,
+    /// The session has reserved numbers since: it may decide something again.
+    pub over: bool,
 }
 
 impl Value for Fence {

@@ -97,7 +97,7 @@ impl Meta for Fake {
         Ok(Recalls { term: call.term, last: 0, inodes: Vec::new(), renewed: true })
     }
     async fn claim(self, _: Context, claim: Claim) -> Result<Claimed, Fault> {
-        Ok(Claimed { term: claim.term, leases: Vec::new(), index: LogIndex(0) })
+        Ok(Claimed { term: claim.term, leases: Vec::new(), announced: true, index: LogIndex(0) })
     }
     async fn opens(
         self,

@@ -1,6 +1,7 @@
 //! Changes that a session has decided and tells in a batch: in its order, each once, up to the first that is refused.
 
 use super::*;
+use crate::namespace::decides;
 use common::proto::batch::{Batch, BatchDone, Deferred, Digest};
 
 const AT: Time = Time { secs: 500, nanos: 3 };
@@ -140,9 +141,13 @@ fn behind_a_fence_only_what_its_leader_has_checked_is_taken() {
     assert!(make(&mut world, 0, 1).is_ok());
     world.command(&Command::Fence { term: 5, sessions: vec![S1, SessionId(99)] }).unwrap();
     let fence = world.index;
+    assert!(!decides(&*world.kv, S1).unwrap(), "nobody waits for it a second time");
     assert_eq!(make(&mut world, fence - 1, 6).unwrap_err().kind, Kind::Stale);
     assert!(make(&mut world, fence - 1, 5).is_ok(), "the leader of that term knows that nobody was about the same");
     assert!(make(&mut world, fence, 6).is_ok(), "made under a later claim");
+    world.reserved(S1, 5);
+    assert!(decides(&*world.kv, S1).unwrap() && !decides(&*world.kv, S2).unwrap());
+    assert_eq!(make(&mut world, fence - 1, 6).unwrap_err().kind, Kind::Stale, "the fence stands");
     assert!(world.kv.get(keys::CLUSTER, &keys::fence(SessionId(99))).unwrap().is_none(), "there is no such session");
 }
 

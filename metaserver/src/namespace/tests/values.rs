@@ -163,7 +163,7 @@ fn cluster() {
     let layout = Layout { version: LayoutVersion(2), groups: vec![vec![ServerId(1)], vec![]] };
     golden(&LayoutRow(layout), "01 02 02 01 01 00");
     golden(&Reserved(vec![(300, 301)]), "01 01 ac02 ad02");
-    golden(&Fence { index: LogIndex(300), term: 2 }, "01 ac02 02");
+    golden(&Fence { index: LogIndex(300), term: 2, over: true }, "01 ac02 02 01");
 }
 
 #[test]
