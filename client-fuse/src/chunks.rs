@@ -226,7 +226,12 @@ impl Chunks {
             if round == 0 {
                 self.touch_round(&mut work, &map, &missing).await;
             }
-            let missing = if round == 0 { work.missing(&map, &avoided) } else { missing };
+            let missing = match round {
+                // Who did not answer the touch is not put into a chain: the whole chain would wait for it.
+                0 if !insist => work.missing(&map, &self.avoided()),
+                0 => work.missing(&map, &avoided),
+                _ => missing,
+            };
             self.put_round(&mut work, &map, &missing).await;
             insist = false;
             match &work.last {
