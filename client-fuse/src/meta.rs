@@ -175,15 +175,15 @@ impl Meta {
         Ok(Pending { guard, request, change: None })
     }
 
-    /// As [`Meta::prepare`], of a batch of decided changes, which has a slot of its own.
+    /// As [`Meta::prepare`], of a batch of decided changes, which has a slot of its own. It waits for no change of unknown
+    /// outcome: nothing is decided of what one of those may touch, and a new leader lets those wait for the batch.
     pub(crate) async fn prepare_batch(
         &self,
         session: &Arc<Session>,
         op: Op,
         deadline: Instant,
     ) -> Result<Pending, Fault> {
-        let late = |_| Fault::new(Kind::Unavailable, "the metaservers do not say what became of an earlier change");
-        timeout_at(deadline, session.known()).await.map_err(late)?;
+        let late = |_| Fault::new(Kind::Unavailable, "the metaservers do not say what became of an earlier batch");
         let guard = timeout_at(deadline, session.take_for_batch()).await.map_err(late)?;
         let slot = guard.slot();
         let request = Request { session: session.id, slot: slot.number, seq: slot.seq, cred: Cred::default(), op };

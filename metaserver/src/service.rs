@@ -39,6 +39,8 @@ const PROPOSAL_BYTES_MAX: u32 = 64 << 20;
 const PROPOSAL_BYTES_MIN: u32 = 4 << 10;
 /// How long a question whether a lock is still waited for is kept.
 const LOCK_HOLD: Duration = Duration::from_millis(250);
+/// How often who waits for something of a leader's looks whether it still leads.
+const LEADS_LOOK: Duration = Duration::from_millis(100);
 /// How long a proposal may wait to be let in.
 const PROPOSAL_WAIT: Duration = Duration::from_secs(5);
 
@@ -115,6 +117,26 @@ impl Call {
         let member = self.node().member()?;
         let leading = self.node().leadership.get(&member).await?;
         Ok((member, leading))
+    }
+
+    /// Waits for something of this leader's, but not beyond its term: in the next one nobody ends it.
+    async fn while_leading<T>(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Fault> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                () = tokio::time::sleep(LEADS_LOOK) => {}
+            }
+            if !self.node().leadership.is_still(member, leading) {
+                return Err(Fault::not_leader(member.leader()));
+            }
+        }
     }
 
     /// Room for a proposal of this many bytes.

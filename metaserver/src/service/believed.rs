@@ -79,7 +79,8 @@ impl Call {
         for _ in 0..LOOKS_MAX {
             let quiet = leading.leases.is_quiet(ask.session);
             if !quiet {
-                leading.leases.look(ask.session, looked.as_deref()).await;
+                let look = leading.leases.look(ask.session, looked.as_deref());
+                self.while_leading(&member, &leading, look).await?;
             }
             self.confirmed(&member, &leading).await?;
             let (reading, own) = (self.reading(&member, &leading, ask.session, arrived), ask.clone());
@@ -109,7 +110,7 @@ impl Call {
         for _ in 0..LOOKS_MAX {
             let quiet = leading.leases.is_quiet(session);
             if !quiet {
-                leading.leases.look(session, Some(&looked)).await;
+                self.while_leading(&member, &leading, leading.leases.look(session, Some(&looked))).await?;
             }
             let listing = self.listed(&member, &leading, &ask, arrived).await?;
             let entries = listing.iter().flat_map(|listing| &listing.entries);

@@ -38,7 +38,7 @@ impl Call {
             return Ok((self.decide(member, bytes, room, |_| ()).await?, Grants::default()));
         }
         if let Some(from) = reads {
-            leading.leases.look(session, Some(&[from])).await;
+            self.while_leading(member, leading, leading.leases.look(session, Some(&[from]))).await?;
         }
         let guard = self.nobody_believes(member, leading, session, touched).await?;
         // Not before: who is waited for needs room to tell what it has changed.
@@ -69,14 +69,14 @@ impl Call {
         let Touched { inodes, names, targets } = touched;
         let locked = match names.is_empty() {
             true => None,
-            false => Some(leading.leases.lock_names(names.clone()).await),
+            false => Some(self.while_leading(member, leading, leading.leases.lock_names(names.clone())).await?),
         };
-        let mut changing = leading.leases.change(session, &inodes).await;
+        let mut changing = self.while_leading(member, leading, leading.leases.change(session, &inodes)).await?;
         if targets {
             // Looked up when nobody else can have changed the names without having said so.
             let found = namespace::lead_to(member.state.mounted().kv(), &names);
             let found = found.map_err(|error| self.store_failed(&error))?;
-            changing.join(leading.leases.change(session, &found).await);
+            changing.join(self.while_leading(member, leading, leading.leases.change(session, &found)).await?);
         }
         Ok(Guard { locked, changing, asked: None })
     }
