@@ -33,7 +33,9 @@ use common::fault::{Fault, Kind};
 use common::id::{InodeId, SessionId};
 use common::name::Name;
 use common::proto::batch::{Batch, BatchDone};
-use common::proto::lease::{Claim, Claimed, Grants, IDLE_HOLD, LeaseAsk, LeasedListing, RecallCall, Recalls, Touched};
+use common::proto::lease::{
+    Claim, Claimed, Grants, IDLE_HOLD, LEASE_TERM, LeaseAsk, LeasedListing, RecallCall, Recalls, Touched,
+};
 use common::proto::meta::{Answer, Attr, Cred, ExtentRun, Op, Outcome, Query, Submitted};
 use inside::{Inside, Next, Own};
 pub(crate) use journal::Lost;
@@ -458,7 +460,11 @@ impl Core {
             if !tell.is_empty() {
                 let core = self.clone();
                 let forget = move || core.leases.on_forget.get().into_iter().for_each(|forget| forget(&tell));
-                self.world.blocking(forget).await;
+                // The kernel may be waiting for an answer of ours to a read of pages that it is to drop, and that answer for the
+                // leader, and the leader for this call. What it was told has run out by itself when the term has passed.
+                if tokio::time::timeout(LEASE_TERM, self.world.blocking(forget)).await.is_err() {
+                    tracing::debug!("the kernel does not forget: it believes nothing longer than a lease lasts");
+                }
             }
             if flush && self.told(Instant::now() + TELL_LIMIT).await.is_err() {
                 self.leases.inside().not_called(call);
