@@ -415,7 +415,7 @@ impl Core {
             return;
         }
         let (core, cred) = (self.clone(), cred.clone());
-        self.tasks.spawn_until_stop(async move { drop(core.lease_dir(cred, dir).await) });
+        self.tasks.spawn_until_stop(async move { drop(core.lease_dir(cred, dir, true).await) });
     }
 
     /// Leases a directory with all that is in it, and lists it. `None`: not to be had now.
@@ -423,17 +423,17 @@ impl Core {
         if !self.config.leases || !self.leases.inside().lists(dir, Instant::now()) {
             return None;
         }
-        self.lease_dir(cred.clone(), dir).await
+        self.lease_dir(cred.clone(), dir, false).await
     }
 
-    async fn lease_dir(&self, cred: Cred, dir: InodeId) -> Option<LeasedListing> {
+    async fn lease_dir(&self, cred: Cred, dir: InodeId, contents: bool) -> Option<LeasedListing> {
         if self.leases.is_untold(None) && self.tell_all(Instant::now() + CALL_LIMIT).await.is_err() {
             self.leases.inside().listed(dir, 0, (Duration::ZERO, Duration::ZERO), None);
             return None;
         }
         let session = self.meta.session().id;
         let asking = self.leases.asking(self.world.uptime());
-        let leased = self.meta.lease(&LeaseAsk { session, cred, dir }, Instant::now() + CALL_LIMIT).await;
+        let leased = self.meta.lease(&LeaseAsk { session, cred, dir, contents }, Instant::now() + CALL_LIMIT).await;
         if let Err(fault) = &leased {
             tracing::debug!(inode = %dir, error = %fault, "no lease");
         }

@@ -310,7 +310,7 @@ fn grants() -> Grants {
 fn leases(out: &mut Golden) {
     let (session, dir) = (SessionId(7), InodeId(300));
     let cred = Cred { uid: 1000, gid: 100, groups: vec![4] };
-    out.line("LeaseAsk", &LeaseAsk { session, cred, dir });
+    out.line("LeaseAsk", &LeaseAsk { session, cred, dir, contents: true });
     let entry = DirEntry { name: name("a"), ino: InodeId(301), kind: FileKind::File, cookie: 4, attr: Some(attr()) };
     let contents = vec![(InodeId(301), ExtentRun { extents: Vec::new(), covered: u64::MAX })];
     let listing =

@@ -144,7 +144,7 @@ impl Reading {
         let mut contents = Contents::default();
         // Who has contents opens files without asking: where root may be nobody, it asks.
         let squashing = namespace::squash(self.state.mounted().kv())?.is_some();
-        let leases = self.fill(&mut entries, Some(&mut contents).filter(|_| !squashing))?;
+        let leases = self.fill(&mut entries, Some(&mut contents).filter(|_| ask.contents && !squashing))?;
         let leases = std::iter::once(lease).chain(leases).collect();
         Ok(Some(LeasedListing { attr, parent, entries, leases, contents: contents.runs }))
     }

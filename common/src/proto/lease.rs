@@ -72,6 +72,9 @@ pub struct LeaseAsk {
     pub cred: Cred,
     /// The directory.
     pub dir: InodeId,
+    /// With what small files in it hold. (Names in it are being looked up, so files will be opened; who lists it has no use for
+    /// that, and it makes the answer long.)
+    pub contents: bool,
 }
 
 /// The answer.
