@@ -53,7 +53,14 @@ impl Core {
                         return Ok(None);
                     }
                 }
-                Decision::Reserve => self.reserve_numbers(deadline).await?,
+                Decision::Reserve => {
+                    drop(removal);
+                    // Refused where the metadata cannot grow: what frees space is asked for.
+                    if let Err(fault) = self.reserve_numbers(deadline).await {
+                        debug!(error = %fault, "no inode numbers");
+                        return Ok(None);
+                    }
+                }
                 Decision::Full => {
                     drop(removal);
                     self.tell_all(deadline).await?;
