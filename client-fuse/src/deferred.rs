@@ -132,6 +132,9 @@ impl Core {
 
     /// Waits until the metaservers know of what was decided here that an answer to this question may show.
     pub(crate) async fn told_what_shows(&self, query: &Query, deadline: Instant) -> Result<(), Fault> {
+        if let Query::LockHolder { ino, .. } = query {
+            self.leases.say_locks(*ino);
+        }
         let ino = match query {
             Query::GetAttr { ino }
             | Query::ReadLink { ino }
@@ -217,7 +220,7 @@ impl Core {
     }
 
     /// What was decided and not told is lost: whoever has one of the files open hears of it, and everybody who syncs.
-    fn lose(&self, fault: Fault) {
+    fn lose(self: &Arc<Self>, fault: Fault) {
         let text = format!("changes made here were lost: {}", fault.message);
         let Some(lost) = self.leases.lose(Fault::new(Kind::NoSession, text)) else { return };
         error!(changes = lost.count, inodes = ?lost.inodes.iter().take(16).collect::<Vec<_>>(), error = %fault,
@@ -230,6 +233,7 @@ impl Core {
             drop(state);
             inode.changed.notify_waiters();
         }
+        self.drop_lost_locks(lost.locks);
     }
 }
 

@@ -5,7 +5,7 @@
 //! leased whole, with all its names and what they lead to.
 //!
 //! With write leases ([`common::proto::batch`]) it also decides changes ([`local`]), answers for them at once and tells them
-//! later, in order ([`journal`], [`crate::deferred`]).
+//! later, in order ([`journal`], [`crate::deferred`]); and about locks of programs ([`locks`]).
 //!
 //! Invariants, kept under one lock:
 //! 1. What is in `known` is leased by the leader of `term`, and good until `good_until` on [`World::uptime`]'s clock. What has
@@ -23,6 +23,7 @@ mod contents;
 mod inside;
 mod journal;
 mod local;
+mod locks;
 mod own;
 #[cfg(test)]
 mod tests;
@@ -36,10 +37,12 @@ use common::proto::batch::{Batch, BatchDone};
 use common::proto::lease::{
     Claim, Claimed, Grants, IDLE_HOLD, LEASE_TERM, LeaseAsk, LeasedListing, RecallCall, Recalls, Touched,
 };
+use common::proto::lock::{Lock, LockHolder};
 use common::proto::meta::{Answer, Attr, Cred, ExtentRun, Op, Outcome, Query, Submitted};
 use inside::{Inside, Next, Own};
 pub(crate) use journal::Lost;
 pub(crate) use local::{Decision, Maker, is_candidate, may_open};
+use locks::OwnLock;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -99,6 +102,7 @@ pub(crate) struct Asking {
 pub(crate) struct Change {
     asking: Asking,
     own: Own,
+    lock: Option<OwnLock>,
     known: bool,
 }
 
@@ -152,9 +156,10 @@ impl Leases {
     pub(crate) fn change(self: &Arc<Self>, op: &Op, sent: Duration) -> Change {
         let mut inside = self.inside();
         let own = inside.begin(Touched::by(op), matches!(op, Op::Commit(_)));
+        let lock = inside.begin_lock(op);
         let mark = inside.ask();
         drop(inside);
-        Change { asking: Asking { leases: self.clone(), mark, sent }, own, known: false }
+        Change { asking: Asking { leases: self.clone(), mark, sent }, own, lock, known: false }
     }
 
     fn found(&self, asking: &Asking, dir: InodeId, name: &Name, answer: Result<&Answer, &Fault>) {
@@ -169,10 +174,20 @@ impl Leases {
     /// Decides a change, if that is possible here.
     pub(crate) fn decide(&self, op: &Op, maker: Maker<'_>) -> Decision {
         let decision = self.inside().decide(op, maker);
-        if matches!(decision, Decision::Done(_)) {
+        if matches!(decision, Decision::Done(_)) && !matches!(op, Op::Lock(_)) {
             self.decided.notify_one();
         }
         decision
+    }
+
+    /// The first lock that is in the way of this one, if that is certain at this moment (`uptime`).
+    pub(crate) fn lock_holder(&self, ino: InodeId, lock: Lock, uptime: Duration) -> Option<Option<LockHolder>> {
+        self.inside().lock_holder(ino, lock, uptime)
+    }
+
+    /// What was decided about locks of this file is to be told.
+    pub(crate) fn say_locks(&self, ino: InodeId) {
+        self.inside().say_locks(ino);
     }
 
     /// Inode numbers were reserved.
@@ -330,6 +345,7 @@ impl Change {
         }
         let heard = inside.heard(grants.term, &grants.leases, (self.asking.sent, uptime));
         inside.changed(op, &self.own, &applied.outcome);
+        self.lock.iter().for_each(|own| inside.locked(own, &applied.outcome));
         if heard {
             inside.learn_own(self.asking.mark, &self.own, &applied.outcome.attrs(), grants);
         }
@@ -347,7 +363,9 @@ impl Change {
 
 impl Drop for Change {
     fn drop(&mut self) {
-        self.asking.leases.inside().end(&self.own, self.known);
+        let mut inside = self.asking.leases.inside();
+        inside.end(&self.own, self.known);
+        self.lock.iter().for_each(|own| inside.end_lock(own, self.known));
     }
 }
 

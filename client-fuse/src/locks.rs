@@ -11,10 +11,13 @@ use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::proto::lock::{LOCK_END, Lock, LockAsk, LockHolder, LockKind, LockSpace, Locked};
 use common::proto::meta::{Answer, Attr, Cred, Op, Outcome, Query};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+/// The pause before letting go of a lock is tried again.
+const DROP_PAUSE: Duration = Duration::from_millis(200);
 /// Locks that wait, at most.
 const WAITS_MAX: usize = 4096;
 
@@ -26,6 +29,8 @@ pub(crate) struct Locks(Mutex<Table>);
 struct Table {
     held: BTreeMap<(InodeId, LockSpace, u64), u64>,
     waiting: usize,
+    /// Files whose locks are being let go of, after what was decided about them was lost.
+    dropping: BTreeSet<InodeId>,
 }
 
 impl Locks {
@@ -67,8 +72,14 @@ impl Client {
             return core.unlock(cred, ask).await.map(|()| Locked::Yes);
         }
         let generation = core.meta.session().generation;
-        // Before it is: whatever becomes of this call, closing the file lets go.
-        core.locks.table().held.insert((ino, lock.space, lock.owner), generation);
+        {
+            let mut table = core.locks.table();
+            if table.dropping.contains(&ino) {
+                return Err(Fault::new(Kind::NoSession, format!("locks of {ino} were lost: close it and try again")));
+            }
+            // Before it is: whatever becomes of this call, closing the file lets go.
+            table.held.insert((ino, lock.space, lock.owner), generation);
+        }
         let locked = match core.ask_lock(cred, Op::Lock(ask)).await? {
             Locked::Queued(number) => core.wait_for_lock(cred, (ino, number), interrupted).await?,
             other => other,
@@ -86,6 +97,9 @@ impl Client {
         ino: InodeId,
         lock: Lock,
     ) -> Result<Option<(LockHolder, bool)>, Fault> {
+        if let Some(holder) = self.core.leases.lock_holder(ino, lock, self.core.world.uptime()) {
+            return Ok(holder.map(|holder| (holder, true)));
+        }
         match self.core.query(cred, Query::LockHolder { ino, lock }, self.core.meta.deadline()).await? {
             Answer::LockHolder(holder) => {
                 let own = self.core.meta.session().id;
@@ -100,9 +114,7 @@ impl Client {
         if !self.core.locks.holds(ino, space, owner) {
             return Ok(());
         }
-        let lock = Lock { space, owner, kind: LockKind::Unlock, start: 0, end: LOCK_END, pid: 0 };
-        let ask = LockAsk { ino, lock, wait: false, detect: false };
-        self.core.unlock(&Cred::default(), ask).await?;
+        self.core.unlock_whole(ino, space, owner).await?;
         self.core.locks.table().held.remove(&(ino, space, owner));
         Ok(())
     }
@@ -116,6 +128,7 @@ impl Client {
 impl Core {
     async fn ask_lock(self: &Arc<Self>, cred: &Cred, op: Op) -> Result<Locked, Fault> {
         match self.change(cred, op, self.meta.deadline()).await? {
+            Outcome::Locked(Locked::Alone) => Ok(Locked::Yes),
             Outcome::Locked(locked) => Ok(locked),
             other => Err(unexpected("lock", &other)),
         }
@@ -132,6 +145,37 @@ impl Core {
             other => drop(other?),
         }
         saved
+    }
+
+    /// What was decided here about locks of these files is lost: the metaservers may still hold some that were let go of. All
+    /// are let go of; whoever had one has heard that his file is lost.
+    pub(crate) fn drop_lost_locks(self: &Arc<Self>, inodes: BTreeSet<InodeId>) {
+        self.locks.table().dropping.extend(&inodes);
+        let (core, session) = (self.clone(), self.meta.session().id);
+        self.tasks.spawn_until_stop(async move {
+            for ino in inodes {
+                let owners: Vec<(LockSpace, u64)> = {
+                    let table = core.locks.table();
+                    let range = (ino, LockSpace::Range, 0)..=(ino, LockSpace::Whole, u64::MAX);
+                    table.held.range(range).map(|((_, space, owner), _)| (*space, *owner)).collect()
+                };
+                for (space, owner) in owners {
+                    // In another session there are none.
+                    while core.meta.session().id == session {
+                        match core.unlock_whole(ino, space, owner).await {
+                            Err(fault) if fault.kind.is_transient() => tokio::time::sleep(DROP_PAUSE).await,
+                            _ => break,
+                        }
+                    }
+                }
+                core.locks.table().dropping.remove(&ino);
+            }
+        });
+    }
+
+    async fn unlock_whole(self: &Arc<Self>, ino: InodeId, space: LockSpace, owner: u64) -> Result<(), Fault> {
+        let lock = Lock { space, owner, kind: LockKind::Unlock, start: 0, end: LOCK_END, pid: 0 };
+        self.unlock(&Cred::default(), LockAsk { ino, lock, wait: false, detect: false }).await
     }
 
     async fn wait_for_lock<F>(

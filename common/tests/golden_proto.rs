@@ -171,6 +171,7 @@ fn control_plane(out: &mut Golden) {
         Outcome::Cloned { attr: attr(), len: 4096 },
         Outcome::Locked(Locked::Queued(500)),
         Outcome::Locked(Locked::Full),
+        Outcome::Locked(Locked::Alone),
     ];
     for outcome in outcomes {
         out.line("Applied", &Applied { outcome, index: LogIndex(500) });
@@ -329,6 +330,7 @@ fn leases(out: &mut Golden) {
     let changes = vec![Deferred { cred: Cred::default(), at, op: makes, leads: vec![InodeId(302)] }];
     out.line("Op Batch", &Op::Batch(Batch { term: 3, since: LogIndex(7), checked: 0, changes }));
     out.line("Op Reserve", &Op::Reserve { count: 4096 });
+    out.line("Op HaveLocks", &Op::HaveLocks { ino: InodeId(302), locks: vec![lock()] });
     let mut digest = Digest::default();
     digest.add(&Outcome::Attr(attr()));
     let fault = Some(Fault::new(Kind::Exists, "there"));

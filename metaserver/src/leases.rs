@@ -242,6 +242,15 @@ impl Leases {
         }
     }
 
+    /// Before the session takes a lock of this file: as [`Leases::look`], and nobody begins to decide about locks of it until
+    /// the guard is dropped.
+    pub(crate) async fn lock(self: &Arc<Self>, session: SessionId, ino: InodeId) -> Changing {
+        self.table().begin(&[ino]);
+        let changing = Changing { leases: self.clone(), inodes: vec![ino] };
+        self.look(session, Some(&[ino])).await;
+        changing
+    }
+
     /// A batch that the session made under leases of this leader (`ours`), or of an earlier one, is about to be proposed.
     /// `None`: others may have read or changed what it touches.
     pub(crate) fn batch(self: &Arc<Self>, session: SessionId, ours: bool, batch: &Batch) -> Option<Batching> {

@@ -440,7 +440,11 @@ impl Meta for Call {
             // Before it is: whatever becomes of this call, the session is watched, and ends if nobody uses it.
             leading.sessions.opened(session);
         }
-        let locks = matches!(request.op, Op::Lock(_) | Op::CancelLock { .. } | Op::CloseSession);
+        let locks = match &request.op {
+            Op::Lock(_) | Op::CancelLock { .. } | Op::CloseSession => true,
+            Op::Batch(batch) => batch.changes.iter().any(|change| matches!(change.op, Op::HaveLocks { .. })),
+            _ => false,
+        };
         let (done, grants) = match &request.op {
             Op::Batch(_) => self.batch(&member, &leading, request).await?,
             _ => self.change(&member, &leading, request).await?,

@@ -154,6 +154,7 @@ pub(crate) fn grows(op: &Op) -> bool {
         | Op::OpenAttending { .. }
         | Op::Lock(_)
         | Op::CancelLock { .. }
+        | Op::HaveLocks { .. }
         | Op::CloseSession
         | Op::Unlink { .. }
         | Op::Rmdir { .. }

@@ -142,8 +142,12 @@ fn the_locks_of_a_mount_that_is_unmounted_or_dies_go() {
     let held = open(&a.join("x"));
     held.lock().unwrap();
     assert!(is_taken(&waiting));
+    // Of this one only the mount knows so far.
+    let (own, other) = (open(&a.join("y")), b.join("y"));
+    own.lock().unwrap();
     cluster.kill(&[cluster.leader()]);
     assert!(is_taken(&waiting), "a fail-over takes no lock away");
+    assert!(is_taken(&open(&other)), "nor one that the metaservers had not heard of");
     if std::env::var_os("DFS_TEST_FULL").is_some() {
         cluster.kill_mount("a");
         wait_until("the session of a dead mount to end", Duration::from_secs(150), || !is_taken(&waiting));
@@ -152,4 +156,37 @@ fn the_locks_of_a_mount_that_is_unmounted_or_dies_go() {
         cluster.unmount("a");
         wait_until("the locks of a mount to go", LIMIT, || !is_taken(&waiting));
     }
+}
+
+#[test]
+fn locks_that_nobody_else_wants_are_decided_where_they_are_asked_for() {
+    tests::skip_if!(no_mount, no_root);
+    let mut cluster = Cluster::start_with(1, 1);
+    let mounts = [cluster.mount("a"), cluster.mount("b")];
+    let [a, b] = mounts.each_ref().map(|mnt| open(&mnt.join("x")));
+    // What was let go of is free, and what is held is not, whoever knows: each round another one wants to know.
+    for round in 0..3 {
+        let (mine, theirs) = if round % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        set(mine, range(libc::F_WRLCK, 0, 10)).unwrap();
+        for at in 0..50 {
+            set(mine, range(libc::F_WRLCK, 100 + at, 1)).unwrap();
+            set(mine, range(libc::F_UNLCK, 100 + at, 1)).unwrap();
+        }
+        assert_eq!(set(theirs, range(libc::F_RDLCK, 9, 1)), Err(Errno::EAGAIN));
+        set(theirs, range(libc::F_WRLCK, 10, 200)).unwrap();
+        assert_eq!(set(mine, range(libc::F_RDLCK, 120, 1)), Err(Errno::EAGAIN));
+        for file in [&a, &b] {
+            set(file, range(libc::F_UNLCK, 0, 0)).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(1100)); // until what was wanted may be somebody's own again
+    }
+    let applied = || cluster.status()["applied"].as_u64().expect("an index");
+    let before = applied();
+    for at in 0..200 {
+        set(&a, range(libc::F_WRLCK, at, 1)).unwrap();
+        set(&a, range(libc::F_UNLCK, at, 1)).unwrap();
+    }
+    assert!(applied() - before < 50, "400 locks and unlocks were asked for");
+    drop(a);
+    set(&b, range(libc::F_WRLCK, 0, 1000)).unwrap();
 }

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// Looks at a thread until it sleeps in its system call.
 const LOOKS_MAX: u32 = 200;
+/// The first of them only let others run in between.
+const YIELDS: u32 = 20;
 /// Between two of them.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
@@ -71,10 +73,12 @@ fn doing(line: &str) -> Option<Doing> {
 }
 
 async fn what_it_does(thread: u32) -> Doing {
-    for _ in 0..LOOKS_MAX {
+    for look in 0..LOOKS_MAX {
         match std::fs::read_to_string(format!("/proc/{thread}/syscall")) {
             Ok(line) => match doing(&line) {
                 Some(doing) => return doing,
+                // It has sent the request and is about to sleep.
+                None if look < YIELDS => std::thread::yield_now(),
                 None => tokio::time::sleep(LOOK_PAUSE).await,
             },
             Err(_) => break,
@@ -114,7 +118,7 @@ impl Shared {
         self.run(async move {
             let _under_way = under_way;
             match shared.lock_file(&cred, asked).await {
-                Ok(Locked::Yes) => reply.ok(),
+                Ok(Locked::Yes | Locked::Alone) => reply.ok(),
                 Ok(Locked::Deadlock) => reply.error(Errno::EDEADLK),
                 Ok(Locked::Full) => reply.error(Errno::ENOLCK),
                 Ok(Locked::No | Locked::Queued(_)) if asked.wait => reply.error(Errno::EINTR),

@@ -3,6 +3,7 @@
 
 use super::contents::Contents;
 use super::journal::Journal;
+use super::locks::{Asked, Held};
 use super::{Entry, LOOKS};
 use common::id::{DataVersion, InodeId, LogIndex, SessionId};
 use common::name::Name;
@@ -65,6 +66,8 @@ pub(super) struct Inside {
     open: BTreeSet<InodeId>,
     /// The index of the last claim that was granted. `None`: nothing is decided before another is.
     pub(super) since: Option<LogIndex>,
+    /// Requests for locks that are under way, by their files.
+    pub(super) asked_locks: HashMap<InodeId, Asked>,
     /// What small files hold.
     pub(super) contents: Contents,
     /// What was decided here and not told yet.
@@ -85,6 +88,8 @@ pub(super) struct Known {
     pub(super) attr: Option<Attr>,
     /// All names; `None`: not all are known. A name that may be there or not leads to `None`.
     pub(super) names: Option<HashMap<Name, Option<InodeId>>>,
+    /// All locks of it; `None`: only the metaservers know.
+    pub(super) locks: Option<Held>,
     pub(super) used: Instant,
 }
 
@@ -133,6 +138,7 @@ impl Inside {
         if self.session == Some(session) {
             return;
         }
+        self.since = None; // what was decided in another session is lost with it
         self.forget_all();
         (self.session, self.term, self.forgot, self.to_report) = (Some(session), 0, 0, false);
         self.settled(); // what was under way in another session cannot come any more
@@ -147,6 +153,7 @@ impl Inside {
     pub(super) fn settled(&mut self) {
         self.uncertain.clear();
         self.all_uncertain = false;
+        self.locks_settled();
     }
 
     /// An answer of the leader of `term`, with leases of these numbers. False: nothing of it is to be kept.
@@ -299,7 +306,7 @@ impl Inside {
             }
             None if lease == 0 => {}
             None if keep && !uncertain => {
-                let known = Known { lease, attr: Some(attr.clone()), names: None, used: Instant::now() };
+                let known = Known { lease, attr: Some(attr.clone()), names: None, locks: None, used: Instant::now() };
                 self.known.insert(attr.ino, known);
             }
             None => self.give_back.push((attr.ino, lease)),
@@ -382,7 +389,8 @@ impl Inside {
                 let attr = quiet.then(|| listing.attr.clone());
                 self.forget_names(dir);
                 self.names += names.len();
-                self.known.insert(dir, Known { lease, attr, names: Some(names), used: Instant::now() });
+                self.say_locks(dir);
+                self.known.insert(dir, Known { lease, attr, names: Some(names), locks: None, used: Instant::now() });
                 self.counted.remove(&dir);
             }
         }
@@ -613,6 +621,7 @@ impl Inside {
 
     pub(super) fn forget(&mut self, ino: InodeId) {
         self.touch(ino);
+        self.say_locks(ino);
         if let Some(known) = self.known.remove(&ino) {
             self.names -= known.names.map_or(0, |names| names.len());
             self.contents.forget(ino);
@@ -636,6 +645,7 @@ impl Inside {
     }
 
     fn forget_all(&mut self) {
+        self.unsaid_locks().into_iter().for_each(|ino| self.say_locks(ino));
         self.clock += 1;
         self.spoilt = self.clock;
         self.contents = Contents::default();
@@ -648,6 +658,7 @@ impl Inside {
     /// What has run out, nobody believes any more: what the kernel was told runs out with it.
     fn forget_run_out(&mut self, uptime: Duration) {
         if !self.is_good(uptime) && !self.known.is_empty() {
+            self.unsaid_locks().into_iter().for_each(|ino| self.say_locks(ino));
             (self.contents, self.since) = (Contents::default(), None);
             for (ino, known) in std::mem::take(&mut self.known) {
                 self.tell.push(ino);

@@ -8,9 +8,9 @@
 use common::fault::Fault;
 use common::id::{InodeId, LogIndex, SessionId};
 use common::proto::batch::{BATCH_BYTES_MAX, BATCH_MAX, Batch, BatchDone, Deferred, Digest};
-use common::proto::meta::Outcome;
+use common::proto::meta::{Op, Outcome};
 use common::time::Time;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -72,6 +72,18 @@ pub(crate) struct Lost {
     pub(crate) count: usize,
     /// What they touched, each once.
     pub(crate) inodes: Vec<InodeId>,
+    /// Files about whose locks the metaservers may believe otherwise than was decided here.
+    pub(crate) locks: BTreeSet<InodeId>,
+}
+
+impl Lost {
+    /// What was decided about locks of these files and not in the journal yet is lost as well.
+    pub(super) fn also_locks(&mut self, inodes: &[InodeId]) {
+        self.inodes.extend(inodes);
+        self.inodes.sort_unstable();
+        self.inodes.dedup();
+        self.locks.extend(inodes);
+    }
 }
 
 impl Journal {
@@ -197,9 +209,14 @@ impl Journal {
             return None;
         }
         let inodes = self.pending.keys().copied().collect();
-        while self.pop().is_some() {}
+        let mut locks = BTreeSet::new();
+        while let Some(entry) = self.pop() {
+            if let Op::HaveLocks { ino, .. } = entry.change.op {
+                locks.insert(ino);
+            }
+        }
         self.last_loss = Some(fault.clone());
-        Some(Lost { fault, count, inodes })
+        Some(Lost { fault, count, inodes, locks })
     }
 
     /// The digest of the first outcomes.

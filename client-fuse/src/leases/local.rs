@@ -40,7 +40,7 @@ pub(crate) enum Decision {
 
 /// Why a change is not decided here, or not yet.
 #[derive(Debug)]
-enum Not {
+pub(super) enum Not {
     Here,
     Claimed(Vec<(InodeId, u64)>),
     Numbered,
@@ -78,6 +78,7 @@ pub(crate) struct Maker<'a> {
 pub(crate) fn is_candidate(op: &Op) -> bool {
     match op {
         Op::Commit(commit) => commit.chunks.is_empty() && commit.base.is_none(),
+        Op::Lock(_) => true,
         Op::Create { .. }
         | Op::CreateUnmasked { .. }
         | Op::Link { .. }
@@ -120,16 +121,21 @@ impl Inside {
             return Decision::Full;
         }
         let at = self.journal.time(maker.now);
-        match self.plan(op, maker, at) {
-            Ok(plan) => {
+        let decided = match op {
+            // Nobody is told of it while nobody else wants to know.
+            Op::Lock(ask) => self.plan_lock(ask),
+            _ => self.plan(op, maker, at).map(|plan| {
                 let change = Deferred { cred: maker.cred.clone(), at, op: op.clone(), leads: plan.leads.clone() };
                 let outcome = plan.outcome.clone();
                 self.carry_out(plan, &change);
                 let session = self.session.expect("what is known is of a session");
                 let since = self.since.expect("what only this client writes was claimed");
                 self.journal.push(Under { session, term: self.term, since }, change, outcome.clone());
-                Decision::Done(Box::new(outcome))
-            }
+                outcome
+            }),
+        };
+        match decided {
+            Ok(outcome) => Decision::Done(Box::new(outcome)),
             Err(Not::Here) => Decision::Ask,
             Err(Not::Numbered) => Decision::Reserve,
             Err(Not::Claimed(leases)) => match self.may_claim(&leases, Instant::now()) {
@@ -169,7 +175,7 @@ impl Inside {
     }
 
     /// Attributes of an inode that only this client can change now.
-    fn own(&self, ino: InodeId) -> Result<Attr, Not> {
+    pub(super) fn own(&self, ino: InodeId) -> Result<Attr, Not> {
         only_if(self.is_still(ino))?;
         let known = self.known.get(&ino).ok_or(Not::Here)?;
         let attr = known.attr.clone().ok_or(Not::Here)?;

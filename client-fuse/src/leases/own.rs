@@ -2,6 +2,7 @@
 
 use super::inside::{Inside, Known};
 use super::journal::Lost;
+use super::locks::Held;
 use common::fault::Fault;
 use common::id::InodeId;
 use common::name::Name;
@@ -55,7 +56,8 @@ impl Inside {
             self.contents.made(attr.ino, attr.version);
         }
         let names = (attr.kind == FileKind::Dir).then(HashMap::new);
-        let known = Known { lease: WRITE, attr: Some(attr.clone()), names, used: Instant::now() };
+        let locks = Some(Held::default()); // nobody else knows it
+        let known = Known { lease: WRITE, attr: Some(attr.clone()), names, locks, used: Instant::now() };
         self.known.insert(attr.ino, known);
         self.trim();
     }
@@ -121,8 +123,10 @@ impl Inside {
 
     /// What was decided here is lost: nothing of it is believed any more.
     pub(super) fn lose(&mut self, fault: Fault) -> Option<Lost> {
-        let lost = self.journal.lose(fault);
+        let unsaid = self.unsaid_locks();
+        let mut lost = self.journal.lose(fault);
         self.since = None;
+        lost.iter_mut().for_each(|lost| lost.also_locks(&unsaid));
         if lost.is_some() {
             self.forget_each();
         }

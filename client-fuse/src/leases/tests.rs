@@ -1,6 +1,9 @@
+mod locks;
+
 use super::inside::ALONE_MIN;
 use super::*;
 use common::id::{DataVersion, LogIndex};
+use common::proto::batch::Deferred;
 use common::proto::lease::{LEASE_TERM, Leased, WRITE};
 use common::proto::meta::{Applied, DirEntry, FileKind, NewNode, RenameMode, SetAttr};
 use common::time::Time;

@@ -15,6 +15,7 @@
 use crate::fault::Fault;
 use crate::id::{InodeId, LogIndex};
 use crate::proto::lease::Touched;
+use crate::proto::lock::LOCKS_MAX;
 use crate::proto::meta::{Cred, Op, Outcome};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,7 @@ impl Deferred {
             Op::Rename { keep, .. } => !keep && matches!(self.leads.len(), 1 | 2),
             Op::Commit(commit) => commit.chunks.is_empty() && commit.base.is_none(),
             Op::Link { .. } | Op::SetAttr { .. } => true,
+            Op::HaveLocks { locks, .. } => locks.len() <= LOCKS_MAX,
             Op::SetXattr { .. }
             | Op::RemoveXattr { .. }
             | Op::Release { .. }

@@ -193,7 +193,8 @@ impl Touched {
             | Op::RemoveXattr { ino, .. }
             | Op::Commit(Commit { ino, .. })
             | Op::Clone(CloneRange { to: ino, .. })
-            | Op::Release { ino } => inode(ino),
+            | Op::Release { ino }
+            | Op::HaveLocks { ino, .. } => inode(ino),
             Op::OpenSession { .. }
             | Op::OpenAttending { .. }
             | Op::CloseSession

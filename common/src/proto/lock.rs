@@ -1,4 +1,8 @@
 //! Locks of programs, `flock` and `fcntl`: advisory, held by an owner within a session, queued by the metaservers.
+//!
+//! While a session has a write lease of a file and nobody else has, or waits for, a lock of it, the session decides about
+//! its locks itself ([`Locked::Alone`] begins that), and says what became of them before it gives up the lease
+//! ([`super::meta::Op::HaveLocks`]).
 
 use crate::id::{InodeId, SessionId};
 use serde::{Deserialize, Serialize};
@@ -71,6 +75,8 @@ pub enum Locked {
     Deadlock,
     /// [`LOCKS_MAX`] is reached.
     Full,
+    /// As `Yes`, and the file has no other lock, nor does anybody wait for one.
+    Alone,
 }
 
 /// Who is in the way of a lock.
@@ -80,4 +86,62 @@ pub struct LockHolder {
     pub session: SessionId,
     /// What it holds.
     pub lock: Lock,
+}
+
+impl LockHolder {
+    /// Whose it is.
+    pub fn owner(&self) -> (SessionId, u64) {
+        (self.session, self.lock.owner)
+    }
+
+    /// Whether they cannot both be held.
+    pub fn conflicts(&self, other: &LockHolder) -> bool {
+        let exclusive = self.lock.kind == LockKind::Exclusive || other.lock.kind == LockKind::Exclusive;
+        self.lock.overlaps(&other.lock) && exclusive && self.owner() != other.owner()
+    }
+}
+
+impl Lock {
+    /// Whether they have a byte in common, and know of each other.
+    pub fn overlaps(&self, other: &Lock) -> bool {
+        self.space == other.space && self.start <= other.end && other.start <= self.end
+    }
+
+    /// Whether it is of a range that there is.
+    pub fn is_valid(&self) -> bool {
+        self.start <= self.end && self.end <= LOCK_END
+    }
+}
+
+/// Those of these locks that are in the way of one.
+pub fn in_the_way<'a>(
+    held: &'a [LockHolder],
+    wanted: &'a LockHolder,
+) -> impl Iterator<Item = &'a LockHolder> + use<'a> {
+    held.iter().filter(move |held| held.conflicts(wanted))
+}
+
+/// Sets what the owner has in a range: what it had there goes, and what is left of it stays.
+pub fn set(held: &mut Vec<LockHolder>, wanted: &LockHolder) {
+    let (mut new, mut kept) = (wanted.lock, Vec::with_capacity(held.len() + 2));
+    for other in held.drain(..) {
+        let (lock, same) = (other.lock, other.owner() == wanted.owner() && other.lock.space == wanted.lock.space);
+        let touches = lock.start <= new.end.saturating_add(1) && new.start <= lock.end.saturating_add(1);
+        if same && touches && lock.kind == new.kind {
+            (new.start, new.end) = (new.start.min(lock.start), new.end.max(lock.end)); // one lock from now on
+        } else if same && lock.overlaps(&new) {
+            if lock.start < new.start {
+                kept.push(LockHolder { lock: Lock { end: new.start - 1, ..lock }, ..other });
+            }
+            if lock.end > new.end {
+                kept.push(LockHolder { lock: Lock { start: new.end + 1, ..lock }, ..other });
+            }
+        } else {
+            kept.push(other);
+        }
+    }
+    *held = kept;
+    if new.kind != LockKind::Unlock {
+        held.push(LockHolder { session: wanted.session, lock: new });
+    }
 }

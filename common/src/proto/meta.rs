@@ -317,6 +317,14 @@ pub enum Op {
         /// How many, at most [`super::batch::RESERVE_MAX`].
         count: u32,
     },
+    /// These are all locks of a file that this session has: it has decided about them itself. Only in a batch; nothing if the
+    /// file is gone.
+    HaveLocks {
+        /// The file.
+        ino: InodeId,
+        /// At most [`super::lock::LOCKS_MAX`], none of them `Unlock`.
+        locks: Vec<Lock>,
+    },
 }
 
 /// Which bytes come to be where, without being moved: both files refer to the same chunks afterwards.

@@ -18,4 +18,4 @@ pub mod servers;
 pub mod squash;
 
 /// The protocol version both planes speak. Another one is refused in the hello.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;

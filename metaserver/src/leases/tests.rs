@@ -329,3 +329,19 @@ async fn a_new_leader_takes_what_was_done_before_it_and_lets_nobody_pass() {
     assert!(leases.batch(A, false, &own).is_none(), "now somebody was");
     assert!(leases.batch(A, false, &batch(vec![mkdir(InodeId(60), InodeId(61))])).is_some(), "not there");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_a_lock_waits_for_who_decides_about_locks_and_nobody_begins_to_meanwhile() {
+    let leases = leases();
+    written(&leases);
+    let taken = tokio::time::timeout(LEASE_WAIT / 4, leases.lock(B, DIR)).await;
+    assert!(taken.is_err(), "A may have decided about them");
+    leases.reported(A, leases.recalls(A).0);
+    let guard = tokio::time::timeout(LEASE_WAIT / 4, leases.lock(B, DIR)).await.expect("nobody decides now");
+    tokio::time::advance(Duration::from_secs(2)).await; // so that A may claim again what B wanted
+    assert_eq!(leases.grant(A, DIR, Instant::now()), None);
+    drop(guard);
+    let lease = leases.grant(A, DIR, Instant::now()).expect("it is over");
+    assert_eq!(leases.claim(A, &[(DIR, lease.number)], Instant::now()), [lease.number | WRITE]);
+    drop(leases.lock(A, DIR).await); // its own are not in the way
+}

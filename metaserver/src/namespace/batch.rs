@@ -70,6 +70,9 @@ fn one(call: &mut Call<'_, '_>, change: &Deferred) -> Result<Outcome, Fail> {
         }
         _ => {}
     }
+    if let Op::HaveLocks { ino, locks } = &change.op {
+        return super::lock::have(call, *ino, locks);
+    }
     call.given = change.makes();
     super::run(call, &change.op)
 }

@@ -17,7 +17,7 @@ use crate::store::values::{LockRow, Value, WaitingLock, damaged};
 use common::fault::Kind;
 use common::id::{InodeId, SessionId};
 use common::kv::{KvError, KvRead, prefix_range};
-use common::proto::lock::{LOCK_END, LOCKS_MAX, Lock, LockAsk, LockHolder, LockKind, LockSpace, Locked};
+use common::proto::lock::{self, LOCKS_MAX, Lock, LockAsk, LockHolder, LockKind, LockSpace, Locked, in_the_way};
 use common::proto::meta::Outcome;
 use std::collections::BTreeSet;
 
@@ -27,56 +27,13 @@ const DEADLOCK_OWNERS_MAX: usize = 256;
 /// Who holds or waits.
 type Owner = (SessionId, u64);
 
-fn owner(holder: &LockHolder) -> Owner {
-    (holder.session, holder.lock.owner)
-}
-
-fn overlaps(a: &Lock, b: &Lock) -> bool {
-    a.space == b.space && a.start <= b.end && b.start <= a.end
-}
-
-/// Whether they cannot both be held.
-fn conflict(a: &LockHolder, b: &LockHolder) -> bool {
-    let exclusive = a.lock.kind == LockKind::Exclusive || b.lock.kind == LockKind::Exclusive;
-    overlaps(&a.lock, &b.lock) && exclusive && owner(a) != owner(b)
-}
-
-fn in_the_way<'a>(row: &'a LockRow, wanted: &'a LockHolder) -> impl Iterator<Item = &'a LockHolder> {
-    row.held.iter().filter(move |held| conflict(held, wanted))
-}
-
-/// Sets what the owner has in a range: what it had there goes, and what is left of it stays.
-fn put(row: &mut LockRow, wanted: &LockHolder) {
-    let (mut new, mut kept) = (wanted.lock, Vec::with_capacity(row.held.len() + 2));
-    for held in row.held.drain(..) {
-        let (lock, same) = (held.lock, owner(&held) == owner(wanted) && held.lock.space == wanted.lock.space);
-        let touches = lock.start <= new.end.saturating_add(1) && new.start <= lock.end.saturating_add(1);
-        if same && touches && lock.kind == new.kind {
-            (new.start, new.end) = (new.start.min(lock.start), new.end.max(lock.end)); // one lock from now on
-        } else if same && overlaps(&lock, &new) {
-            if lock.start < new.start {
-                kept.push(LockHolder { lock: Lock { end: new.start - 1, ..lock }, ..held });
-            }
-            if lock.end > new.end {
-                kept.push(LockHolder { lock: Lock { start: new.end + 1, ..lock }, ..held });
-            }
-        } else {
-            kept.push(held);
-        }
-    }
-    row.held = kept;
-    if new.kind != LockKind::Unlock {
-        row.held.push(LockHolder { session: wanted.session, lock: new });
-    }
-}
-
 /// Gives those who wait what nobody is in the way of any more.
 fn promote(row: &mut LockRow) {
     let mut at = 0;
     while at < row.queue.len() {
-        if in_the_way(row, &row.queue[at].holder).next().is_none() {
+        if in_the_way(&row.held, &row.queue[at].holder).next().is_none() {
             let granted = row.queue.remove(at);
-            put(row, &granted.holder);
+            lock::set(&mut row.held, &granted.holder);
             at = 0; // it may have given up a stronger lock for this one
         } else {
             at += 1;
@@ -87,20 +44,21 @@ fn promote(row: &mut LockRow) {
 /// Takes a lock, queues for it, or lets go.
 pub(super) fn lock(call: &mut Call<'_, '_>, ask: &LockAsk) -> Result<Outcome, Fail> {
     let LockAsk { ino, lock, wait, detect } = *ask;
-    if lock.start > lock.end || lock.end > LOCK_END {
+    if !lock.is_valid() {
         return Err(refuse(Kind::Invalid, "the lock ends before it starts, or behind all files"));
     }
     inode(call.txn, ino)?;
     let wanted = LockHolder { session: call.session, lock };
     let mut row = read(call.txn, ino)?;
-    let blocked = lock.kind != LockKind::Unlock && in_the_way(&row, &wanted).next().is_some();
+    let blocked = lock.kind != LockKind::Unlock && in_the_way(&row.held, &wanted).next().is_some();
     if lock.kind != LockKind::Unlock && row.held.len() + row.queue.len() + 2 > LOCKS_MAX {
         return Ok(Outcome::Locked(Locked::Full));
     }
+    let alone = row.held.is_empty() && row.queue.is_empty();
     let outcome = match (blocked, wait) {
         (false, _) => {
-            put(&mut row, &wanted);
-            Locked::Yes
+            lock::set(&mut row.held, &wanted);
+            if alone { Locked::Alone } else { Locked::Yes }
         }
         (true, false) => Locked::No,
         (true, true) if detect && waits_for_itself(call.txn, &row, &wanted)? => Locked::Deadlock,
@@ -112,11 +70,40 @@ pub(super) fn lock(call: &mut Call<'_, '_>, ask: &LockAsk) -> Result<Outcome, Fa
     if blocked && lock.space == LockSpace::Whole {
         // As on Linux, who changes the kind of its `flock` gives up the one it had, and may lose it.
         let none = LockHolder { lock: Lock { kind: LockKind::Unlock, ..lock }, ..wanted };
-        put(&mut row, &none);
+        lock::set(&mut row.held, &none);
     }
     promote(&mut row);
-    write(call, ino, row, [owner(&wanted)]);
+    write(call, ino, row, [wanted.owner()]);
     Ok(Outcome::Locked(outcome))
+}
+
+/// The locks that the session says it has of a file, decided under a write lease.
+///
+/// # Errors
+/// `Stale` if somebody else has one that is in the way: it was not alone. `Invalid` if they contradict each other.
+pub(super) fn have(call: &mut Call<'_, '_>, ino: InodeId, locks: &[Lock]) -> Result<Outcome, Fail> {
+    match inode(call.txn, ino) {
+        Ok(_) => {}
+        Err(Fail::Fault(fault)) if fault.kind == Kind::Gone => return Ok(Outcome::Done),
+        Err(fail) => return Err(fail),
+    }
+    let mut row = read(call.txn, ino)?;
+    let mut owners: BTreeSet<Owner> = all(&row).map(LockHolder::owner).collect();
+    row.held.retain(|held| held.session != call.session);
+    row.held.extend(locks.iter().map(|lock| LockHolder { session: call.session, lock: *lock }));
+    let others = |held: &LockHolder| held.session != call.session;
+    let own = || row.held.iter().filter(|held| !others(held));
+    if own().any(|wanted| in_the_way(&row.held, wanted).any(others)) {
+        return Err(refuse(Kind::Stale, format!("others have locks of {ino}")));
+    }
+    let valid = own().all(|held| held.lock.is_valid() && held.lock.kind != LockKind::Unlock);
+    promote(&mut row);
+    if !valid || !is_sound(&row) || row.held.len() + row.queue.len() > LOCKS_MAX {
+        return Err(refuse(Kind::Invalid, format!("locks of {ino} that cannot all be held")));
+    }
+    owners.extend(all(&row).map(LockHolder::owner));
+    write(call, ino, row, owners);
+    Ok(Outcome::Done)
 }
 
 /// Stops waiting. `Yes`: it was granted in the meantime.
@@ -125,7 +112,7 @@ pub(super) fn cancel(call: &mut Call<'_, '_>, ino: InodeId, number: u64) -> Resu
     let own = |waiting: &WaitingLock| waiting.number == number && waiting.holder.session == call.session;
     let Some(at) = row.queue.iter().position(own) else { return Ok(Outcome::Locked(Locked::Yes)) };
     let gone = row.queue.remove(at);
-    write(call, ino, row, [owner(&gone.holder)]);
+    write(call, ino, row, [gone.holder.owner()]);
     Ok(Outcome::Locked(Locked::No))
 }
 
@@ -137,7 +124,8 @@ pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), Fai
     }
     for ino in inodes {
         let mut row = read(call.txn, ino)?;
-        let owners: BTreeSet<Owner> = all(&row).filter(|holder| holder.session == session).map(owner).collect();
+        let owners: BTreeSet<Owner> =
+            all(&row).filter(|holder| holder.session == session).map(LockHolder::owner).collect();
         row.held.retain(|held| held.session != session);
         row.queue.retain(|waiting| waiting.holder.session != session);
         promote(&mut row);
@@ -149,7 +137,7 @@ pub(super) fn end(call: &mut Call<'_, '_>, session: SessionId) -> Result<(), Fai
 /// The inode is gone, and its locks with it.
 pub(super) fn forget(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), Fail> {
     let row = read(call.txn, ino)?;
-    let owners: BTreeSet<Owner> = all(&row).map(owner).collect();
+    let owners: BTreeSet<Owner> = all(&row).map(LockHolder::owner).collect();
     if !owners.is_empty() {
         write(call, ino, LockRow::default(), owners);
     }
@@ -165,7 +153,7 @@ pub(super) fn holder(
 ) -> Result<Option<LockHolder>, Fail> {
     let row = self::read(read, ino)?;
     let wanted = LockHolder { session, lock: *lock };
-    let first = in_the_way(&row, &wanted).min_by_key(|held| held.lock.start).copied();
+    let first = in_the_way(&row.held, &wanted).min_by_key(|held| held.lock.start).copied();
     Ok(first)
 }
 
@@ -176,10 +164,10 @@ pub fn waits(read: &dyn KvRead, ino: InodeId, number: u64) -> Result<bool, Fail>
 
 /// Invariants 1 and 2, of one file.
 pub(super) fn is_sound(row: &LockRow) -> bool {
-    let own = |a: &LockHolder, b: &LockHolder| owner(a) == owner(b) && overlaps(&a.lock, &b.lock);
+    let own = |a: &LockHolder, b: &LockHolder| a.owner() == b.owner() && a.lock.overlaps(&b.lock);
     let pairs = row.held.iter().enumerate().flat_map(|(n, a)| row.held[..n].iter().map(move |b| (a, b)));
-    let held = pairs.into_iter().all(|(a, b)| !conflict(a, b) && !own(a, b));
-    held && row.queue.iter().all(|waiting| in_the_way(row, &waiting.holder).next().is_some())
+    let held = pairs.into_iter().all(|(a, b)| !a.conflicts(b) && !own(a, b));
+    held && row.queue.iter().all(|waiting| in_the_way(&row.held, &waiting.holder).next().is_some())
 }
 
 /// All locks of a file, held and waited for.
@@ -195,7 +183,7 @@ fn read(read: &dyn KvRead, ino: InodeId) -> Result<LockRow, KvError> {
 fn write(call: &mut Call<'_, '_>, ino: InodeId, row: LockRow, owners: impl IntoIterator<Item = Owner>) {
     for who in owners {
         let key = keys::locked(who.0, who.1, ino);
-        match all(&row).any(|holder| owner(holder) == who) {
+        match all(&row).any(|holder| holder.owner() == who) {
             true => call.txn.put(LOCKED, key, Vec::new()),
             false => call.txn.delete(LOCKED, key),
         }
@@ -209,9 +197,9 @@ fn write(call: &mut Call<'_, '_>, ino: InodeId, row: LockRow, owners: impl IntoI
 /// Whether those in the way of a lock wait, over any number of others, for the one who wants it.
 fn waits_for_itself(read: &dyn KvRead, row: &LockRow, wanted: &LockHolder) -> Result<bool, Fail> {
     let mut seen: BTreeSet<Owner> = BTreeSet::new();
-    let mut left: Vec<Owner> = in_the_way(row, wanted).map(owner).collect();
+    let mut left: Vec<Owner> = in_the_way(&row.held, wanted).map(LockHolder::owner).collect();
     while let Some(next) = left.pop() {
-        if next == owner(wanted) {
+        if next == wanted.owner() {
             return Ok(true);
         }
         if !seen.insert(next) || seen.len() > DEADLOCK_OWNERS_MAX {
@@ -221,8 +209,8 @@ fn waits_for_itself(read: &dyn KvRead, row: &LockRow, wanted: &LockHolder) -> Re
             let short = || damaged("locked", "the key is too short");
             let row = self::read(read, InodeId(keys::last_u64(&found?.0).ok_or_else(short)?))?;
             let waiting = row.queue.iter().map(|waiting| &waiting.holder);
-            let waiting = waiting.filter(|holder| owner(holder) == next && holder.lock.space == LockSpace::Range);
-            left.extend(waiting.flat_map(|holder| in_the_way(&row, holder)).map(owner));
+            let waiting = waiting.filter(|holder| holder.owner() == next && holder.lock.space == LockSpace::Range);
+            left.extend(waiting.flat_map(|holder| in_the_way(&row.held, holder)).map(LockHolder::owner));
         }
     }
     Ok(false)

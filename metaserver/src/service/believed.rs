@@ -45,9 +45,11 @@ fn reads(query: &Query) -> Option<Vec<InodeId>> {
         | Query::Open { ino, .. }
         | Query::Extents { ino, .. }
         | Query::GetXattr { ino, .. }
-        | Query::ListXattr { ino } => Some(vec![*ino]),
+        | Query::ListXattr { ino }
+        | Query::LockHolder { ino, .. } => Some(vec![*ino]),
         Query::Walk { .. } => None,
-        Query::StatFs | Query::LockHolder { .. } | Query::LockWaits { .. } => Some(Vec::new()),
+        // While it waits nobody decides about these locks alone.
+        Query::StatFs | Query::LockWaits { .. } => Some(Vec::new()),
     }
 }
 

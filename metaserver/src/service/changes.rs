@@ -9,6 +9,7 @@ use common::fault::{Fault, Kind};
 use common::id::SessionId;
 use common::proto::batch::Batch;
 use common::proto::lease::{Grants, Touched};
+use common::proto::lock::{LockAsk, LockKind};
 use common::proto::meta::{CloneRange, Op, Request};
 use tokio::sync::oneshot;
 
@@ -32,7 +33,22 @@ impl Call {
             Op::Clone(CloneRange { from, .. }) => Some(*from),
             _ => None,
         };
+        let locked = match &request.op {
+            Op::Lock(LockAsk { ino, lock, .. }) if lock.kind != LockKind::Unlock => Some(*ino),
+            _ => None,
+        };
         let bytes = Command::Client { request, at: self.node().world.now() }.encode();
+        if let Some(ino) = locked {
+            let changing = self.while_leading(member, leading, leading.leases.lock(session, ino)).await?;
+            let room = self.room(bytes.len()).await?;
+            if !self.node().leadership.is_still(member, leading) {
+                return Err(Fault::not_leader(member.leader()));
+            }
+            let guard = Guard { locked: None, changing, asked: None };
+            let state = member.state.clone();
+            let end = move |result: &Result<Done, Fault>| drop(guard.end(result, &state));
+            return Ok((self.decide(member, bytes, room, end).await?, Grants::default()));
+        }
         if touched == Touched::default() {
             let room = self.room(bytes.len()).await?;
             return Ok((self.decide(member, bytes, room, |_| ()).await?, Grants::default()));

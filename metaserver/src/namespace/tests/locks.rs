@@ -1,6 +1,7 @@
 //! Locks against a model that keeps, for each byte, who holds it how.
 
 use super::*;
+use common::proto::batch::{Batch, BatchDone, Deferred};
 use common::proto::lock::{LOCK_END, LOCKS_MAX, Lock, LockAsk, LockKind, LockSpace, Locked};
 use proptest::prelude::*;
 
@@ -15,6 +16,7 @@ fn ask(world: &mut World, session: SessionId, ino: InodeId, lock: Lock, wait: bo
         .of(session, cred(5), Op::Lock(LockAsk { ino, lock, wait, detect: lock.space == LockSpace::Range }))
         .unwrap()
     {
+        Outcome::Locked(Locked::Alone) => Locked::Yes,
         Outcome::Locked(locked) => locked,
         other => panic!("lock gave {other:?}"),
     }
@@ -167,4 +169,60 @@ fn locks_of_a_file_have_a_limit() {
     assert_eq!(world.kind(0, Op::Lock(bad)), Kind::Invalid);
     let gone = LockAsk { ino: InodeId(999), lock: lock(1, LockKind::Shared, 0, 4), wait: false, detect: false };
     assert_eq!(world.kind(0, Op::Lock(gone)), Kind::Gone);
+}
+
+/// Says the locks of a session in a batch of changes.
+fn say(world: &mut World, session: SessionId, ino: InodeId, locks: Vec<Lock>) -> Result<(), Kind> {
+    let change =
+        Deferred { cred: cred(0), at: Time::default(), op: Op::HaveLocks { ino, locks }, leads: Vec::new() };
+    let batch = Batch { changes: vec![change], ..Batch::default() };
+    match world.of(session, cred(0), Op::Batch(batch)).map_err(|fault| fault.kind)? {
+        Outcome::Batch(BatchDone { fault, .. }) => fault.map_or(Ok(()), |fault| Err(fault.kind)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_session_says_what_locks_it_has_and_who_waits_for_the_others_gets_them() {
+    let mut world = World::new();
+    let ino = world.file(0, ROOT, "f", 0o644);
+    let (exclusive, shared) =
+        (|owner, at| lock(owner, LockKind::Exclusive, at, at), |owner, at| lock(owner, LockKind::Shared, at, at));
+    say(&mut world, S1, ino, vec![exclusive(1, 0), shared(2, 5), shared(3, 5)]).unwrap();
+    let Locked::Queued(number) = ask(&mut world, S2, ino, exclusive(1, 0), true) else { panic!("it is taken") };
+    assert_eq!(ask(&mut world, S2, ino, shared(1, 5), false), Locked::Yes);
+    say(&mut world, S1, ino, vec![exclusive(2, 7)]).unwrap();
+    assert!(!waits(&world, ino, number), "its turn has come");
+    assert_eq!(say(&mut world, S1, ino, vec![shared(1, 0)]), Err(Kind::Stale), "S2 has that");
+    assert_eq!(ask(&mut world, S2, ino, shared(1, 7), false), Locked::No, "what is refused changes nothing");
+    say(&mut world, S1, ino, vec![]).unwrap();
+    assert_eq!(ask(&mut world, S2, ino, shared(1, 7), false), Locked::Yes);
+    for wrong in [vec![exclusive(1, 9), shared(2, 9)], vec![shared(1, 9), shared(1, 9)], vec![lock(1, LockKind::Unlock, 9, 9)]] {
+        assert_eq!(say(&mut world, S1, ino, wrong), Err(Kind::Invalid));
+    }
+    assert_eq!(say(&mut world, S1, InodeId(999), vec![exclusive(1, 0)]), Ok(()), "the file is gone, and its locks");
+    let alone = Op::HaveLocks { ino, locks: Vec::new() };
+    assert_eq!(world.of(S1, cred(0), alone).unwrap_err().kind, Kind::Invalid, "not on its own");
+}
+
+#[test]
+fn whose_lock_is_the_only_one_is_told_so() {
+    let mut world = World::new();
+    let ino = world.file(0, ROOT, "f", 0o644);
+    let mut locked = |session, owner, kind, at, wait| {
+        let ask = LockAsk { ino, lock: lock(owner, kind, at, at), wait, detect: true };
+        match world.of(session, cred(5), Op::Lock(ask)).unwrap() {
+            Outcome::Locked(locked) => locked,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(locked(S1, 1, LockKind::Exclusive, 0, false), Locked::Alone);
+    assert_eq!(locked(S1, 2, LockKind::Shared, 1, false), Locked::Yes, "there was one of its own already");
+    assert!(matches!(locked(S2, 1, LockKind::Shared, 0, true), Locked::Queued(_)));
+    assert_eq!(locked(S1, 2, LockKind::Unlock, 1, false), Locked::Yes);
+    assert_eq!(locked(S1, 1, LockKind::Unlock, 0, false), Locked::Yes);
+    assert_eq!(locked(S1, 1, LockKind::Shared, 1, false), Locked::Yes, "S2 got its own meanwhile");
+    assert_eq!(locked(S2, 1, LockKind::Unlock, 0, false), Locked::Yes);
+    assert_eq!(locked(S1, 1, LockKind::Unlock, 1, false), Locked::Yes);
+    assert_eq!(locked(S1, 1, LockKind::Unlock, 1, false), Locked::Alone);
 }
