@@ -15,8 +15,10 @@ use common::fault::{Fault, Kind};
 use common::hello::{Peer, Role};
 use common::id::{ChunkId, NodeId, ServerId};
 use common::kv::{KvError, KvRead};
+use common::layout::Layout;
 use common::proto::admin::{EVENTS_PER_ANSWER, ORDER_AGE_MAX_S, Order, Ordered, Signed};
 use common::proto::backup::{BackupAnswer, BackupAsk, MemberChange};
+use common::proto::keep::KeepReport;
 use common::proto::rebalance::RebalanceOrder;
 use common::proto::squash::SquashAsk;
 use common::time::Time;
@@ -244,7 +246,10 @@ impl Orders {
             let ids: Vec<String> = last.iter().map(ChunkId::hex).collect();
             return refuse(format!("{server} holds the last copies of these chunks, and others: {}", ids.join(" ")));
         }
-        let status = leading.servers.status(&map).into_iter().find(|status| status.server == server);
+        let all = leading.servers.status(&map);
+        let up: Vec<ServerId> = all.iter().filter(|status| status.up).map(|status| status.server).collect();
+        let behind = behind(&map.layout, &up, &leading.keep.reports());
+        let status = all.into_iter().find(|status| status.server == server);
         let degraded = namespace::counters(member.state.mounted().kv()).map_err(internal)?.degraded;
         match status {
             Some(status) if status.up && status.chunks > 0 => refuse(format!(
@@ -254,9 +259,28 @@ impl Orders {
             Some(status) if !status.up && degraded > 0 => refuse(format!(
                 "{server} is down and {degraded} chunks have too few copies: wait until repair is through"
             )),
+            Some(status) if !status.up && !behind.is_empty() => {
+                let names: Vec<String> = behind.iter().map(ServerId::to_string).collect();
+                refuse(format!(
+                    "{server} is down, and these have not said yet that they have all they should: {}; wait until \
+                     repair is through",
+                    names.join(" ")
+                ))
+            }
             _ => Ok(()),
         }
     }
+}
+
+/// Of these servers that are up, those with a place in the layout that have not said that they have all that belongs on
+/// them. Pure.
+fn behind(layout: &Layout, up: &[ServerId], reports: &[(ServerId, u64, KeepReport)]) -> Vec<ServerId> {
+    let has_all = |server: &ServerId| {
+        let its = reports.iter().find(|(id, ..)| id == server);
+        its.is_some_and(|(_, _, its)| its.compared == layout.version && its.missing + its.unavailable == 0)
+    };
+    let has_place = |server: &ServerId| layout.groups.iter().any(|group| group.contains(server));
+    up.iter().filter(|server| has_place(server) && !has_all(server)).copied().collect()
 }
 
 /// Chunks that only this server is known to hold, the first 16.
@@ -295,6 +319,8 @@ fn check(key: Option<&AdminKey>, signed: &Signed, now: i64) -> Result<(), Fault>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::id::LayoutVersion;
+    use common::layout::{Candidate, Domain};
 
     #[test]
     fn only_fresh_orders_with_the_right_key_are_taken() {
@@ -311,5 +337,24 @@ mod tests {
             assert_eq!(check(Some(&ours), &signed, now).unwrap_err().kind, Kind::Refused, "{now}");
         }
         assert_eq!(check(None, &signed(&theirs), 1000), Ok(()), "no key is asked for");
+    }
+
+    #[test]
+    fn a_server_that_is_down_is_needed_until_all_others_have_what_belongs_on_them() {
+        let [one, two, outside] = [1, 2, 3].map(ServerId);
+        let candidate = |server| Candidate { server, domain: Domain::default(), weight: 1 };
+        let layout = Layout::compute(LayoutVersion(5), 16, 2, &[candidate(one), candidate(two)]);
+        let report = |server, compared, missing, unavailable| {
+            let compared = LayoutVersion(compared);
+            (server, 0, KeepReport { compared, missing, unavailable, ..KeepReport::default() })
+        };
+        let late = |reports: &[_]| behind(&layout, &[one, two, outside], reports);
+        let fine = report(one, 5, 0, 0);
+        assert_eq!(late(&[fine.clone(), report(two, 5, 0, 0)]), []);
+        assert_eq!(late(std::slice::from_ref(&fine)), [two], "it has said nothing");
+        for other in [report(two, 4, 0, 0), report(two, 5, 1, 0), report(two, 5, 0, 1)] {
+            assert_eq!(late(&[fine.clone(), other]), [two]);
+        }
+        assert_eq!(behind(&layout, &[one], &[fine]), [], "who is down is not asked");
     }
 }

@@ -171,13 +171,18 @@ pub(super) fn set_min_replicas(call: &mut Call<'_, '_>, min_replicas: u8) -> Res
     Ok(())
 }
 
-/// Forgets a server that has weight 0 and no place in the layout. The caller knows that it holds nothing that is needed.
+/// Forgets a server that has no place in the layout: it has weight 0 (it was drained), or is out (it was down for long, and
+/// others have taken over its share). The caller knows that it holds nothing that is needed.
 pub(super) fn remove_server(call: &mut Call<'_, '_>, server: ServerId) -> Result<Done, Fail> {
     let key = keys::server(server);
     let Some(found) = row::<ServerRow>(call.txn, SERVER, &key)? else { return Ok(Done::Noted) };
     let layout: LayoutRow = row(call.txn, CLUSTER, keys::LAYOUT)?.ok_or_else(|| damaged("layout", "missing"))?;
-    if found.weight > 0 {
-        return Err(refuse(Kind::Refused, format!("{server} has a place in the layout: drain it first")));
+    let is_out = super::keep::out(call.txn)?.contains(&server);
+    if found.weight > 0 && !is_out {
+        let text = format!(
+            "{server} has a place in the layout: drain it first (one that is down loses it after `down_out_s`)"
+        );
+        return Err(refuse(Kind::Refused, text));
     }
     if layout.0.groups.iter().any(|group| group.contains(&server)) {
         let text = format!(
@@ -188,6 +193,7 @@ pub(super) fn remove_server(call: &mut Call<'_, '_>, server: ServerId) -> Result
     if moves::away(call.txn)?.contains_key(&server) {
         moves::set_away(call, server, None)?;
     }
+    super::keep::forget_out(call, server)?;
     call.txn.delete(SERVER, key);
     call.txn.delete(INSTANCE, keys::instance(found.instance));
     call.counters.map_version += 1;

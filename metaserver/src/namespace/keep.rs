@@ -224,6 +224,16 @@ pub(super) fn set_out(call: &mut Call<'_, '_>, server: ServerId, is_out: bool) -
     Ok(Done::OutSet)
 }
 
+/// A server that is removed is not out any more.
+pub(super) fn forget_out(call: &mut Call<'_, '_>, server: ServerId) -> Result<(), Fail> {
+    let mut out = out(call.txn)?;
+    if out.remove(&server) {
+        call.txn.put(CLUSTER, keys::OUT, OutRow(out).encode());
+        super::moves::forget_left_of(call, server)?;
+    }
+    Ok(())
+}
+
 /// The settings of repair, garbage collection and scrub.
 pub fn settings(read: &dyn KvRead) -> Result<KeepSettings, KvError> {
     let row: Option<KeepRow> = row(read, CLUSTER, keys::KEEP)?;

@@ -286,6 +286,15 @@ fn forget_left(call: &mut Call<'_, '_>) -> Result<(), Fail> {
     Ok(())
 }
 
+/// A server is removed: it will not get again what it had.
+pub(super) fn forget_left_of(call: &mut Call<'_, '_>, server: ServerId) -> Result<(), Fail> {
+    let mut left = left(call.txn)?;
+    if left.remove(&server).is_some() {
+        call.txn.put(CLUSTER, keys::LEFT, LeftRow(left).encode());
+    }
+    Ok(())
+}
+
 /// A server will be away until then, and stays in meanwhile.
 pub(super) fn set_away(call: &mut Call<'_, '_>, server: ServerId, until: Option<Time>) -> Result<Done, Fail> {
     if row::<ServerRow>(call.txn, SERVER, &keys::server(server))?.is_none() {

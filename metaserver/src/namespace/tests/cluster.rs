@@ -143,3 +143,22 @@ fn a_server_with_a_place_in_the_layout_stays() {
     assert_eq!(world.command(&remove), Ok(Done::Noted), "asked again");
     assert_eq!(registered(world.command(&register(None, 100, "a:1"))), (2, true), "it comes as another one");
 }
+
+#[test]
+fn a_server_that_is_out_can_be_removed_without_a_drain() {
+    let mut world = World::new();
+    for (instance, addr) in [(100, "a:1"), (101, "a:2")] {
+        registered(world.command(&register(None, instance, addr)));
+    }
+    let (gone, stays) = (ServerId(1), ServerId(2));
+    let candidate = |server| Candidate { server, domain: Domain::default(), weight: 1 };
+    let layout = Layout::compute(LayoutVersion(1), 16, 3, &[candidate(gone), candidate(stays)]);
+    world.command(&Command::SetLayout(layout.clone())).unwrap();
+    let remove = Command::RemoveServer { server: gone };
+    world.command(&Command::SetOut { server: gone, out: true }).unwrap();
+    assert_eq!(world.command(&remove).unwrap_err().kind, Kind::Refused, "the layout has not followed yet");
+    world.command(&Command::SetLayout(layout.next(3, &[candidate(stays)]))).unwrap();
+    assert_eq!(world.command(&remove), Ok(Done::Noted));
+    assert!(super::super::out(&*world.kv).unwrap().is_empty(), "nobody is out who is not there");
+    assert_eq!(servers(&*world.kv).unwrap().len(), 1);
+}
