@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Read at once while searching.
 const STEP: usize = 8 << 20;
+/// The unit in which stored bytes are told from space that is only reserved.
+const BLOCK: usize = 64 << 10;
 
 /// All files below a directory, in order of their paths.
 ///
@@ -80,6 +82,39 @@ pub fn flip_stored(dir: &Path, needle: &[u8]) -> usize {
         flipped += places.len();
     }
     flipped
+}
+
+/// Inverts `len` bytes somewhere in the records of a chunkserver's segments, and syncs. Returns where; `None` if nothing
+/// is stored there. `random` gives a number below its argument.
+///
+/// # Panics
+/// If a file cannot be read or written.
+pub fn flip_anywhere(dir: &Path, len: usize, mut random: impl FnMut(u64) -> u64) -> Option<(PathBuf, u64)> {
+    let mut places = Vec::new();
+    for path in files_below(dir).into_iter().filter(|path| path.extension().is_some_and(|end| end == "seg")) {
+        let Ok(file) = File::open(&path) else { continue };
+        let mut at = 0;
+        let mut block = vec![0; BLOCK];
+        while let Ok(read @ 1..) = file.read_at(&mut block, at) {
+            if read >= len && block[..read].iter().any(|byte| *byte != 0) {
+                places.push((path.clone(), at, read));
+            }
+            at += u64::try_from(read).expect("fits");
+        }
+    }
+    let count = u64::try_from(places.len()).expect("fits");
+    if count == 0 {
+        return None;
+    }
+    let (path, block, read) = places.swap_remove(usize::try_from(random(count)).expect("below a length"));
+    let at = block + random(u64::try_from(read - len + 1).expect("fits"));
+    let file = File::options().read(true).write(true).open(&path).expect("a segment can be opened");
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, at).expect("it was read just now");
+    bytes.iter_mut().for_each(|byte| *byte = !*byte);
+    file.write_all_at(&bytes, at).expect("a stored byte can be written");
+    file.sync_all().expect("what was damaged can be synced");
+    Some((path, at))
 }
 
 #[cfg(test)]

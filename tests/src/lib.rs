@@ -7,6 +7,7 @@
 //! | [`content`] | bytes that follow from (seed, file, version, offset), so that any read can be checked |
 //! | [`load`], [`ledger`] | writers that note what was acknowledged; what must be there afterwards |
 //! | [`tree`] | a real directory tree to store, and whether two trees are equal |
+//! | [`chaos`] | which fault comes next, and which must wait |
 //! | [`damage`] | flips stored bytes |
 //! | [`garbage`] | the rules of deletion: searched whole as a model, and driven at random in the code itself |
 //! | [`linear`] | is there an order of all calls on several mounts that explains what each was told |
@@ -19,6 +20,7 @@
 //! The programs are taken from the target directory of the running test: `cargo build --workspace --bins` first, as
 //! `tests/run.sh` does.
 
+pub mod chaos;
 pub mod cluster;
 pub mod command;
 pub mod content;

@@ -33,6 +33,14 @@ impl Load {
     /// # Panics
     /// If a directory cannot be made.
     pub fn start(seed: u64, places: &[(PathBuf, String)]) -> Load {
+        Load::start_paced(seed, places, Duration::ZERO)
+    }
+
+    /// As [`Load::start`]; each writer rests this long between two operations.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn start_paced(seed: u64, places: &[(PathBuf, String)], pause: Duration) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let acked: Arc<Vec<AtomicU64>> = Arc::new(places.iter().map(|_| AtomicU64::new(0)).collect());
         let mut writers = Vec::new();
@@ -53,6 +61,7 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     if writer.step() {
                         acked[index].fetch_add(1, Ordering::Relaxed);
+                        std::thread::sleep(pause);
                     } else {
                         std::thread::sleep(REST);
                     }
