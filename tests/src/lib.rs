@@ -11,6 +11,7 @@
 //! | [`damage`] | flips stored bytes |
 //! | [`garbage`] | the rules of deletion: searched whole as a model, and driven at random in the code itself |
 //! | [`linear`] | is there an order of all calls on several mounts that explains what each was told |
+//! | [`many`] | very many files and chunks |
 //! | [`records`] | records that many append to one file: none lost, torn or doubled |
 //! | [`sim`] | the same servers and clients in one thread, with simulated network and disks |
 //! | [`skip`] | tests that this machine cannot run, by name |
@@ -29,6 +30,7 @@ pub mod garbage;
 pub mod ledger;
 pub mod linear;
 pub mod load;
+pub mod many;
 pub mod records;
 pub mod sim;
 pub mod skip;

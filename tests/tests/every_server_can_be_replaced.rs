@@ -78,8 +78,8 @@ fn is_as_planned(cluster: &Cluster, planned: &Value) {
         assert_eq!(server["chunk_bytes"], was_planned["used_after"], "{server:#}");
     }
     for name in cluster.servers().iter().filter(|name| name.starts_with("chunk-") && cluster.pid(name).is_some()) {
-        let its = id(cluster, name);
-        let server = servers(cluster).into_iter().find(|one| one["server"].to_string() == its).unwrap();
+        let its: u64 = id(cluster, name).parse().unwrap();
+        let server = servers(cluster).into_iter().find(|one| one["server"] == its).unwrap();
         let (disk, held) = (on_disk(cluster, name), number(&server, "chunk_bytes"));
         assert!(disk >= held && disk <= held + OVERHEAD, "{name}: {disk} bytes on disk for {held}");
     }

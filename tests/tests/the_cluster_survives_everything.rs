@@ -275,6 +275,9 @@ impl Chaos<'_> {
 
     fn empty_disk(&self, name: &str) {
         for entry in std::fs::read_dir(self.cluster.data(name)).unwrap().flatten() {
+            if entry.path() == self.filler() {
+                continue; // it is not the server's
+            }
             match entry.file_type().unwrap().is_dir() {
                 true => std::fs::remove_dir_all(entry.path()).unwrap(),
                 false => std::fs::remove_file(entry.path()).unwrap(),
@@ -290,7 +293,10 @@ impl Chaos<'_> {
     fn inflict(&mut self, fault: Fault) {
         let fine = self.fine();
         let victim = fine[self.faults.below(fine.len())].clone();
-        self.say(&format!("{fault:?} {victim}"));
+        self.say(&match fault {
+            Fault::Kill | Fault::Hang | Fault::Wipe | Fault::Flip | Fault::Drain => format!("{fault:?} {victim}"),
+            Fault::Fill | Fault::Add | Fault::Rebalance | Fault::Leader => format!("{fault:?}"),
+        });
         *self.done.entry(fault).or_default() += 1;
         match fault {
             Fault::Kill => {
@@ -323,6 +329,7 @@ impl Chaos<'_> {
             Fault::Rebalance => drop(self.admin(&["rebalance", "start"])),
             Fault::Leader => {
                 let leader = self.cluster.leader();
+                self.say(&format!("  {leader}"));
                 self.cluster.kill(&[&leader]);
                 self.later(Undo::Start(leader));
             }
