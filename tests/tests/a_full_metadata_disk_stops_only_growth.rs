@@ -28,6 +28,21 @@ fn new_name() -> String {
     format!("/new-{}", LAST.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A mount that begins while nothing may grow, so that it gets no inode numbers to decide changes with, removes all the same.
+fn removes_through_a_fresh_mount(cluster: &mut Cluster, name: &str, when: &str) {
+    let mnt = cluster.mount(name);
+    let dir = mnt.join("for-mounts");
+    let here = || std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let before = here();
+    for _ in 0..3 {
+        std::fs::remove_file(here().pop().unwrap()).unwrap_or_else(|error| panic!("{when}: {error}"));
+    }
+    assert_eq!(here().len(), before.len() - 3, "{when}");
+    let grown = std::fs::create_dir(mnt.join("grown")).map_err(|error| error.raw_os_error());
+    assert_eq!(grown, Err(Some(nix::libc::ENOSPC)), "{when}");
+    cluster.unmount(name);
+}
+
 /// Takes `len` bytes of a file system, or all that is left.
 fn fill(dir: &Path, len: Option<u64>) {
     let mut file = File::options().create(true).append(true).open(dir.join("filler")).unwrap();
@@ -40,9 +55,9 @@ fn fill(dir: &Path, len: Option<u64>) {
 
 #[test]
 fn with_full_metadata_disks_reads_and_removals_go_on_and_growth_is_refused() {
-    tests::skip_if!(no_root);
+    tests::skip_if!(no_root, no_mount);
     let metas = ["meta-1", "meta-2", "meta-3"];
-    let cluster = Cluster::prepare();
+    let mut cluster = Cluster::prepare();
     for name in metas {
         std::fs::create_dir_all(cluster.data(name)).unwrap();
         run(Command::new("mount").args(["-t", "tmpfs", "-o", DISK, "dfs-test"]).arg(cluster.data(name)), COMMAND_LIMIT)
@@ -53,7 +68,11 @@ fn with_full_metadata_disks_reads_and_removals_go_on_and_growth_is_refused() {
     let mut names = names.iter().map(String::as_str);
     let all: Vec<&str> = names.clone().collect();
     cluster.dfs(&[&["mkdir"][..], &all].concat()).must();
-    let mut goes_on = |when: &str| {
+    let mnt = cluster.mount("early");
+    std::fs::create_dir(mnt.join("for-mounts")).unwrap();
+    (0..NAMES).for_each(|n| std::fs::write(mnt.join(format!("for-mounts/{n}")), "to be removed").unwrap());
+    cluster.unmount("early");
+    let mut goes_on = |cluster: &Cluster, when: &str| {
         assert!(cluster.dfs(&["ls", "/"]).must().text().contains(&all[NAMES - 1][1..]), "{when}");
         let gone = names.next().unwrap();
         cluster.dfs(&["rm", "-r", gone]).must();
@@ -69,7 +88,8 @@ fn with_full_metadata_disks_reads_and_removals_go_on_and_growth_is_refused() {
     wait_until("growth to be refused", NOTICE_LIMIT, || !cluster.dfs(&["mkdir", &new_name()]).ok());
     let refused = cluster.dfs(&["mkdir", "/refused"]).must_fail_cleanly();
     assert!(refused.err.contains("metaservers have room"), "{refused}");
-    goes_on("tight");
+    goes_on(&cluster, "tight");
+    removes_through_a_fresh_mount(&mut cluster, "tight", "tight");
 
     for name in metas {
         fill(&cluster.data(name), None);
@@ -78,11 +98,12 @@ fn with_full_metadata_disks_reads_and_removals_go_on_and_growth_is_refused() {
         !metas.iter().any(|name| cluster.data(name).join("ballast").exists())
     });
     for _ in 0..3 {
-        goes_on("full");
+        goes_on(&cluster, "full");
     }
+    removes_through_a_fresh_mount(&mut cluster, "full", "full");
     cluster.kill(&metas);
     cluster.up();
-    goes_on("full, after a restart");
+    goes_on(&cluster, "full, after a restart");
     cluster.dfs(&["mkdir", "/refused"]).must_fail_cleanly();
     assert!(metas.iter().all(|name| cluster.pid(name).is_some()), "none has stopped");
 
@@ -90,5 +111,5 @@ fn with_full_metadata_disks_reads_and_removals_go_on_and_growth_is_refused() {
         std::fs::remove_file(cluster.data(name).join("filler")).unwrap();
     }
     wait_until("growth to go on", NOTICE_LIMIT, || cluster.dfs(&["mkdir", &new_name()]).ok());
-    goes_on("with room");
+    goes_on(&cluster, "with room");
 }
