@@ -107,6 +107,35 @@ fn ranges_are_locked_between_mounts_and_a_circle_is_refused() {
     wait_until("the lock to go with its file", LIMIT, || !is_taken(&b));
 }
 
+/// Takes two of six bytes in two files, always in the same order, so that no circle can come about, and lets go of them.
+const IN_ORDER: &str = "
+import fcntl, random, sys
+files = [open(f'{sys.argv[1]}/{name}', 'r+b') for name in range(2)]
+random.seed(int(sys.argv[2]))
+for _ in range(int(sys.argv[3])):
+    spots = sorted(random.sample([(file, byte) for file in range(2) for byte in range(3)], 2))
+    for file, byte in spots: fcntl.lockf(files[file], fcntl.LOCK_EX, 1, byte)
+    for file, byte in spots: fcntl.lockf(files[file], fcntl.LOCK_UN, 1, byte)
+";
+
+#[test]
+fn who_waits_where_there_is_no_circle_gets_the_lock() {
+    tests::skip_if!(no_mount, no_root);
+    let mut cluster = Cluster::start_with(1, 1);
+    let mounts = [cluster.mount("a"), cluster.mount("b")];
+    (0..2).for_each(|name| std::fs::write(mounts[0].join(name.to_string()), b"......").unwrap());
+    let rounds = if std::env::var_os("DFS_TEST_FULL").is_some() { "2000" } else { "100" };
+    std::thread::scope(|scope| {
+        for (seed, mnt) in mounts.iter().cycle().take(6).enumerate() {
+            scope.spawn(move || {
+                let mut command = Command::new("python3");
+                command.args(["-c", IN_ORDER]).arg(mnt).args([&seed.to_string(), rounds]);
+                run(&mut command, Duration::from_secs(400)).must();
+            });
+        }
+    });
+}
+
 #[test]
 fn who_waits_for_a_lock_can_be_interrupted_and_killed() {
     tests::skip_if!(no_mount, no_root);
