@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
+use nix::fcntl::OFlag;
 use std::fs;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
@@ -108,48 +110,69 @@ fn all_answers_follow_from_one_order_while_leaders_die() {
 /// Bytes of a file that is cut and written anew in turn: none of them is ever zero.
 const WHOLE: [u8; 40] = [b'w'; 40];
 const CUT: usize = 2;
+/// Of so many buffered reads beside truncations, one may be of no version.
+const TORN_MAX: usize = 150;
 
-/// Length and bytes of a read are of one version of the file. (Past the kernel's pages: there, as on a local disk, a read that
-/// overlaps a truncation may show zeros where the file was longer before.)
-#[test]
-fn a_read_beside_truncations_never_shows_zeros() {
-    tests::skip_if!(no_mount);
+/// Reads a file on two mounts while it is cut and written anew on a third. Returns how many reads there were, and those that
+/// are of no version of it.
+fn reads_beside_truncations(flags: OFlag) -> (usize, Vec<Vec<u8>>) {
     let mut cluster = Cluster::start();
     let roots: Vec<_> = MOUNTS.iter().map(|name| cluster.mount(name)).collect();
     fs::write(roots[0].join("file"), WHOLE).unwrap();
     let rounds = if full() { 10_000 } else { 300 };
     let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let over = &over;
-        let reading: Vec<_> = roots[1..]
-            .iter()
-            .map(|root| {
-                scope.spawn(move || {
-                    let mut reads = 0;
-                    while !over.load(Ordering::SeqCst) {
-                        let mut buffer = vec![1; 4096];
-                        let mut direct = fs::OpenOptions::new();
-                        direct.read(true).custom_flags(nix::fcntl::OFlag::O_DIRECT.bits());
-                        let len = direct.open(root.join("file")).unwrap().read_at(&mut buffer, 0).unwrap();
-                        let bytes = &buffer[..len];
-                        assert!(bytes == WHOLE || bytes == &WHOLE[..CUT], "read {reads}: {bytes:?}");
-                        reads += 1;
-                    }
-                    reads
-                })
+    let read = |root: &Path| {
+        let mut buffer = vec![1; 4096];
+        let file = fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(root.join("file")).unwrap();
+        let len = file.read_at(&mut buffer, 0).unwrap();
+        buffer.truncate(len);
+        buffer
+    };
+    let reads: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let (over, read) = (&over, &read);
+        let reading = roots[1..].iter().map(|root| {
+            scope.spawn(move || {
+                let mut reads = Vec::new();
+                while !over.load(Ordering::SeqCst) {
+                    reads.push(read(root));
+                }
+                reads
             })
-            .collect();
+        });
+        let reading: Vec<_> = reading.collect();
         let file = fs::OpenOptions::new().write(true).open(roots[0].join("file")).unwrap();
         for _ in 0..rounds {
             file.set_len(common::units::len_u64(CUT)).unwrap();
             file.write_all_at(&WHOLE, 0).unwrap();
             file.sync_all().unwrap();
-            if reading.iter().any(|thread| thread.is_finished()) {
-                break;
-            }
         }
         over.store(true, Ordering::SeqCst);
-        let reads: u64 = reading.into_iter().map(|thread| thread.join().unwrap()).sum();
-        eprintln!("{reads} reads");
+        reading.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
+    let count = reads.len();
+    let cut = reads.iter().filter(|bytes| ***bytes == WHOLE[..CUT]).count();
+    eprintln!("{count} reads, {cut} of the short version");
+    assert!(cut > 0 && cut < count, "both versions were seen");
+    let torn: Vec<_> = reads.into_iter().filter(|bytes| bytes != &WHOLE && bytes != &WHOLE[..CUT]).collect();
+    (count, torn)
+}
+
+/// Length and bytes of a read are of one version of the file.
+#[test]
+fn a_read_beside_truncations_never_shows_zeros() {
+    tests::skip_if!(no_mount);
+    let (_, torn) = reads_beside_truncations(OFlag::O_DIRECT);
+    assert_eq!(torn, Vec::<Vec<u8>>::new());
+}
+
+/// So they are of a read through the kernel's pages, but for what comes in one moment that no mount can watch: where the
+/// kernel is told of truncations without regard to reads under way, one read in forty is of no version here.
+#[test]
+fn a_buffered_read_beside_truncations_hardly_ever_shows_zeros() {
+    tests::skip_if!(no_mount);
+    let (count, torn) = reads_beside_truncations(OFlag::empty());
+    eprintln!("{} of no version", torn.len());
+    let too_long = |bytes: &Vec<u8>| bytes.len() == WHOLE.len() && bytes[CUT..].iter().all(|byte| *byte == 0);
+    assert!(torn.iter().all(too_long), "zeros up to the old end, nothing else: {torn:?}");
+    assert!(torn.len() * TORN_MAX < count, "{} of {count}", torn.len());
 }

@@ -13,6 +13,11 @@
 //! old pages back. So a file that is open is asked about until its lease is back ([`Shared::recheck`]), and pages of another
 //! version go then.
 //!
+//! A read that is answered with fewer bytes than the kernel takes the file to have makes it take the file for shorter, unless it
+//! was told to forget the file after it asked: then it shows zeros up to the old end. So what it has asked for is answered before
+//! a change elsewhere is let through, and before it is told to forget pages of another version. (What comes in the
+//! moment between the last look and the notification is not covered.)
+//!
 //! [`Client::certain`]: client_fuse::Client::certain
 
 use super::Shared;
@@ -20,14 +25,22 @@ use common::id::InodeId;
 use common::name::Name;
 use common::proto::meta::{Attr, Cred, MODE_ACL, MODE_DEFAULT_ACL};
 use fuser::{INodeNo, Notifier};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// `FUSE_NOTIFY_INC_EPOCH`.
 const INC_EPOCH: i32 = 8;
+/// How long reads under way are waited for.
+const READS_LIMIT: Duration = Duration::from_millis(300);
+/// How long it is waited until all that the kernel has asked for is taken, and how often that is looked at.
+const QUEUE_LIMIT: Duration = Duration::from_millis(5);
+const QUEUE_LOOK: Duration = Duration::from_micros(100);
 /// Pauses between two questions about a file whose lease is gone; the last one again and again.
 const RECHECKS: [Duration; 6] = [
     Duration::from_millis(2),
@@ -50,8 +63,17 @@ pub(super) struct Coherence {
 
 struct Device {
     notifier: Notifier,
-    /// The connection. `None`: its kernel has no epochs.
-    file: Option<File>,
+    connection: File,
+    /// Its kernel can forget all names at once.
+    has_epochs: bool,
+}
+
+impl Device {
+    /// Requests of the kernel wait that nobody has taken yet.
+    fn has_requests(&self) -> bool {
+        let mut fds = [PollFd::new(self.connection.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
 }
 
 /// Raises the epoch of a connection: all names are looked up again.
@@ -70,11 +92,11 @@ impl Coherence {
         if let Err(error) = &epochs {
             tracing::info!(%error, "this kernel cannot forget all names at once: it keeps none");
         }
-        let _ = self.device.set(Device { notifier, file: epochs.ok().map(|()| file) });
+        let _ = self.device.set(Device { notifier, has_epochs: epochs.is_ok(), connection: file });
     }
 
     fn keeps_names(&self) -> bool {
-        self.device.get().is_some_and(|device| device.file.is_some())
+        self.device.get().is_some_and(|device| device.has_epochs)
     }
 }
 
@@ -120,18 +142,39 @@ impl Shared {
         // What was shown of them before is with the kernel when this is through.
         drop(self.coherence.gate.write().unwrap_or_else(PoisonError::into_inner));
         let Some(device) = self.coherence.device.get() else { return };
-        if let Some(Err(error)) = device.file.as_ref().map(raise_epoch) {
+        if device.has_epochs
+            && let Err(error) = raise_epoch(&device.connection)
+        {
             tracing::debug!(%error, "the mount is gone");
         }
-        for ino in inodes.iter().filter(|ino| self.inodes.is_known(**ino)) {
-            let open = self.client.is_open(*ino);
-            let from = if open { 0 } else { -1 }; // -1: attributes only
+        let known: Vec<InodeId> = inodes.iter().copied().filter(|ino| self.inodes.is_known(*ino)).collect();
+        let open: Vec<InodeId> = known.iter().copied().filter(|ino| self.client.is_open(*ino)).collect();
+        self.wait_for_reads(device, &open);
+        for ino in known {
+            let is_open = open.contains(&ino);
+            let from = if is_open { 0 } else { -1 }; // -1: attributes only
             if let Err(error) = device.notifier.inval_inode(INodeNo(ino.0), from, 0) {
                 tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
             }
-            if open {
-                self.recheck_soon(*ino);
+            if is_open {
+                self.recheck_soon(ino);
             }
+        }
+        // What came between: the change for which this makes way is later.
+        self.wait_for_reads(device, &open);
+    }
+
+    /// Waits until reads of these files that the kernel has asked for by now are answered: for a while. Blocks.
+    fn wait_for_reads(&self, device: &Device, files: &[InodeId]) {
+        if files.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        while device.has_requests() && start.elapsed() < QUEUE_LIMIT {
+            std::thread::sleep(QUEUE_LOOK);
+        }
+        for ino in files {
+            self.requests.wait_for_reads(*ino, READS_LIMIT.saturating_sub(start.elapsed()));
         }
     }
 
@@ -146,7 +189,7 @@ impl Shared {
         }
     }
 
-    async fn recheck(&self, ino: InodeId) {
+    async fn recheck(self: &Arc<Self>, ino: InodeId) {
         let pauses = RECHECKS.into_iter().chain(std::iter::repeat(RECHECKS[RECHECKS.len() - 1]));
         for pause in pauses {
             tokio::time::sleep(pause).await;
@@ -162,13 +205,15 @@ impl Shared {
     }
 
     /// What the kernel keeps of a file is dropped if it is of another data version than the file has now.
-    pub(super) async fn drop_stale_pages(&self, ino: InodeId) {
+    pub(super) async fn drop_stale_pages(self: &Arc<Self>, ino: InodeId) {
         let Some(attr) = self.client.known(ino) else { return };
-        let Some(notifier) = self.coherence.device.get().map(|device| device.notifier.clone()) else { return };
         if !self.inodes.opened(ino, attr.version) {
             // On a thread of its own: the kernel may wait for pages that are being read.
+            let shared = Arc::clone(self);
             let drop_all = move || {
-                if let Err(error) = notifier.inval_inode(INodeNo(ino.0), 0, 0) {
+                let Some(device) = shared.coherence.device.get() else { return };
+                shared.wait_for_reads(device, &[ino]);
+                if let Err(error) = device.notifier.inval_inode(INodeNo(ino.0), 0, 0) {
                     tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
                 }
             };

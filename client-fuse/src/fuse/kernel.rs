@@ -3,6 +3,7 @@
 use super::attrs::{file_attr, ino, new_node, set_time};
 use super::files::{Opened, Write, open_flags, reply_pieces};
 use super::locks::Asked;
+use super::requests::READ;
 use super::serve::{Op, Refuse};
 use super::{BACKGROUND_MAX, Shared, WRITE_MAX};
 use bytes::Bytes;
@@ -318,7 +319,7 @@ impl Filesystem for Kernel {
     ) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.read_file(handle.0, offset, size).await };
-        self.0.serve(op("read", number), reply, work, |_, reply, pieces| reply_pieces(reply, &pieces));
+        self.0.serve(op(READ, number), reply, work, |_, reply, pieces| reply_pieces(reply, &pieces));
     }
 
     fn write(

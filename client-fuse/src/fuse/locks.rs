@@ -131,7 +131,7 @@ impl Shared {
         });
     }
 
-    async fn lock_file(&self, cred: &Cred, asked: Asked) -> Result<Locked, Fault> {
+    async fn lock_file(self: &Arc<Self>, cred: &Cred, asked: Asked) -> Result<Locked, Fault> {
         let kind = kind(asked.kind).ok_or_else(|| Fault::new(Kind::Invalid, "no such kind of lock"))?;
         let doing = what_it_does(asked.thread).await;
         let lock = |space| {

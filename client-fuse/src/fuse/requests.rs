@@ -5,13 +5,16 @@
 use super::Shared;
 use super::serve::Op;
 use client_fuse::Holds;
+use common::id::InodeId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// What a read is called.
+pub(super) const READ: &str = "read";
 /// A request that takes longer is slow.
 const SLOW: Duration = Duration::from_millis(500);
 /// Slow requests that are named.
@@ -24,12 +27,16 @@ const FAILED_MAX: usize = 32;
 pub(super) struct Requests {
     since: Instant,
     inside: Mutex<Inside>,
+    /// A request has ended while somebody waited for one.
+    ended: Condvar,
     total: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Inside {
     under_way: BTreeMap<u64, (Op, Instant)>,
+    /// Who waits for requests to end.
+    waiting: usize,
     failed: VecDeque<(Op, Instant, String)>,
 }
 
@@ -91,7 +98,12 @@ pub(crate) struct FailedRequest {
 
 impl Default for Requests {
     fn default() -> Requests {
-        Requests { since: Instant::now(), inside: Mutex::default(), total: AtomicU64::new(0) }
+        Requests {
+            since: Instant::now(),
+            inside: Mutex::default(),
+            ended: Condvar::default(),
+            total: AtomicU64::new(0),
+        }
     }
 }
 
@@ -106,20 +118,44 @@ impl Requests {
         inside.failed.truncate(FAILED_MAX - 1);
         inside.failed.push_front((op, Instant::now(), error));
     }
+
+    fn begin(&self, op: Op) -> u64 {
+        let mut inside = self.inside();
+        let number = self.total.fetch_add(1, Ordering::Relaxed); // under the lock: later ones have higher numbers
+        inside.under_way.insert(number, (op, Instant::now()));
+        number
+    }
+
+    fn end(&self, number: u64) {
+        let mut inside = self.inside();
+        inside.under_way.remove(&number);
+        if inside.waiting > 0 {
+            self.ended.notify_all();
+        }
+    }
+
+    /// Waits until the reads of a file that are under way now are answered, for so long at most. Blocks.
+    pub(super) fn wait_for_reads(&self, ino: InodeId, limit: Duration) {
+        let mut inside = self.inside();
+        let later = self.total.load(Ordering::Relaxed);
+        inside.waiting += 1;
+        let is_read = |op: &Op| op.name == READ && op.ino == ino;
+        let reads = |inside: &mut Inside| inside.under_way.range(..later).any(|(_, (op, _))| is_read(op));
+        let waited = self.ended.wait_timeout_while(inside, limit, reads);
+        waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
+    }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.shared.requests.inside().under_way.remove(&self.number);
+        self.shared.requests.end(self.number);
     }
 }
 
 impl Shared {
     /// A request begins.
     pub(super) fn begin(self: &Arc<Self>, op: Op) -> UnderWay {
-        let number = self.requests.total.fetch_add(1, Ordering::Relaxed);
-        self.requests.inside().under_way.insert(number, (op, Instant::now()));
-        UnderWay { shared: Arc::clone(self), number }
+        UnderWay { shared: Arc::clone(self), number: self.requests.begin(op) }
     }
 
     /// See [`MountStatus`]. Waits for nothing but short locks.
@@ -152,5 +188,37 @@ impl Shared {
             failed,
             holds: self.client.holds(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(name: &'static str, ino: u64) -> Op {
+        Op { name, ino: InodeId(ino), asks: false }
+    }
+
+    #[test]
+    fn only_reads_of_the_file_that_were_under_way_are_waited_for() {
+        let requests = Arc::new(Requests::default());
+        let long = Duration::from_secs(30);
+        let (ours, other, write) =
+            (requests.begin(op(READ, 7)), requests.begin(op(READ, 8)), requests.begin(op("write", 7)));
+        let waiting = {
+            let requests = Arc::clone(&requests);
+            std::thread::spawn(move || requests.wait_for_reads(InodeId(7), long))
+        };
+        while requests.inside().waiting == 0 {
+            std::thread::yield_now();
+        }
+        let later = requests.begin(op(READ, 7));
+        requests.wait_for_reads(InodeId(9), long);
+        requests.wait_for_reads(InodeId(7), Duration::ZERO);
+        assert!(!waiting.is_finished(), "its read is not answered");
+        requests.end(ours);
+        waiting.join().unwrap();
+        [other, write, later].into_iter().for_each(|number| requests.end(number));
+        assert!(requests.inside().under_way.is_empty() && requests.inside().waiting == 0);
     }
 }
