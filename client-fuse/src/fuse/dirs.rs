@@ -137,6 +137,9 @@ impl Shared {
                 fetched = true;
             }
         }
+        if rows.is_empty() {
+            *piece = Piece::default(); // the end: who keeps the directory open takes no memory
+        }
         Ok(rows)
     }
 
