@@ -140,6 +140,7 @@ impl Client {
     /// saved by then is lost.
     pub async fn shutdown(&self) -> Result<(), Fault> {
         let saved = self.sync_all().await;
+        self.core.tell_accesses().await;
         let closed = self.core.meta.close(self.core.meta.deadline()).await;
         if !self.core.tasks.shutdown(STOP_GRACE).await {
             warn!("background tasks still ran after {STOP_GRACE:?}");
@@ -195,7 +196,8 @@ impl Client {
         if self.core.find(ino).is_some_and(|inode| inode.lock().is_unsaved()) {
             return None;
         }
-        self.core.leases.attr(ino, self.core.world.uptime())
+        let (attr, left) = self.core.leases.attr(ino, self.core.world.uptime())?;
+        Some((self.core.with_access(attr), left))
     }
 
     /// An inode's mode, with the bits that tell of ACLs, if it is certain, also while something of the file is unsaved.

@@ -21,6 +21,8 @@ pub struct ClientConfig {
     /// Decide changes under write leases and tell the metaservers later, if nobody else is about what they touch. (Needs
     /// `leases`.) Without, every change is durable when its call returns (`mount -o sync_metadata`).
     pub write_leases: bool,
+    /// Reads change access times, as with `relatime`: the metaservers hear of it some seconds later. Without, as with `noatime`.
+    pub relatime: bool,
     /// Unsaved data is written back at the latest this long after it was written.
     pub write_behind: Duration,
 }
@@ -36,6 +38,7 @@ impl ClientConfig {
             memory_bytes: 256 << 20,
             leases: false,
             write_leases: false,
+            relatime: false,
             write_behind: Duration::from_secs(1),
         }
     }

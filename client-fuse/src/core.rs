@@ -1,5 +1,6 @@
 //! What all parts of a client share, the table of open files, and the background tasks.
 
+use crate::accessed::Accessed;
 use crate::cache::ChunkCache;
 use crate::chunks::Chunks;
 use crate::config::{ClientConfig, MEMORY_MIN};
@@ -41,6 +42,7 @@ pub(crate) struct Core {
     pub(crate) cache: ChunkCache,
     pub(crate) leases: Arc<Leases>,
     pub(crate) locks: Locks,
+    pub(crate) accessed: Accessed,
     /// Bytes that may still become unsaved, what they cost beside themselves included.
     pub(crate) unsaved: Semaphore,
     /// How many that is when nothing is unsaved.
@@ -125,6 +127,7 @@ impl Core {
             cache: ChunkCache::new(len_u64(memory - unsaved_max)),
             leases: Arc::default(),
             locks: Locks::default(),
+            accessed: Accessed::default(),
             unsaved: Semaphore::new(unsaved_max),
             #[cfg(test)]
             unsaved_max: len_u64(unsaved_max),
@@ -152,6 +155,10 @@ impl Core {
             core.tasks.spawn("leases", |stop| leases.lease_loop(stop));
             let opens = core.clone();
             core.tasks.spawn("opens", |stop| opens.tell_opens_loop(stop));
+        }
+        if core.config.relatime {
+            let accesses = core.clone();
+            core.tasks.spawn("access times", |stop| accesses.access_loop(stop));
         }
         let behind = core.clone();
         core.tasks.spawn("write behind", |stop| behind.write_behind_loop(stop));
@@ -334,7 +341,7 @@ impl Core {
         let state = inode.lock();
         let before = self.leases.attr_before_saves(ino, uptime)?;
         let newer = if state.attr.version > before.version { &state.attr } else { &before };
-        state.refreshed.then(|| state.with_unsaved(newer))
+        state.refreshed.then(|| self.with_access(state.with_unsaved(newer)))
     }
 
     /// Brings what is known of an open file up to date with attributes that came, and adds what is unsaved to them.
@@ -343,9 +350,9 @@ impl Core {
             Some(inode) => {
                 let mut state = inode.lock();
                 state.adopt(&attr);
-                state.with_unsaved(&attr)
+                self.with_access(state.with_unsaved(&attr))
             }
-            None => attr,
+            None => self.with_access(attr),
         }
     }
 

@@ -22,6 +22,8 @@ pub struct OpenFlags {
     pub truncate: bool,
     /// Each write is durable when it returns (`O_SYNC`, `O_DSYNC`).
     pub sync: bool,
+    /// Reads through it change no access time (`O_NOATIME`).
+    pub no_atime: bool,
 }
 
 impl OpenFlags {

@@ -58,6 +58,8 @@ pub(crate) struct State {
     pub(crate) appending: bool,
     /// Time of the newest unsaved write.
     pub(crate) mtime: Option<Time>,
+    /// Time of the newest read that changes the access time.
+    pub(crate) accessed: Time,
     pub(crate) flights: VecDeque<Flight>,
     pub(crate) sealed: u64,
     pub(crate) landed: u64,
@@ -128,6 +130,7 @@ impl Inode {
             dirty_since: None,
             appending: false,
             mtime: None,
+            accessed: Time::default(),
             flights: VecDeque::new(),
             sealed: 0,
             landed: 0,

@@ -11,6 +11,7 @@
 //! | `chunks`, `report` | touch, put and get on replicas; what to do when one fails; telling a server of a wrong copy |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
 //! | `locks` | `flock` and `fcntl` locks |
+//! | `accessed` | access times, where they are asked for |
 //! | `opens` | what is open here, for those who remove it elsewhere |
 //! | `leases` | attributes, names and small files that are answered from memory, under leases; `leases/local`, `leases/journal`: changes that are decided here |
 //! | `deferred` | what has to come before such a decision, and the telling of it |
@@ -30,6 +31,7 @@
 //! 6. With [`ClientConfig::leases`], every answer is what the metaservers would say now: what is answered from memory is
 //!    under a lease. Without (a command, which ends soon), an open file is read as it was when it was opened.
 
+mod accessed;
 mod cache;
 mod chunks;
 pub mod client;

@@ -76,6 +76,14 @@ impl Ahead {
 impl Core {
     /// Up to `len` bytes from `offset`: length and bytes of one version of the file.
     pub(crate) async fn read(self: &Arc<Self>, handle: &Inside, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
+        let out = self.read_one_version(handle, offset, len).await?;
+        if !out.is_empty() {
+            self.note_access(handle);
+        }
+        Ok(out)
+    }
+
+    async fn read_one_version(self: &Arc<Self>, handle: &Inside, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
         for _ in 1..READ_ROUNDS_MAX {
             let (out, version) = self.read_once(handle, offset, len).await?;
             if handle.inode.lock().attr.version == version {

@@ -331,6 +331,7 @@ fn leases(out: &mut Golden) {
     out.line("Op Batch", &Op::Batch(Batch { term: 3, since: LogIndex(7), checked: 0, changes }));
     out.line("Op Reserve", &Op::Reserve { count: 4096 });
     out.line("Op HaveLocks", &Op::HaveLocks { ino: InodeId(302), locks: vec![lock()] });
+    out.line("Op Accessed", &Op::Accessed { files: vec![(InodeId(4096), Time { secs: 1, nanos: 2 })] });
     let mut digest = Digest::default();
     digest.add(&Outcome::Attr(attr()));
     let fault = Some(Fault::new(Kind::Exists, "there"));

@@ -162,6 +162,7 @@ pub(crate) fn grows(op: &Op) -> bool {
         | Op::SetAttr { .. }
         | Op::RemoveXattr { .. }
         | Op::Release { .. }
+        | Op::Accessed { .. }
         | Op::Batch(_) => false, // it was answered for: there is no refusing it
     }
 }

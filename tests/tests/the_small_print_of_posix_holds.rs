@@ -294,6 +294,44 @@ fn files_directories_and_names_behave_to_the_letter() {
 }
 
 /// `df` counts what users stored, not its copies, and answers while the metaservers are away.
+/// A mount that keeps access times: as `relatime`, shown here at once, elsewhere soon; and not where nobody asked for it.
+#[test]
+fn reads_change_access_times_where_they_are_asked_for() {
+    tests::skip_if!(no_mount);
+    let mut cluster = Cluster::start_with(1, 1);
+    let mnt = cluster.mount_with("relatime", &["-o", "relatime"]);
+    let plain = cluster.mount("plain");
+    let atime = |root: &Path, name: &str| fs::metadata(root.join(name)).unwrap().accessed().unwrap();
+    for (name, len) in [("small", 10_usize), ("large", 3 << 20)] {
+        fs::write(plain.join(name), vec![b'x'; len]).unwrap();
+        let made = atime(&plain, name);
+        fs::read(plain.join(name)).unwrap();
+        assert_eq!(atime(&plain, name), made, "not asked for there");
+        let quiet = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOATIME).open(mnt.join(name)).unwrap();
+        assert_eq!(quiet.read_at(&mut [0; 5], 0).unwrap(), 5);
+        assert_eq!(atime(&mnt, name), made, "O_NOATIME");
+        fs::read(mnt.join(name)).unwrap();
+        let first = atime(&mnt, name);
+        assert!(first > made, "{name}: at once");
+        fs::read(mnt.join(name)).unwrap();
+        assert_eq!(atime(&mnt, name), first, "{name}: it is after the last change");
+        let times = |root: &Path| {
+            let found = fs::metadata(root.join(name)).unwrap();
+            (found.modified().unwrap(), found.ctime(), found.ctime_nsec())
+        };
+        let changed = times(&plain);
+        wait_until("the other mount to hear of it", LIMIT, || atime(&plain, name) == first);
+        assert_eq!((atime(&mnt, name), times(&mnt), times(&plain)), (first, changed, changed));
+        // Written here, and read while the kernel has it in its pages.
+        fs::write(mnt.join(name), vec![b'y'; len]).unwrap();
+        fs::read(mnt.join(name)).unwrap();
+        assert!(atime(&mnt, name) > first, "{name}: after another change");
+    }
+    let last = atime(&mnt, "large");
+    cluster.unmount("relatime");
+    assert_eq!(atime(&plain, "large"), last, "the end of a mount leaves nothing untold");
+}
+
 #[test]
 fn statfs_is_logical_and_never_waits() {
     tests::skip_if!(no_mount);

@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 /// What is the kernel's or mount(8)'s own in a list of options, and tells `dfs mount` nothing.
-const NOT_OURS: [&str; 14] = [
+const NOT_OURS: [&str; 13] = [
     "defaults",
     "_netdev",
     "auto",
@@ -22,7 +22,6 @@ const NOT_OURS: [&str; 14] = [
     "owner",
     "group",
     "async",
-    "relatime",
     "allow_other",
     "default_permissions",
 ];
@@ -79,6 +78,7 @@ pub(crate) fn remount(point: &Path, options: &[String]) -> Outcome {
             "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
             "dirsync" => flags |= MsFlags::MS_DIRSYNC,
             "rw" | "dev" | "suid" | "exec" | "atime" => {} // the absence of the others
+            "relatime" => {} // shown of every mount; whether access times are kept stays as it was
             other => return Err(Failure::new(format!("option {other} is not known"))),
         }
     }
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn lines_of_fstab_become_commands() {
         let line = ["dfs", "dfs:a:1+b:2", "/mnt", "-o", "ro,_netdev,x-systemd.automount,relatime"];
-        assert_eq!(of(&line), mounts(&["dfs", "mount", "--meta", "a:1,b:2", "-o", "ro", "--", "/mnt"]));
+        assert_eq!(of(&line), mounts(&["dfs", "mount", "--meta", "a:1,b:2", "-o", "ro,relatime", "--", "/mnt"]));
         let line = ["dfs", "/etc/dfs/dfs.toml", "/mnt", "-o", "defaults"];
         assert_eq!(of(&line), mounts(&["dfs", "mount", "--config", "/etc/dfs/dfs.toml", "--", "/mnt"]));
         assert_eq!(

@@ -21,6 +21,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const READY: &str = "ready";
 /// Options with which every change is durable when its call returns.
 const SYNCED: [&str; 3] = ["sync_metadata", "sync", "dirsync"];
+/// The option with which reads change access times.
+const RELATIME: &str = "relatime";
 /// How long the kernel may take to end the mount after it was unmounted.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
@@ -37,7 +39,8 @@ pub(crate) struct MountArgs {
     /// What is logged: error, warn, info, debug
     #[arg(long, default_value = "info")]
     log_level: String,
-    /// ro, dev, suid, noexec, noatime, sync, sync_metadata (each change is durable when it returns), ...
+    /// ro, dev, suid, noexec, sync, relatime (reads change access times), sync_metadata (each change is durable when it
+    /// returns), ...
     #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS", value_parser = option)]
     options: Vec<String>,
     /// For the background process: report on standard output
@@ -63,10 +66,10 @@ impl MountArgs {
 }
 
 fn option(name: &str) -> Result<String, String> {
-    if fuse::mount_option(name).is_some() || SYNCED.contains(&name) {
+    if fuse::mount_option(name).is_some() || SYNCED.contains(&name) || name == RELATIME {
         return Ok(name.to_owned());
     }
-    let known = "ro, rw, (no)dev, (no)suid, (no)exec, (no)atime, sync, dirsync, sync_metadata";
+    let known = "ro, rw, (no)dev, (no)suid, (no)exec, (no)atime, relatime, sync, dirsync, sync_metadata";
     Err(format!("{name} is not known; there are {known}"))
 }
 
@@ -149,8 +152,10 @@ fn foreground(target: &Target, args: &MountArgs) -> Outcome {
 /// Connects, mounts, and serves until it is unmounted or told to stop; then saves everything.
 async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
     let synced = args.options.iter().any(|option| SYNCED.contains(&option.as_str()));
+    let is_given = |name| args.options.iter().any(|option| option == name);
+    let relatime = is_given(RELATIME) && !is_given("noatime") && !is_given("ro");
     let config = target.client_config(&format!("mount {}", point.display()))?;
-    let config = ClientConfig { leases: true, write_leases: !synced, ..config };
+    let config = ClientConfig { leases: true, write_leases: !synced, relatime, ..config };
     let options = Options {
         source: format!("dfs:{}", config.metaservers.join("+")),
         flags: args.options.clone(),

@@ -106,6 +106,7 @@ pub(super) fn open_flags(flags: i32) -> OpenFlags {
         append: write && bits.contains(OFlag::O_APPEND),
         truncate: write && bits.contains(OFlag::O_TRUNC),
         sync: bits.intersects(OFlag::O_SYNC | OFlag::O_DSYNC),
+        no_atime: bits.contains(OFlag::O_NOATIME),
     }
 }
 
@@ -128,7 +129,8 @@ impl Shared {
     /// Makes a file known to the kernel: its handle number and how its pages are treated.
     pub(super) fn register(self: &Arc<Self>, opened: Opened, flags: i32) -> (u64, FopenFlags) {
         let Opened { handle, flags: wanted } = opened;
-        let keep = self.inodes.opened(handle.ino(), handle.version());
+        let is_current = self.inodes.opened(handle.ino(), handle.version());
+        let keep = is_current && !self.client.is_access_due(&handle);
         if !self.client.is_leased(handle.ino()) {
             self.recheck_soon(handle.ino()); // what is read from now on may be old by the time it is kept
         }

@@ -37,9 +37,13 @@
 //! The kernel believes names and attributes as long as the client's leases of them last, or until it is told otherwise:
 //! `coherence.rs`.
 //!
-//! Left out: collapsing and inserting ranges (the kernel hands them to no FUSE file system), interrupts (`fuser` does not pass them on, so a
-//! request ends by itself or by its deadline), file capabilities (setting them is refused), access times on reading (the
-//! kernel leaves them to us), `syncfs` (the kernel does not pass it on to FUSE: unsaved data of open files is written back by
+//! Access times are ours to keep, for the kernel changes none: with `-o relatime`, files that are read next at a time that is due
+//! are opened without the kernel's pages of them, so that the read comes here.
+//!
+//! Left out: collapsing and inserting ranges (`fuse_file_fallocate` refuses all modes but `KEEP_SIZE`, `PUNCH_HOLE` and
+//! `ZERO_RANGE`, seen with Linux 6.18: `EOPNOTSUPP`, and no request comes), interrupts (`fuser` does not pass them on, so a
+//! request ends by itself or by its deadline), file capabilities (setting them is refused: they would have to go with each
+//! write, truncation and `chown` by anybody, and a mount is `nosuid` unless told otherwise, where they count for nothing), `syncfs` (the kernel does not pass it on to FUSE: unsaved data of open files is written back by
 //! age).
 
 pub(crate) mod attrs;

@@ -78,7 +78,8 @@ impl Deferred {
             | Op::Lock(_)
             | Op::CancelLock { .. }
             | Op::Batch(_)
-            | Op::Reserve { .. } => false,
+            | Op::Reserve { .. }
+            | Op::Accessed { .. } => false,
         }
     }
 

@@ -195,6 +195,12 @@ impl Touched {
             | Op::Clone(CloneRange { to: ino, .. })
             | Op::Release { ino }
             | Op::HaveLocks { ino, .. } => inode(ino),
+            Op::Accessed { files } => {
+                let mut inodes: Vec<InodeId> = files.iter().map(|(ino, _)| *ino).collect();
+                inodes.sort_unstable();
+                inodes.dedup();
+                Touched { inodes, ..Touched::default() }
+            }
             Op::OpenSession { .. }
             | Op::OpenAttending { .. }
             | Op::CloseSession

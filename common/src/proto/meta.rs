@@ -93,10 +93,20 @@ pub const MODE_ACL: u32 = 1 << 16;
 /// In [`Attr::mode`]: there is a default ACL, which new entries inherit.
 pub const MODE_DEFAULT_ACL: u32 = 1 << 17;
 
+/// A day, in seconds.
+const DAY_S: i64 = 24 * 60 * 60;
+
 impl Attr {
     /// The permission bits alone: `0o7777`.
     pub fn permissions(&self) -> u32 {
         self.mode & 0o7777
+    }
+
+    /// Whether a read at `now` changes the access time, as with `relatime` (Linux, `relatime_need_update`): it is not after the
+    /// last change, or a day old.
+    pub fn is_access_due(&self, now: Time) -> bool {
+        let old = self.atime.secs.saturating_add(DAY_S) <= now.secs;
+        now > self.atime && (old || self.atime <= self.mtime || self.atime <= self.ctime)
     }
 }
 
@@ -325,7 +335,16 @@ pub enum Op {
         /// At most [`super::lock::LOCKS_MAX`], none of them `Unlock`.
         locks: Vec<Lock>,
     },
+    /// These files were read at these times: their access times follow where [`Attr::is_access_due`] says so. Nothing else
+    /// changes. What is gone, or no file, is passed over. At most [`ACCESSED_MAX`].
+    Accessed {
+        /// Inodes and when each was read last, by the session's clock; not believed if it is in the future.
+        files: Vec<(InodeId, Time)>,
+    },
 }
+
+/// Files of one [`Op::Accessed`], at most.
+pub const ACCESSED_MAX: usize = 1024;
 
 /// Which bytes come to be where, without being moved: both files refer to the same chunks afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

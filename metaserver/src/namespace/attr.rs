@@ -8,11 +8,11 @@ use super::command::{Fail, refuse};
 use super::commit::{NANOS, not_a_file};
 use super::extents::FileMap;
 use super::remove::{EXTENTS_AT_ONCE, drop_data};
-use super::rows::{Call, inode};
+use super::rows::{Call, find_inode, inode};
 use crate::store::values::{Body, Inode};
 use common::fault::Kind;
 use common::id::InodeId;
-use common::proto::meta::{ACCESS_WRITE, FileKind, Outcome, SetAttr, SetTime};
+use common::proto::meta::{ACCESS_WRITE, ACCESSED_MAX, FileKind, Outcome, SetAttr, SetTime};
 use common::time::Time;
 use common::units::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, FILE_SIZE_MAX, REPLICAS_MAX};
 
@@ -49,6 +49,22 @@ pub(super) fn set(call: &mut Call<'_, '_>, ino: InodeId, set: &SetAttr) -> Resul
     inode.ctime = call.at;
     call.put_inode(ino, &inode);
     Ok(Outcome::Attr(inode.attr(ino)))
+}
+
+/// Access times of files that were read. Anybody may say so of any file: it moves no other time, and none into the future.
+pub(super) fn accessed(call: &mut Call<'_, '_>, files: &[(InodeId, Time)]) -> Result<Outcome, Fail> {
+    if files.len() > ACCESSED_MAX || files.iter().any(|(_, at)| at.nanos >= NANOS) {
+        return Err(refuse(Kind::Invalid, format!("at most {ACCESSED_MAX} files, with nanoseconds below a second")));
+    }
+    for (ino, at) in files {
+        let Some(mut found) = find_inode(call.txn, *ino)? else { continue };
+        let at = call.at.min(*at);
+        if found.kind == FileKind::File && found.attr(*ino).is_access_due(at) {
+            found.atime = at;
+            call.put_inode(*ino, &found);
+        }
+    }
+    Ok(Outcome::Done)
 }
 
 fn check_values(set: &SetAttr) -> Result<(), Fail> {

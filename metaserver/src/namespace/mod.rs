@@ -218,5 +218,6 @@ fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
         Op::Clone(range) => clone::clone_range(call, range),
         Op::Lock(ask) => lock::lock(call, ask),
         Op::CancelLock { ino, number } => lock::cancel(call, *ino, *number),
+        Op::Accessed { files } => attr::accessed(call, files),
     }
 }

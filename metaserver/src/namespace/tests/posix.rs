@@ -1,7 +1,9 @@
 //! POSIX, case by case: who may do what, which error, which times.
 
 use super::*;
-use common::proto::meta::{ACCESS_EXEC, ACCESS_READ, ACCESS_WRITE, FileKind, RenameMode, SetAttr, SetTime, XattrMode};
+use common::proto::meta::{
+    ACCESS_EXEC, ACCESS_READ, ACCESS_WRITE, ACCESSED_MAX, FileKind, RenameMode, SetAttr, SetTime, XattrMode,
+};
 
 fn set() -> SetAttr {
     SetAttr::default()
@@ -453,4 +455,34 @@ fn opening_checks_access() {
         Answer::StatFs(stat) => assert_eq!((stat.inodes, stat.chunks, stat.logical_bytes), (3, 1, 4)),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_read_moves_an_access_time_forward_once_and_nothing_else() {
+    let mut world = World::new();
+    let ino = world.file(0, ROOT, "f", 0o600);
+    let (dir, gone) = (world.dir(0, ROOT, "d", 0o755), InodeId(9999));
+    let late = |time: Time, secs| Time { secs: time.secs + secs, ..time };
+    let (before, dir_before) = (world.attr(ino), world.attr(dir));
+    let read = |world: &mut World, at| world.op(7, Op::Accessed { files: vec![(gone, at), (ino, at), (dir, at)] });
+    // Older than the access time: nothing. In the future: now.
+    read(&mut world, late(before.atime, -5)).unwrap();
+    assert_eq!(world.attr(ino), before);
+    read(&mut world, late(before.atime, 1 << 40)).unwrap();
+    let after = world.attr(ino);
+    assert!(before.atime < after.atime && after.atime <= world.now());
+    assert_eq!(Attr { atime: before.atime, ..after.clone() }, before, "no other time, no version");
+    // It is after the last change already.
+    let now = world.now();
+    read(&mut world, now).unwrap();
+    assert_eq!(world.attr(ino), after);
+    // After another change it moves again, to the time of the read, and not beyond the change if that was later.
+    let at = world.now();
+    world.write(ino, 0, b"new").unwrap();
+    read(&mut world, at).unwrap();
+    assert!(world.attr(ino).atime <= world.attr(ino).mtime, "unread mail stays unread");
+    assert_eq!(world.attr(dir), dir_before);
+    let many = Op::Accessed { files: vec![(ino, at); ACCESSED_MAX + 1] };
+    assert_eq!(world.kind(7, many), Kind::Invalid);
+    world.check();
 }
