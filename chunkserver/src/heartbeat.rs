@@ -128,10 +128,11 @@ impl Voice {
             tick.tick().await;
             let Ok(registration) = self.shared.registration() else { return Ok(()) };
             let stats = self.shared.stores().stats_soon().await;
+            let works = self.shared.stores().takes_writes();
             let heartbeat = Heartbeat {
                 server: registration.server,
                 instance: self.shared.stores().identity().instance,
-                capacity: stats.capacity,
+                capacity: if works { stats.capacity } else { 0 },
                 free: stats.free,
                 chunks: stats.chunks,
                 chunk_bytes: stats.bytes,

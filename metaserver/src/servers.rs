@@ -37,11 +37,13 @@ pub(crate) const LAYOUT_DELAY: Duration = Duration::from_secs(1);
 struct Heard {
     beat: Heartbeat,
     at: Instant,
+    /// When it last had a data directory that works.
+    useful: Instant,
     /// Not a target of writes before this.
     target_from: Instant,
 }
 
-/// For how long nothing was heard of a server.
+/// For how long nothing was heard of a server, or only that no data directory of it works: what it has counts as lost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Silence {
     /// Something was heard by this leader.
@@ -100,7 +102,11 @@ impl Servers {
             Some(_) => now + TARGET_AFTER, // it was down
             None => now,
         };
-        table.heard.insert(beat.server, Heard { beat, at: now, target_from });
+        let useful = match table.heard.get(&beat.server) {
+            Some(before) if beat.capacity == 0 => before.useful,
+            Some(_) | None => now,
+        };
+        table.heard.insert(beat.server, Heard { beat, at: now, useful, target_from });
     }
 
     /// Heartbeats did not come through: begins anew, as a new leader does.
@@ -116,13 +122,13 @@ impl Servers {
         !table.heard.contains_key(&server) && table.since.elapsed() < DOWN_AFTER
     }
 
-    /// For how long nothing was heard of each of these.
+    /// For how long nothing was heard of each of these, or nothing good.
     pub(crate) fn silence(&self, of: impl Iterator<Item = ServerId>) -> BTreeMap<ServerId, Silence> {
         let now = Instant::now();
         let table = self.table();
         let silence = |id: ServerId| {
             let heard = table.heard.get(&id);
-            let last = heard.map_or(table.since, |heard| heard.at);
+            let last = heard.map_or(table.since, |heard| heard.useful);
             (id, Silence { heard: heard.is_some(), lasts: now.saturating_duration_since(last) })
         };
         of.map(silence).collect()
@@ -382,6 +388,20 @@ mod tests {
             "without it one server takes writes, of 2 needed"
         );
         assert_eq!(servers.space(), (3 << 40, 2 * FREE_MIN));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_without_a_disk_that_works_counts_as_silent() {
+        let servers = Servers::new(1);
+        let lasts = || servers.silence([ServerId(1)].into_iter())[&ServerId(1)].lasts;
+        servers.heartbeat(beat(1, FREE_MIN));
+        for _ in 0..30 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            servers.heartbeat(Heartbeat { capacity: 0, fenced_dirs: 1, ..beat(1, 0) });
+        }
+        assert_eq!(lasts(), Duration::from_secs(30));
+        servers.heartbeat(beat(1, FREE_MIN));
+        assert_eq!(lasts(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tests::cluster::Cluster;
+use tests::content::Content;
 use tests::ledger::Ledger;
 use tests::load::Load;
 use tests::wait::wait_until;
@@ -17,6 +18,8 @@ use tests::wait::wait_until;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Operations each writer gets acknowledged between two events.
 const OPS_BETWEEN: u64 = 20;
+/// Bytes of a file: chunks for every server.
+const PUT_LEN: u64 = 80 << 20;
 /// Writers, each with a mount of its own.
 const WRITERS: usize = 2;
 
@@ -117,4 +120,44 @@ fn a_metaserver_whose_disk_refuses_a_sync_stops_and_the_others_go_on() {
     let other = ["meta-1", "meta-2", "meta-3"].into_iter().find(|name| *name != leader).unwrap();
     cluster.kill(&[other]);
     check(&mut cluster, &ledgers, "with");
+}
+
+/// It serves no other purpose any more: what it has counts as lost, as if it were down.
+#[test]
+fn what_a_server_with_a_failed_disk_had_is_made_again_elsewhere() {
+    tests::skip_if!(no_root);
+    let (cluster, local) = (Cluster::start_with(1, 4), tempfile::tempdir().unwrap());
+    cluster.configure("conf/meta-1.toml", "down_out_s = 12");
+    cluster.kill(&["meta-1"]);
+    cluster.up();
+    let source = local.path().join("source");
+    let put = |file: u64| {
+        Content::new(18, file, 1).write_file(&source, PUT_LEN).unwrap();
+        cluster.dfs(&["put", source.to_str().unwrap(), &format!("/f{file}")]).must();
+    };
+    put(1);
+    let injected = Injected::sync_errors(&cluster, "chunk-1");
+    put(2);
+    let log = cluster.log("chunk-1");
+    let id: u64 = log.rsplit_once("registered server=s").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    wait_until("it to be taken out", LIMIT, || cluster.status()["keep"]["out"] == serde_json::json!([id]));
+    assert!(cluster.pid("chunk-1").is_some(), "it runs, and says that it cannot be used");
+    let others_have_all = || {
+        let status = cluster.status();
+        let servers = status["chunkservers"].as_array().unwrap();
+        let others = servers.iter().filter(|server| server["server"] != id);
+        let copies: u64 = others.map(|server| server["chunks"].as_u64().unwrap()).sum();
+        status["degraded"] == 0 && copies == 3 * status["chunks"].as_u64().unwrap()
+    };
+    wait_until("three copies elsewhere", LIMIT, others_have_all);
+    drop(injected);
+    cluster.kill(&["chunk-1"]);
+    wait_until("it to be let go", LIMIT, || cluster.dfs(&["admin", "server", "remove", &id.to_string(), "--yes"]).ok());
+    cluster.dfs(&["admin", "fsck", "--data"]).must();
+    assert_eq!(cluster.status()["health"], "ok");
+    for file in 1..=2 {
+        let back = local.path().join(format!("back{file}"));
+        cluster.dfs(&["get", &format!("/f{file}"), back.to_str().unwrap()]).must();
+        Content::new(18, file, 1).check_file(&back, PUT_LEN).unwrap();
+    }
 }

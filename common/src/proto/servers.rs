@@ -47,7 +47,8 @@ pub struct Heartbeat {
     pub server: ServerId,
     /// As registered.
     pub instance: u128,
-    /// Capacity in bytes.
+    /// Capacity in bytes. 0: no data directory works, so that what it has counts as lost, and it is taken out as one that
+    /// is down.
     pub capacity: u64,
     /// Free bytes, beyond its reserve.
     pub free: u64,
