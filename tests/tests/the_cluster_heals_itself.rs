@@ -119,6 +119,8 @@ fn damage_that_nobody_reads_is_found_and_healed_and_space_of_removed_files_comes
         let status = cluster.status();
         report(&status, one).is_some_and(|r| number(r, "scrub_damaged") == 1 && number(r, "remade") == 1)
     });
+    let well = || cluster.status()["health"] == "ok";
+    wait_until("the cluster to say that it is well", HEAL_LIMIT, well);
 
     cluster.dfs(&["rm", "/f2"]).must();
     let said = cluster.dfs(&["admin", "gc", "run"]).must();

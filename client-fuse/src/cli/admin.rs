@@ -9,10 +9,11 @@ use clap::Subcommand;
 use client_fuse::{AdminLink, Client, ClientConfig};
 use common::auth::AdminKey;
 use common::fault::Fault;
-use common::id::{ClusterId, NodeId};
+use common::id::{ClusterId, NodeId, ServerId};
 use common::layout::ClusterMap;
 use common::proto::admin::{Order, Ordered};
 use common::proto::backup::Members;
+use common::proto::keep::KeepReport;
 use common::proto::meta::{Admin, AdminReply, ServerStatus, Status};
 use common::units::{MIN_REPLICAS_DEFAULT, REPLICAS_DEFAULT};
 use common::world::World;
@@ -23,6 +24,8 @@ use std::time::Duration;
 pub(crate) const UNFORMATTED: &str = "unformatted";
 /// How long making a cluster may take.
 const FORMAT_LIMIT: Duration = Duration::from_secs(30);
+/// A server reports each second: what it said longer ago does not count.
+const REPORT_AGE_MAX_MS: u64 = 10_000;
 /// How long a look at the cluster may take.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 /// What an order gets at least.
@@ -134,7 +137,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
                 (keep::status(target).await?, keep::held(target).await?, members(target).await?);
             let moves = rebalance::status(target).await?;
             if json {
-                let mut all = status_json(&status, &members);
+                let mut all = status_json(&status, &members, &keeping.reports);
                 all["keep"] = keep::json(&keeping);
                 all["rebalance"] = rebalance::brief_json(&moves);
                 all["deletion_held"] = held.map(|held| held.epoch.0).into();
@@ -142,7 +145,11 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
             } else {
                 let held = held.map_or_else(String::new, |held| keep::held_text(&held) + "\n");
                 let moves = rebalance::brief(&moves).map_or_else(String::new, |line| line + "\n");
-                say!("{}{held}{moves}{}", status_text(&status, &members), keep::text(&keeping).trim_end());
+                say!(
+                    "{}{held}{moves}{}",
+                    status_text(&status, &members, &keeping.reports),
+                    keep::text(&keeping).trim_end()
+                );
             }
             Ok(0)
         }
@@ -216,9 +223,13 @@ pub(crate) fn done(what: Ordered) -> Outcome {
     }
 }
 
+/// What a server said of what it is to keep, and how many milliseconds ago.
+pub(crate) type Report = (ServerId, u64, KeepReport);
+
 /// How the cluster is, in one word, and why: `ok`, `warning` (nothing is lost, something is to be done), `critical` (one
-/// more fault may stop it or lose data).
-pub(crate) fn health(status: &Status, members: &Members) -> (&'static str, Vec<String>) {
+/// more fault may stop it or lose data). `reports`: what each server said of what it is to keep, and how old that is, in
+/// milliseconds.
+pub(crate) fn health(status: &Status, members: &Members, reports: &[Report]) -> (&'static str, Vec<String>) {
     let (mut why, mut critical) = (Vec::new(), false);
     let (learners, voting): (Vec<_>, Vec<_>) =
         status.metaservers.iter().partition(|(node, ..)| members.learners.contains(node));
@@ -244,9 +255,18 @@ pub(crate) fn health(status: &Status, members: &Members) -> (&'static str, Vec<S
     if !fenced.is_empty() {
         why.push(format!("directories are out of use after disk errors on {}", names(fenced)));
     }
-    let corrupt: Vec<&ServerStatus> = status.servers.iter().filter(|server| server.corrupt > 0).collect();
+    let has_all = |server: &ServerStatus| {
+        reports.iter().any(|(id, age, its)| *id == server.server && *age < REPORT_AGE_MAX_MS && its.missing == 0)
+    };
+    let corrupt: Vec<&ServerStatus> =
+        status.servers.iter().filter(|server| server.corrupt > 0 && !has_all(server)).collect();
     if !corrupt.is_empty() {
-        why.push(format!("damaged copies were found on {}", names(corrupt)));
+        why.push(format!("damaged copies were found on {}, and are not made good yet", names(corrupt)));
+    }
+    let nowhere: u64 =
+        reports.iter().filter(|(_, age, _)| *age < REPORT_AGE_MAX_MS).map(|(.., its)| its.unavailable).sum();
+    if nowhere > 0 {
+        why.push(format!("no server that is up has a sound copy of {nowhere} that are missing"));
     }
     if status.fs.raw_capacity > 0 && status.fs.raw_free < status.fs.raw_capacity / 20 {
         why.push("less than 5 % of the space is free".to_owned());
@@ -335,10 +355,10 @@ async fn nodes_text(world: &World, addresses: &[String]) -> String {
 }
 
 /// The cluster for people.
-pub(crate) fn status_text(status: &Status, members: &Members) -> String {
+pub(crate) fn status_text(status: &Status, members: &Members, reports: &[Report]) -> String {
     let mut text = String::new();
     // writing to a string cannot fail
-    let (word, why) = health(status, members);
+    let (word, why) = health(status, members, reports);
     let _ = writeln!(text, "health {word}");
     for reason in why {
         let _ = writeln!(text, "  {reason}");
@@ -426,9 +446,9 @@ pub(crate) fn metaserver_json(status: &Status, members: &Members) -> Vec<serde_j
 }
 
 /// The cluster as JSON.
-pub(crate) fn status_json(status: &Status, members: &Members) -> serde_json::Value {
+pub(crate) fn status_json(status: &Status, members: &Members, reports: &[Report]) -> serde_json::Value {
     let metaservers = metaserver_json(status, members);
-    let (health, why) = health(status, members);
+    let (health, why) = health(status, members, reports);
     let servers: Vec<serde_json::Value> = status.servers.iter().map(server_json).collect();
     let fs = &status.fs;
     serde_json::json!({
@@ -469,4 +489,63 @@ pub(crate) fn server_json(server: &ServerStatus) -> serde_json::Value {
         "fenced_dirs": server.fenced_dirs,
         "segment_bytes": server.segment_bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::id::{Epoch, LogIndex};
+    use common::proto::meta::{FsStat, NodeStatus};
+
+    /// One metaserver, and one chunkserver that has found a damaged copy.
+    fn damaged() -> Status {
+        let leader = NodeStatus {
+            node: NodeId(1),
+            state: "leader".into(),
+            term: 1,
+            leader: Some(NodeId(1)),
+            applied: LogIndex(9),
+            last_log: LogIndex(9),
+        };
+        let server = ServerStatus {
+            server: ServerId(4),
+            addr: "a:1".into(),
+            up: true,
+            silent_ms: Some(5),
+            capacity: 1 << 30,
+            free: 1 << 29,
+            chunks: 3,
+            chunk_bytes: 300,
+            corrupt: 1,
+            fenced_dirs: 0,
+            segment_bytes: 400,
+        };
+        Status {
+            cluster: ClusterId(7),
+            epoch: Epoch(1),
+            leader,
+            metaservers: vec![(NodeId(1), "m:1".into(), None)],
+            servers: vec![server],
+            fs: FsStat { replicas: 1, ..FsStat::default() },
+            degraded: 0,
+            sessions: 0,
+        }
+    }
+
+    #[test]
+    fn damage_that_was_made_good_is_no_reason_to_warn() {
+        let word = |reports: &[Report]| health(&damaged(), &Members::default(), reports).0;
+        let report = |missing, unavailable| KeepReport { missing, unavailable, ..KeepReport::default() };
+        assert_eq!(word(&[(ServerId(4), 900, report(0, 0))]), "ok");
+        let open: [&[Report]; 4] = [
+            &[],
+            &[(ServerId(3), 900, report(0, 0))],
+            &[(ServerId(4), REPORT_AGE_MAX_MS, report(0, 0))],
+            &[(ServerId(4), 900, report(1, 0))],
+        ];
+        for reports in open {
+            assert_eq!(word(reports), "warning", "{reports:?}");
+        }
+        assert_eq!(word(&[(ServerId(4), 900, report(0, 0)), (ServerId(5), 900, report(1, 1))]), "warning");
+    }
 }

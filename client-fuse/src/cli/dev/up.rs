@@ -203,7 +203,7 @@ pub(super) async fn status(cluster: &Cluster, json: bool) -> Outcome {
             .map(|p| serde_json::json!({"name": p.name, "pid": p.pid(), "up": p.pid().is_some(), "port": cluster.port(&p.name)}))
             .collect();
         let cluster = match &status {
-            Ok(status) => admin::status_json(status, &Members::default()),
+            Ok(status) => admin::status_json(status, &Members::default(), &[]),
             Err(failure) => serde_json::json!({ "error": failure.to_string() }),
         };
         say!("{}", serde_json::json!({ "processes": list, "cluster": cluster }));
@@ -217,7 +217,7 @@ pub(super) async fn status(cluster: &Cluster, json: bool) -> Outcome {
         say!("{:<10} {:>8} {:<5} {:>6}", process.name, shown, if pid.is_some() { "up" } else { "down" }, port);
     }
     match status {
-        Ok(status) => say!("\n{}", admin::status_text(&status, &Members::default()).trim_end()),
+        Ok(status) => say!("\n{}", admin::status_text(&status, &Members::default(), &[]).trim_end()),
         Err(failure) => say!("\ncluster: {failure}"),
     }
     Ok(())
