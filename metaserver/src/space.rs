@@ -107,6 +107,14 @@ impl Space {
     }
 }
 
+/// Before the store is written on: gives up the ballast if it may be needed. The store does not survive a write that finds no room,
+/// and a disk may fill up between two looks. Blocks.
+pub(crate) fn make_room(disk: &dyn Disk, dir: &Path) {
+    if disk.space(dir).is_ok_and(|(_, free)| free < BALLAST_LEN) {
+        drop_ballast(disk, dir);
+    }
+}
+
 /// Gives the ballast's blocks to whoever needs them. True if it was there.
 pub(crate) fn drop_ballast(disk: &dyn Disk, dir: &Path) -> bool {
     let ballast = dir.join(BALLAST);

@@ -76,8 +76,12 @@ async fn flush(node: Shared, stop: CancellationToken) {
             continue;
         }
         looks = 0;
-        let state = member.state.clone();
-        if let Err(error) = node.world.blocking(move || state.flush()).await {
+        let (state, own) = (member.state.clone(), node.clone());
+        let flushed = node.world.blocking(move || {
+            crate::space::make_room(&*own.world.disk, &own.config.data_dir);
+            state.flush()
+        });
+        if let Err(error) = flushed.await {
             tracing::error!(%error, "flush the metadata store");
             node.failed(&format!("flush the metadata store: {error}"));
         }
