@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const CHUNK: u32 = 64 << 10;
-const READ_WRITE: OpenFlags = OpenFlags { read: true, write: true, append: false, truncate: false, sync: false, no_atime: false };
+const READ_WRITE: OpenFlags =
+    OpenFlags { read: true, write: true, append: false, truncate: false, sync: false, no_atime: false };
 const APPEND: OpenFlags = OpenFlags { append: true, ..READ_WRITE };
 
 async fn client(cluster: &Arc<FakeCluster>) -> Client {
