@@ -8,7 +8,7 @@ use crate::raft::Member;
 use crate::servers::{DOWN_AFTER, Silence};
 use common::fault::{Fault, Kind};
 use common::id::{ChunkId, Epoch, LogIndex, ServerId};
-use common::proto::keep::{KeepAnswer, KeepOrders, KeepReport, Nonced};
+use common::proto::keep::{KeepAnswer, KeepOrders, KeepReport, KeepSettings, Nonced};
 use common::time::Time;
 use common::world::World;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,9 @@ use tokio::time::Instant;
 const PURGE_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at them.
 const PURGE_LOOK: Duration = Duration::from_millis(50);
+
+/// A client's request counts as use of the cluster for so long: longer than between two reports of a server.
+const IN_USE_FOR: Duration = Duration::from_secs(3);
 
 /// What the leader has heard, and has ordered.
 #[derive(Debug)]
@@ -33,12 +36,14 @@ struct Table {
     orders: u64,
     gc: u64,
     scrub: u64,
+    /// When a client last asked for something.
+    used: Option<Instant>,
 }
 
 impl Keep {
     /// Nothing was heard or ordered yet. Orders of a later term have higher numbers.
     pub(crate) fn new(term: u64) -> Keep {
-        let table = Table { reports: BTreeMap::new(), orders: term << 32, gc: 0, scrub: 0 };
+        let table = Table { reports: BTreeMap::new(), orders: term << 32, gc: 0, scrub: 0, used: None };
         Keep { table: Mutex::new(table) }
     }
 
@@ -51,6 +56,23 @@ impl Keep {
         let mut table = self.table();
         table.reports.insert(server, (Instant::now(), report));
         KeepOrders { gc: table.gc, scrub: table.scrub, ..KeepOrders::default() }
+    }
+
+    /// A client asks for something.
+    pub(crate) fn note_use(&self) {
+        self.table().used = Some(Instant::now());
+    }
+
+    /// The settings as they count now: while clients use the cluster, no server repairs faster than it may while they use
+    /// *it*. A new server, which is asked for nothing yet, would else take what the others need for their clients.
+    pub(crate) fn settings_now(&self, settings: KeepSettings) -> KeepSettings {
+        let in_use = self.table().used.is_some_and(|used| used.elapsed() < IN_USE_FOR);
+        match in_use {
+            true => {
+                KeepSettings { repair_idle_rate: settings.repair_idle_rate.min(settings.repair_busy_rate), ..settings }
+            }
+            false => settings,
+        }
     }
 
     /// Orders a collection of garbage; its number.
@@ -189,5 +211,17 @@ mod tests {
         assert_eq!(plan(&[up(1), up(2), up(3), down(4)], &[4]), []);
         assert_eq!(plan(&[up(1), up(2), up(3), up(4)], &[4]), [(4, false)], "it came back");
         assert_eq!(plan(&[up(1), up(2), up(3), (4, false, 1)], &[4]), [], "a new leader has not heard of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repair_is_slow_everywhere_while_clients_use_the_cluster() {
+        let keep = Keep::new(1);
+        let settings = KeepSettings { repair_busy_rate: 10, repair_idle_rate: 100, ..KeepSettings::default() };
+        let rate = || keep.settings_now(settings).repair_idle_rate;
+        assert_eq!(rate(), 100);
+        keep.note_use();
+        assert_eq!(rate(), 10);
+        tokio::time::advance(IN_USE_FOR).await;
+        assert_eq!(rate(), 100);
     }
 }

@@ -434,6 +434,7 @@ impl Meta for Call {
             _ => (false, false),
         };
         if !opens {
+            leading.keep.note_use();
             self.touch(&member, &leading, session).await?;
         }
         if opens {
@@ -589,7 +590,7 @@ impl Meta for Call {
                     Ok((counters.degraded, settings))
                 });
                 let (degraded, settings) = read.map_err(|error| self.store_failed(&error))?;
-                let orders = leading.keep.heard(server, report);
+                let (orders, settings) = (leading.keep.heard(server, report), leading.keep.settings_now(settings));
                 Ok(KeepAnswer::Orders(KeepOrders { degraded, settings, ..orders }))
             }
             KeepAsk::Moves(report) => movers::heard(&member, &leading, report).map(KeepAnswer::Moves),

@@ -14,7 +14,7 @@ const WINDOW: u64 = 4 << 20;
 /// Bytes of each piece: what is counted is rows, not bytes.
 const PIECE: usize = 128;
 /// Chunks between two syncs: more than are kept in the metadata, so that they are stored as chunks.
-const CHUNKS_PER_SYNC: u64 = 4000;
+const CHUNKS_PER_SYNC: u64 = 1000;
 
 /// Bytes at the end of each file of chunks.
 const REST: usize = 64 << 10;

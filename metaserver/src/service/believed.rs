@@ -72,6 +72,7 @@ impl Call {
     pub(super) async fn answer(self, mut ask: Ask) -> Result<Answered, Fault> {
         let arrived = Instant::now();
         let (member, leading) = self.leading().await?;
+        leading.keep.note_use();
         self.touch(&member, &leading, ask.session).await?;
         if let Query::LockWaits { ino, number } = ask.query {
             self.wait_for_lock(&member, &leading, ino, number).await?;
