@@ -19,6 +19,7 @@ use common::proto::meta::{
     Admin, AdminReply, Answer, Attr, Cred, DirEntry, FsStat, LISTING_MAX, NewNode, Op, Outcome, Query, RenameMode,
     SetAttr, XattrMode,
 };
+use common::proto::trash::{TrashAsk, TrashList};
 use common::rpc::Caller;
 use common::task::Tasks;
 use common::wire::Pool;
@@ -97,7 +98,7 @@ impl AdminLink {
     pub async fn ask(&self, ask: &Admin) -> Result<AdminReply, Fault> {
         match ask {
             Admin::Format { .. } | Admin::NodeStatus => self.caller.admin_once(ask, self.limit).await,
-            Admin::Status | Admin::Keep(_) | Admin::Order(_) | Admin::Members | Admin::Rebalance(_) => {
+            Admin::Status | Admin::Keep(_) | Admin::Order(_) | Admin::Members | Admin::Rebalance(_) | Admin::Trash => {
                 self.caller.admin(ask, self.limit).await
             }
         }
@@ -340,6 +341,22 @@ impl Client {
         match self.submit(cred, op).await? {
             Outcome::Removed { .. } | Outcome::Done => Ok(()),
             other => Err(unexpected("rmdir", &other)),
+        }
+    }
+
+    /// What was removed and can be brought back.
+    pub async fn trash(&self, cred: &Cred, ask: TrashAsk) -> Result<TrashList, Fault> {
+        match self.query(cred, Query::Trash(ask)).await? {
+            Answer::Trash(list) => Ok(list),
+            other => Err(unexpected("trash", &other)),
+        }
+    }
+
+    /// Gives something in the trash a name again. What was in a directory comes back after it, one by one.
+    pub async fn undelete(&self, cred: &Cred, ino: InodeId, parent: InodeId, name: &Name) -> Result<Attr, Fault> {
+        match self.submit(cred, Op::Undelete { ino, parent, name: name.clone() }).await? {
+            Outcome::Attr(attr) => Ok(self.core.seen(attr)),
+            other => Err(unexpected("undelete", &other)),
         }
     }
 

@@ -145,7 +145,7 @@ impl Core {
             | Query::LockHolder { ino, .. }
             | Query::LockWaits { ino, .. } => Some(*ino),
             Query::StatFs => return Ok(()),
-            Query::Lookup { .. } | Query::Walk { .. } | Query::ReadDir { .. } => None,
+            Query::Lookup { .. } | Query::Walk { .. } | Query::ReadDir { .. } | Query::Trash(_) => None,
         };
         match self.leases.is_untold(ino) {
             true => self.told(deadline).await.map(|_| ()), // if it is lost, the answer shows that

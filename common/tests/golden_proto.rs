@@ -20,6 +20,7 @@ use common::proto::meta::*;
 use common::proto::opens::*;
 use common::proto::rebalance::*;
 use common::proto::squash::*;
+use common::proto::trash::*;
 use common::time::Time;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -341,6 +342,23 @@ fn leases(out: &mut Golden) {
     out.line("OpenAsk", &OpenAsk { term: 3, round: 6 });
 }
 
+fn trash(out: &mut Golden) {
+    let (ino, parent, at) = (InodeId(5), InodeId(2), Time { secs: 5, nanos: 6 });
+    out.line("Op", &Op::Undelete { ino, parent, name: name("a") });
+    let place = TrashPlace { at, ino };
+    out.line("Query", &Query::Trash(TrashAsk { parent: Some(parent), after: Some(place), limit: 9 }));
+    let dir = Some(b"/d".to_vec());
+    let entry = TrashEntry { ino, kind: FileKind::File, parent, name: name("a"), dir, size: 7, by: 8, at };
+    out.line("Answer", &Answer::Trash(TrashList { entries: vec![entry], next: Some(place), window_s: 3600 }));
+    out.line("Admin", &Admin::Trash);
+    let now = TrashNow { window_s: 3600, entries: 1, bytes: 2, oldest: Some(at) };
+    out.line("AdminReply", &AdminReply::Trash(now));
+    let keep = KeepChange { grace_s: Some(5), ..KeepChange::default() };
+    let change = SettingsChange { keep, min_replicas: Some(1), undelete_window_s: Some(0) };
+    out.line("Order", &Order::Change(change));
+    out.line("Order", &Order::EmptyTrash);
+}
+
 fn keeping(out: &mut Golden) {
     let (server, layout, epoch, id) = (ServerId(2), LayoutVersion(3), Epoch(1), ChunkId([7; 32]));
     out.line("ChunkRequest", &ChunkRequest::Confirm { epoch, rounds: vec![(ChunkRef { id, len: 10 }, 9)] });
@@ -546,6 +564,7 @@ fn the_protocol_bytes_are_what_they_were() {
     data_plane(&mut golden);
     leases(&mut golden);
     keeping(&mut golden);
+    trash(&mut golden);
     orders(&mut golden);
     metaservers(&mut golden);
     moves(&mut golden);

@@ -223,7 +223,8 @@ mod tests {
         let (ctx, keep) = (QueryCtx::new(&config), crate::keep::Keep::new(1));
         let (opens, lock_news) = (crate::opens::Opens::new(Instant::now()), tokio::sync::Notify::new());
         let (servers, movers) = (Servers::new(1), crate::movers::Movers::default());
-        let leading = Leading { term: 1, ctx, servers, keep, movers, sessions, leases, opens, lock_news };
+        let trash = Default::default();
+        let leading = Leading { term: 1, ctx, servers, keep, movers, sessions, leases, opens, trash, lock_news };
         let copies = Copies::new(Pool::new(&World::real(), &Me::unknown(Role::Metaserver)));
         assert!(copies.check(&kv, &leading, &map(), &commit(&[1, 2])).await.is_ok());
     }

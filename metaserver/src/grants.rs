@@ -91,7 +91,8 @@ impl Reading {
             | Query::ListXattr { .. }
             | Query::StatFs
             | Query::LockHolder { .. }
-            | Query::LockWaits { .. } => return self.plain(ask),
+            | Query::LockWaits { .. }
+            | Query::Trash(_) => return self.plain(ask),
         };
         let Some(lease) = self.leases.grant(self.session, ino, self.arrived) else { return self.plain(ask) };
         let answered = self.plain(ask);

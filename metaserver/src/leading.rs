@@ -11,6 +11,7 @@ use crate::opens::Opens;
 use crate::raft::Member;
 use crate::servers::Servers;
 use crate::sessions::Sessions;
+use crate::trash::Pressure;
 use common::fault::{Fault, Kind};
 use openraft::Instant as _;
 use std::sync::{Arc, Mutex};
@@ -40,6 +41,8 @@ pub(crate) struct Leading {
     pub(crate) leases: Arc<Leases>,
     /// Who has removed files open.
     pub(crate) opens: Opens,
+    /// When the trash makes room.
+    pub(crate) trash: Pressure,
     /// Some lock was let go of.
     pub(crate) lock_news: tokio::sync::Notify,
 }
@@ -87,6 +90,7 @@ impl Leadership {
             movers: Movers::default(),
             leases: Arc::new(Leases::new(attending.into_iter(), Instant::now())),
             opens: Opens::new(Instant::now()),
+            trash: Pressure::default(),
             lock_news: tokio::sync::Notify::new(),
             sessions: Sessions::new(sessions.into_iter(), Instant::now()),
         });

@@ -15,6 +15,7 @@
 //! | `rebalance`, `movers` | which placement groups move: the plan, its steps; who carries them out |
 //! | `space` | what is refused while disks are nearly full, so that what frees space goes on |
 //! | `opens` | who has removed files open |
+//! | `trash` | when what can be brought back makes room |
 //! | `copies` | may a commit have fewer copies than asked for |
 //! | `orders`, `fsck` | what only administrators may ask; the check of everything |
 //! | `members`, `backup` | metaservers come and go; backups, and the new life that begins from one |
@@ -45,6 +46,7 @@ mod service;
 mod sessions;
 mod space;
 pub mod store;
+mod trash;
 mod workers;
 
 use crate::config::Config;

@@ -21,9 +21,11 @@ use common::proto::backup::{BackupAnswer, BackupAsk, MemberChange};
 use common::proto::keep::KeepReport;
 use common::proto::rebalance::RebalanceOrder;
 use common::proto::squash::SquashAsk;
+use common::proto::trash::SettingsChange;
 use common::time::Time;
-use common::units::len_usize;
+use common::units::{len_u64, len_usize};
 use common::wire::Pool;
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -32,7 +34,9 @@ use tokio::sync::oneshot;
 const BY_LEN_MAX: usize = 255;
 
 /// Chunks that are named when a server cannot be removed, at most.
-const LAST_COPIES_MAX: usize = 16;
+const LAST_COPIES_MAX: usize = 20;
+/// Files that are named for each of them, at most.
+const PATHS_MAX: usize = 4;
 
 /// See the module.
 pub(crate) struct Orders {
@@ -75,6 +79,20 @@ impl Orders {
         Ok(Ordered::RootSquash(now.map_err(|error| Fault::new(Kind::Internal, error.to_string()))?))
     }
 
+    async fn change(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        by: String,
+        change: SettingsChange,
+    ) -> Result<Ordered, Fault> {
+        change.check().map_err(|text| Fault::new(Kind::Invalid, text))?;
+        let what = format!("settings: {}", change.words().join(", "));
+        self.note(member, by, what, Some(Command::Change(change))).await?;
+        leading.servers.rows_changed(false);
+        Ok(Ordered::Done)
+    }
+
     /// Carries an order out, as the leader.
     pub(crate) async fn carry_out(
         &self,
@@ -101,12 +119,13 @@ impl Orders {
                 Ok(Ordered::Backup(answer))
             }
             Order::Settings { keep, min_replicas } => {
-                keep.check().map_err(|text| Fault::new(Kind::Invalid, text))?;
-                let min = min_replicas.map(|min| format!("min_replicas = {min}"));
-                let what = format!("settings: {}", min.into_iter().chain(keep.words()).collect::<Vec<_>>().join(", "));
-                self.note(&member, by, what, Some(Command::Settings { keep, min_replicas })).await?;
-                leading.servers.rows_changed(false);
-                Ok(Ordered::Done)
+                let change = SettingsChange { keep, min_replicas, ..SettingsChange::default() };
+                self.change(&member, &leading, by, change).await
+            }
+            Order::Change(change) => self.change(&member, &leading, by, change).await,
+            Order::EmptyTrash => {
+                let command = Command::EmptyTrash { at: self.node.world.now() };
+                self.note(&member, by, "the trash emptied".to_owned(), Some(command)).await.map(|_| Ordered::Done)
             }
             Order::Members(change) => self.change_members(member, by, change).await,
             Order::Release => {
@@ -232,19 +251,20 @@ impl Orders {
     async fn refuse_needed(&self, member: &Member, leading: &Leading, server: ServerId) -> Result<(), Fault> {
         member.reads.wait().await?;
         let internal = |error: KvError| Fault::new(Kind::Internal, error.to_string());
-        let (map, last) = {
-            let mounted = member.state.mounted();
-            let map = namespace::cluster_map(mounted.kv()).map_err(internal)?;
-            let map = map.ok_or_else(crate::leading::not_formatted)?;
-            (map, last_copies(mounted.kv(), server).map_err(internal)?)
+        let state = member.state.clone();
+        let read = move || {
+            let mounted = state.mounted();
+            let view = mounted.kv().snapshot();
+            Ok((namespace::cluster_map(&*view)?, last_copies(&*view, server)?))
         };
+        let (map, last) = self.node.world.blocking(read).await.map_err(internal)?;
+        let map = map.ok_or_else(crate::leading::not_formatted)?;
         if !map.servers.contains_key(&server) {
             return Err(Fault::new(Kind::NotFound, format!("there is no chunkserver {server}")));
         }
         let refuse = |text: String| Err(Fault::new(Kind::Refused, text));
-        if !last.is_empty() {
-            let ids: Vec<String> = last.iter().map(ChunkId::hex).collect();
-            return refuse(format!("{server} holds the last copies of these chunks, and others: {}", ids.join(" ")));
+        if let Some(text) = last {
+            return refuse(format!("{server} holds the last copies of {text}"));
         }
         let all = leading.servers.status(&map);
         let up: Vec<ServerId> = all.iter().filter(|status| status.up).map(|status| status.server).collect();
@@ -283,19 +303,35 @@ fn behind(layout: &Layout, up: &[ServerId], reports: &[(ServerId, u64, KeepRepor
     up.iter().filter(|server| has_place(server) && !has_all(server)).copied().collect()
 }
 
-/// Chunks that only this server is known to hold, the first 16.
-fn last_copies(read: &dyn KvRead, server: ServerId) -> Result<Vec<ChunkId>, KvError> {
-    let mut last = Vec::new();
+/// Chunks that only this server is known to hold: how many, and the first ones with the files that they are in, a line
+/// each. `None`: there are none.
+fn last_copies(read: &dyn KvRead, server: ServerId) -> Result<Option<String>, KvError> {
+    let (mut first, mut count) = (BTreeSet::new(), 0_u64);
     for found in read.scan(DEGRADED, (Bound::Unbounded, Bound::Unbounded), false) {
         let (key, value) = found?;
-        if Degraded::decode(&value)?.servers == [server] {
-            last.extend(key.last_chunk::<32>().map(|id| ChunkId(*id)));
+        if Degraded::decode(&value)?.servers != [server] {
+            continue;
         }
-        if last.len() == LAST_COPIES_MAX {
-            break;
+        count += 1;
+        if first.len() < LAST_COPIES_MAX {
+            first.extend(key.last_chunk::<32>().map(|id| ChunkId(*id)));
         }
     }
-    Ok(last)
+    if count == 0 {
+        return Ok(None);
+    }
+    let ranges = crate::fsck::ranges_of(read, &first)?;
+    let mut text = format!("{count} chunks, of these files:");
+    for id in first {
+        let files = ranges.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let paths: BTreeSet<_> = files.iter().map(|file| String::from_utf8_lossy(&file.path)).collect();
+        let paths: Vec<_> = paths.into_iter().take(PATHS_MAX).collect();
+        text.push_str(&format!("\n  {} {}", id.hex(), paths.join(" ")));
+    }
+    if count > len_u64(LAST_COPIES_MAX) {
+        text.push_str(&format!("\n  and {} more chunks", count - len_u64(LAST_COPIES_MAX)));
+    }
+    Ok(Some(text))
 }
 
 /// True to the key, if there is one, and not too old.

@@ -533,6 +533,11 @@ impl Meta for Call {
                 Err(Fault::new(Kind::Refused, "this needs the administrator's key: it must come as a signed order"))
             }
             Admin::Keep(ask) => self.keep_admin(ask).await.map(AdminReply::Keep),
+            Admin::Trash => {
+                let (member, _) = self.leading().await?;
+                let now = namespace::trash_now(member.state.mounted().kv());
+                now.map(AdminReply::Trash).map_err(|error| self.store_failed(&error))
+            }
             Admin::Rebalance(ask) => {
                 let (member, leading) = self.leading().await?;
                 movers::answer(self.node(), &member, &leading, ask).await.map(AdminReply::Rebalance)

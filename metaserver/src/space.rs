@@ -156,7 +156,7 @@ fn is_tight(was: bool, free: u64, reserve: u64) -> bool {
 pub(crate) fn grows(op: &Op) -> bool {
     match op {
         Op::Create { .. } | Op::CreateUnmasked { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::Clone(_) => true,
-        Op::Reserve { .. } => true,
+        Op::Reserve { .. } | Op::Undelete { .. } => true,
         Op::Commit(commit) => commit.edits.iter().any(|edit| !matches!(edit.data, Source::Hole)),
         Op::OpenSession { .. }
         | Op::OpenAttending { .. }

@@ -3,7 +3,7 @@
 //! | loop | who | does |
 //! | --- | --- | --- |
 //! | flush | every member | makes what is applied durable, so that a restart replays little |
-//! | leader | the leader | ends silent sessions and unfinished changes of the members, asks who has removed files open, takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers, moves placement groups |
+//! | leader | the leader | ends silent sessions and unfinished changes of the members, asks who has removed files open, lets the trash go and takes files that are gone apart, takes servers out that were down for long, makes a layout for new servers, moves placement groups |
 //! | return | a node without data, or not yet a voter | asks the others to take it back; every other one that does not lead: whether it was removed |
 //! | space | every member | looks how full the disk is; the leader asks the others too |
 //! | watch | every member | stops the process when openraft has stopped |
@@ -36,6 +36,8 @@ const EXPIRE_MAX: usize = 64;
 const ORPHANS_MAX: usize = 512;
 /// Extents taken apart by one command.
 const PURGE_EXTENTS: u32 = 2048;
+/// Pieces of the trash that go in one look, at most.
+const TRASH_PIECES: u32 = 16;
 /// How long another metaserver may take to say whether it has room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two attempts to return.
@@ -129,6 +131,7 @@ async fn leader(node: Shared, stop: CancellationToken) {
             keep::take_out(&member, &leading, Duration::from_secs(node.config.down_out_s), node.world.now()).await?;
             layout(&node, &member, &leading).await?;
             orphans(&node, &member, &leading).await?;
+            expire_trash(&node, &member, &leading).await?;
             purge(&member, &stop).await?;
             movers::work(&node, &member, &leading).await
         };
@@ -192,6 +195,29 @@ async fn orphans(node: &Shared, member: &Member, leading: &Leading) -> Result<()
     let Some(Found { held, dropped }) = leading.opens.finished() else { return Ok(()) };
     if !held.is_empty() || !dropped.is_empty() {
         member.propose(&Command::Settle { held, dropped, at: node.world.now() }).await?;
+    }
+    Ok(())
+}
+
+/// Lets go what was removed too long ago to be brought back; while room runs out, also what was removed later.
+async fn expire_trash(node: &Shared, member: &Member, leading: &Leading) -> Result<(), Fault> {
+    let failed = |error: common::kv::KvError| Fault::new(Kind::Internal, error.to_string());
+    let tight = !node.space.has_room() || node.space.refusal().is_some();
+    let (space, replicas) = (leading.servers.space(), leading.ctx.replicas);
+    let bytes = leading.trash.wanted(tokio::time::Instant::now(), space, tight, replicas);
+    for _ in 0..TRASH_PIECES {
+        let at = node.world.now();
+        let mounted = member.state.mounted();
+        let now = namespace::trash_now(mounted.kv()).map_err(failed)?;
+        let is_due = namespace::has_due_trash(mounted.kv(), at).map_err(failed)?;
+        drop(mounted);
+        if now.oldest.is_none() || (bytes == 0 && !is_due) {
+            break;
+        }
+        match member.propose(&Command::Expire { bytes, at }).await? {
+            Done::Purged { more: true } if is_due => {}
+            _ => break,
+        }
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Tests that this machine cannot run: skipped by name, never silently. `tests/run.sh` names a file in
 //! `DFS_TEST_SKIPPED`, lists it at its end, and fails if `DFS_TEST_NO_SKIP` is set.
 
-pub use crate::tools::{no_acl_tools, no_fsx, no_git, no_pjdfstest, no_postgres, no_python, no_rsync, no_stress_ng};
+pub use crate::tools::{
+    no_acl_tools, no_attr_tools, no_fsx, no_git, no_pjdfstest, no_postgres, no_python, no_rsync, no_stress_ng,
+};
 use std::io::Write;
 
 /// Why nothing can be mounted here, if so.

@@ -45,6 +45,11 @@ pub fn no_acl_tools() -> Option<&'static str> {
     not_in_path("setfacl").or_else(|| not_in_path("setpriv"))
 }
 
+/// Why extended attributes cannot be set and shown here, if so.
+pub fn no_attr_tools() -> Option<&'static str> {
+    not_in_path("setfattr").or_else(|| not_in_path("getfattr"))
+}
+
 /// Why `rsync` cannot run here, if so.
 pub fn no_rsync() -> Option<&'static str> {
     not_in_path("rsync")

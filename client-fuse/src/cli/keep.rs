@@ -9,6 +9,7 @@ use common::proto::admin::{Order, Ordered};
 use common::proto::backup::Held;
 use common::proto::keep::{Explained, KeepAdmin, KeepAdminReply, KeepChange, KeepReport, KeepStatus};
 use common::proto::meta::{Admin, AdminReply};
+use common::proto::trash::TrashNow;
 use common::world::World;
 use std::fmt::Write;
 use std::time::Duration;
@@ -83,6 +84,15 @@ async fn keep(target: &Target, what: KeepAdmin, limit: Duration) -> Outcome<Keep
     let config = target.client_config("admin")?;
     match ask(&World::real(), &config.metaservers, Admin::Keep(what), limit).await? {
         AdminReply::Keep(reply) => Ok(reply),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What is in the trash.
+pub(crate) async fn trash(target: &Target) -> Outcome<TrashNow> {
+    let config = target.client_config("admin")?;
+    match ask(&World::real(), &config.metaservers, Admin::Trash, ASK_LIMIT).await? {
+        AdminReply::Trash(now) => Ok(now),
         other => Err(unexpected(&other)),
     }
 }
@@ -199,6 +209,11 @@ async fn run(target: &Target) -> Outcome {
             let (was, is) = (deleted(&before), deleted(&now));
             let (copies, bytes) = (is.0.saturating_sub(was.0), is.1.saturating_sub(was.1));
             say!("{copies} copies deleted, {}", size_text(bytes));
+            let trash = trash(target).await?;
+            if trash.entries > 0 {
+                let (entries, bytes) = (trash.entries, size_text(trash.bytes));
+                say!("not touched: {entries} entries of the trash, {bytes}; `dfs trash empty` lets them go");
+            }
             return Ok(());
         }
         if Instant::now() >= end {

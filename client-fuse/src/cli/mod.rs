@@ -38,6 +38,7 @@ mod servers;
 mod settings;
 pub(crate) mod show;
 mod squash;
+mod trash;
 mod umount;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -67,6 +68,11 @@ enum Command {
     Cat(get::CatArgs),
     /// Remove files, with -r directories
     Rm(remove::RmArgs),
+    /// Bring back what was removed
+    Undelete(trash::UndeleteArgs),
+    /// What was removed and can be brought back
+    #[command(subcommand)]
+    Trash(trash::TrashCommand),
     /// Move or rename
     Mv(change::MvArgs),
     /// Make directories
@@ -146,6 +152,11 @@ async fn dispatch_async(cli: Cli) -> Outcome<ExitCode> {
         Command::Ls(args) => target.with_client(async move |shell| list::ls(shell, args).await).await?,
         Command::Cat(args) => target.with_client(async move |shell| get::cat(shell, args).await).await?,
         Command::Rm(args) => target.with_client(async move |shell| remove::run(shell, args).await).await?,
+        Command::Undelete(args) => target.with_client(async move |shell| trash::undelete(shell, args).await).await?,
+        Command::Trash(trash::TrashCommand::Ls { path, json }) => {
+            target.with_client(async move |shell| trash::ls(shell, path, json).await).await?
+        }
+        Command::Trash(trash::TrashCommand::Empty { yes }) => trash::empty(target, yes).await.map(|()| 0)?,
         Command::Mv(args) => target.with_client(async move |shell| change::mv(shell, args).await).await?,
         Command::Mkdir(args) => target.with_client(async move |shell| change::mkdir(shell, args).await).await?,
         Command::Ln(args) => target.with_client(async move |shell| change::ln(shell, args).await).await?,

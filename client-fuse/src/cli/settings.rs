@@ -8,6 +8,7 @@ use clap::Subcommand;
 use common::layout::ClusterMap;
 use common::proto::admin::Order;
 use common::proto::keep::{KeepChange, KeepSettings};
+use common::proto::trash::{SettingsChange, TrashNow};
 
 /// What can be done with settings.
 #[derive(Clone, Debug, Subcommand)]
@@ -31,7 +32,7 @@ pub(crate) enum SettingsCommand {
 /// One setting: name, what it is, what it says now.
 type Row = (&'static str, &'static str, serde_json::Value);
 
-fn rows(map: &ClusterMap, keep: &KeepSettings) -> Vec<Row> {
+fn rows(map: &ClusterMap, keep: &KeepSettings, trash: &TrashNow) -> Vec<Row> {
     let mib = |rate: u64| (rate >> 20).into();
     vec![
         ("replicas", "copies of each chunk, by default; fixed", map.replicas.into()),
@@ -43,6 +44,7 @@ fn rows(map: &ClusterMap, keep: &KeepSettings) -> Vec<Row> {
         ("scrub_mib_s", "MiB/s that one server verifies, at most", mib(keep.scrub_rate)),
         ("scrub_paused", "no stored byte is verified", keep.scrub_paused.into()),
         ("delete_paused", "nothing is deleted", keep.delete_paused.into()),
+        ("undelete_window_s", "seconds for which what was removed can be brought back", trash.window_s.into()),
     ]
 }
 
@@ -54,7 +56,8 @@ fn unknown(key: &str) -> Failure {
 pub(crate) async fn run(target: &Target, command: SettingsCommand) -> Outcome {
     match command {
         SettingsCommand::Get { key, json } => {
-            let mut rows = rows(&cluster_map(target).await?, &keep::status(target).await?.settings);
+            let (map, settings) = (cluster_map(target).await?, keep::status(target).await?.settings);
+            let mut rows = rows(&map, &settings, &keep::trash(target).await?);
             if let Some(key) = &key {
                 rows.retain(|(name, ..)| name == key);
                 if rows.is_empty() {
@@ -71,16 +74,16 @@ pub(crate) async fn run(target: &Target, command: SettingsCommand) -> Outcome {
             Ok(())
         }
         SettingsCommand::Set { changes } => {
-            let (keep, min_replicas) = parse(&changes)?;
-            done(Orders::new(target)?.send("set", Order::Settings { keep, min_replicas }).await?)?;
+            let change = parse(&changes)?;
+            done(Orders::new(target)?.send("set", Order::Change(change)).await?)?;
             say!("set: {}", changes.join(" "));
             Ok(())
         }
     }
 }
 
-fn parse(changes: &[String]) -> Outcome<(KeepChange, Option<u8>)> {
-    let (mut keep, mut min_replicas) = (KeepChange::default(), None);
+fn parse(changes: &[String]) -> Outcome<SettingsChange> {
+    let (mut all, mut keep) = (SettingsChange::default(), KeepChange::default());
     let mut seen = std::collections::BTreeSet::new();
     for change in changes {
         let Some((key, value)) = change.split_once('=') else {
@@ -93,7 +96,7 @@ fn parse(changes: &[String]) -> Outcome<(KeepChange, Option<u8>)> {
         let rate = || number().map(|mib: u64| mib.saturating_mul(1 << 20));
         let switch = || value.parse().map_err(|_| Failure::at(format!("settings: {key}"), value, "say true or false"));
         match key {
-            "min_replicas" => min_replicas = Some(u8::try_from(number()?).unwrap_or(u8::MAX)),
+            "min_replicas" => all.min_replicas = Some(u8::try_from(number()?).unwrap_or(u8::MAX)),
             "repair_busy_mib_s" => keep.repair_busy_rate = Some(rate()?),
             "repair_idle_mib_s" => keep.repair_idle_rate = Some(rate()?),
             "grace_s" => keep.grace_s = Some(number()?),
@@ -101,33 +104,36 @@ fn parse(changes: &[String]) -> Outcome<(KeepChange, Option<u8>)> {
             "scrub_mib_s" => keep.scrub_rate = Some(rate()?),
             "scrub_paused" => keep.scrub_paused = Some(switch()?),
             "delete_paused" => keep.delete_paused = Some(switch()?),
+            "undelete_window_s" => all.undelete_window_s = Some(number()?),
             "replicas" => return Err(Failure::new("settings: replicas is fixed when a cluster is made")),
             _ => return Err(unknown(key)),
         }
     }
-    keep.check().map_err(|text| Failure::new(format!("settings: {text}")))?;
-    Ok((keep, min_replicas))
+    let all = SettingsChange { keep, ..all };
+    all.check().map_err(|text| Failure::new(format!("settings: {text}")))?;
+    Ok(all)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse_words(words: &str) -> Result<(KeepChange, Option<u8>), String> {
+    fn parse_words(words: &str) -> Result<SettingsChange, String> {
         let changes: Vec<String> = words.split(' ').map(str::to_owned).collect();
         parse(&changes).map_err(|failure| failure.to_string())
     }
 
     #[test]
     fn settings_are_read_with_their_units_and_what_makes_no_sense_is_refused_by_name() {
-        let (keep, min_replicas) = parse_words("grace_s=0 scrub_mib_s=3 delete_paused=true min_replicas=1").unwrap();
-        let wanted = KeepChange {
+        let words = "grace_s=0 scrub_mib_s=3 delete_paused=true min_replicas=1 undelete_window_s=0";
+        let keep = KeepChange {
             grace_s: Some(0),
             scrub_rate: Some(3 << 20),
             delete_paused: Some(true),
             ..KeepChange::default()
         };
-        assert_eq!((keep, min_replicas), (wanted, Some(1)));
+        let wanted = SettingsChange { keep, min_replicas: Some(1), undelete_window_s: Some(0) };
+        assert_eq!(parse_words(words), Ok(wanted));
         for (words, names) in [
             ("grace=5", "there is no grace"),
             ("grace_s", "KEY=VALUE"),
@@ -139,6 +145,7 @@ mod tests {
             ("scrub_period_s=1", "scrub_period_s"),
             ("delete_paused=1", "say true or false"),
             ("replicas=2", "fixed"),
+            ("undelete_window_s=99999999", "undelete_window_s = 99999999: must be from 0"),
         ] {
             let error = parse_words(words).unwrap_err();
             assert!(error.contains(names), "{words}: {error}");

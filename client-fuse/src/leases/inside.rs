@@ -466,7 +466,9 @@ impl Inside {
             ) => {
                 self.set_name(*parent, name, Some(Some(attr.ino)));
             }
-            (Op::Link { ino, parent, name }, _) => self.set_name(*parent, name, Some(Some(*ino))),
+            (Op::Link { ino, parent, name } | Op::Undelete { ino, parent, name }, _) => {
+                self.set_name(*parent, name, Some(Some(*ino)));
+            }
             (Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name }, _) => self.set_name(*parent, name, None),
             (Op::Rename { from, from_name, to, to_name, mode, .. }, _) => {
                 // Two names of one file both stay; where not both are known to lead elsewhere, they are asked for.

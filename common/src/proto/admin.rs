@@ -9,6 +9,7 @@ use crate::proto::backup::{BackupAnswer, BackupAsk, MemberChange, Members, Resto
 use crate::proto::keep::{KeepAdmin, KeepAdminReply, KeepChange};
 use crate::proto::rebalance::RebalanceOrder;
 use crate::proto::squash::{Squash, SquashAsk};
+use crate::proto::trash::SettingsChange;
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +98,10 @@ pub enum Order {
         /// By the metaservers' clocks.
         until: Option<Time>,
     },
+    /// Settings of the cluster change, all or none. [`Ordered::Done`].
+    Change(SettingsChange),
+    /// What is in the trash by now cannot be brought back any more. [`Ordered::Done`].
+    EmptyTrash,
 }
 
 /// Events in one answer, at most.

@@ -79,7 +79,8 @@ impl Deferred {
             | Op::CancelLock { .. }
             | Op::Batch(_)
             | Op::Reserve { .. }
-            | Op::Accessed { .. } => false,
+            | Op::Accessed { .. }
+            | Op::Undelete { .. } => false,
         }
     }
 

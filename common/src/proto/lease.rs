@@ -174,7 +174,7 @@ impl Touched {
             Op::Create { parent, name: new, .. } | Op::CreateUnmasked { parent, name: new, .. } => {
                 Touched { inodes: vec![*parent], names: vec![name(parent, new)], targets: false }
             }
-            Op::Link { ino, parent, name: new } => {
+            Op::Link { ino, parent, name: new } | Op::Undelete { ino, parent, name: new } => {
                 Touched { inodes: vec![*ino, *parent], names: vec![name(parent, new)], targets: false }
             }
             Op::Unlink { parent, name: old, .. } | Op::Rmdir { parent, name: old } => {

@@ -14,6 +14,7 @@ use crate::proto::keep::{KeepAnswer, KeepAsk};
 use crate::proto::lease::{Claim, Claimed, Grants, LeaseAsk, Leased, RecallCall, Recalls};
 use crate::proto::lock::{Lock, LockAsk, LockHolder, Locked};
 use crate::proto::opens::{OpenAsk, OpenReport};
+use crate::proto::trash::{TrashAsk, TrashList};
 use crate::time::Time;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -157,7 +158,8 @@ pub struct SetAttr {
     pub opened: bool,
     /// Directories and files: chunk size of what is written from now on.
     pub chunk_size: Option<u32>,
-    /// Directories: what new entries inherit. (Files: a later step re-makes or trims their chunks.)
+    /// Directories: what new entries inherit. Files: how many copies their chunks have; chunkservers make those that are
+    /// missing then, and drop those that are too many.
     pub replicas: Option<u8>,
 }
 
@@ -341,6 +343,16 @@ pub enum Op {
         /// Inodes and when each was read last, by the session's clock; not believed if it is in the future.
         files: Vec<(InodeId, Time)>,
     },
+    /// Gives something in the trash a name again: by who removed it, or root. What was in a directory comes back after it,
+    /// with commands of its own. `Outcome::Attr`.
+    Undelete {
+        /// What.
+        ino: InodeId,
+        /// Directory of the new name.
+        parent: InodeId,
+        /// The new name.
+        name: Name,
+    },
 }
 
 /// Files of one [`Op::Accessed`], at most.
@@ -480,7 +492,7 @@ pub enum Outcome {
         /// The directory afterwards.
         parent: Attr,
     },
-    /// `Link`, `SetAttr`, xattr changes: the inode afterwards.
+    /// `Link`, `SetAttr`, `Undelete`, xattr changes: the inode afterwards.
     Attr(Attr),
     /// `Unlink`, `Rmdir`: the inode it named, and its remaining links (0: gone, or an orphan of this session).
     Removed {
@@ -610,6 +622,8 @@ pub enum Query {
         /// The number it waits under.
         number: u64,
     },
+    /// What was removed and can be brought back. `Trash`.
+    Trash(TrashAsk),
 }
 
 /// One entry of a listing.
@@ -706,6 +720,8 @@ pub enum Answer {
     LockHolder(Option<LockHolder>),
     /// `LockWaits`. False also for what nobody has asked for.
     LockWaits(bool),
+    /// `Trash`.
+    Trash(TrashList),
 }
 
 /// Use of the whole file system, logical: what users stored, not times replicas.
@@ -778,7 +794,8 @@ impl Answer {
             | Answer::Names(_)
             | Answer::StatFs(_)
             | Answer::LockHolder(_)
-            | Answer::LockWaits(_) => Vec::new(),
+            | Answer::LockWaits(_)
+            | Answer::Trash(_) => Vec::new(),
         }
     }
 }

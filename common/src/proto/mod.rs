@@ -16,6 +16,7 @@ pub mod opens;
 pub mod rebalance;
 pub mod servers;
 pub mod squash;
+pub mod trash;
 
 /// The protocol version both planes speak. Another one is refused in the hello.
 pub const VERSION: u16 = 4;

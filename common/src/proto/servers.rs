@@ -5,6 +5,7 @@ use super::backup::Members;
 use super::keep::{KeepAdmin, KeepAdminReply};
 use super::meta::FsStat;
 use super::rebalance::{RebalanceAnswer, RebalanceAsk};
+use super::trash::TrashNow;
 use crate::auth::Secret;
 use crate::id::{ClusterId, Epoch, LogIndex, NodeId, ServerId};
 use crate::layout::{ClusterMap, Domain};
@@ -101,6 +102,8 @@ pub enum Admin {
     Members,
     /// About moves of placement groups, from the leader.
     Rebalance(RebalanceAsk),
+    /// How much is in the trash, from the leader.
+    Trash,
 }
 
 /// What they get.
@@ -120,6 +123,8 @@ pub enum AdminReply {
     Members(Members),
     /// `Rebalance`.
     Rebalance(RebalanceAnswer),
+    /// `Trash`.
+    Trash(TrashNow),
 }
 
 /// The cluster, as its leader sees it.

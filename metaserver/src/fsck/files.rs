@@ -2,7 +2,8 @@
 
 use super::{Work, store_failed};
 use crate::namespace::{self, Fail, QueryCtx};
-use crate::store::keys::{self, DENTRY, EXTENT, INODE};
+use crate::store::keys::{self, DENTRY, EXTENT, INODE, TRASH};
+use crate::store::trash::{TrashRow, ino_of};
 use crate::store::values::{Body, Data, Dentry, ExtentRow, Inode, Value};
 use common::fault::{Fault, Kind};
 use common::id::{ChunkId, InodeId, LogIndex, SessionId};
@@ -87,7 +88,7 @@ fn fault(fail: Fail) -> Fault {
 }
 
 /// For each of these chunks the ranges of files that it is in. Reads all extents, inodes and entries once.
-pub(super) fn ranges_of(
+pub(crate) fn ranges_of(
     read: &dyn KvRead,
     chunks: &BTreeSet<ChunkId>,
 ) -> Result<BTreeMap<ChunkId, Vec<FileRange>>, KvError> {
@@ -118,6 +119,7 @@ pub(super) fn ranges_of(
             owners.insert(data, InodeId(keys::first_u64(&key).unwrap_or(0)));
         }
     }
+    let removed = in_trash(read, &wanted)?;
     let files: BTreeSet<InodeId> = owners.values().copied().collect();
     let mut names: BTreeMap<InodeId, (InodeId, Vec<u8>)> = BTreeMap::new();
     for found in read.scan(DENTRY, all(), false) {
@@ -130,11 +132,26 @@ pub(super) fn ranges_of(
     }
     let mut ranges: BTreeMap<ChunkId, Vec<FileRange>> = BTreeMap::new();
     for (data, chunk, from, to) in places {
-        let path =
-            owners.get(&data).map_or_else(|| b"(a file that is being removed)".to_vec(), |ino| path(*ino, &names));
+        let gone = || removed.get(&data).cloned().unwrap_or_else(|| b"(a file that is being removed)".to_vec());
+        let path = owners.get(&data).map_or_else(gone, |ino| path(*ino, &names));
         ranges.entry(chunk).or_default().push(FileRange { path, from, to });
     }
     Ok(ranges)
+}
+
+/// Of these data ids those of files in the trash, and what to call them.
+fn in_trash(read: &dyn KvRead, wanted: &BTreeSet<u64>) -> Result<BTreeMap<u64, Vec<u8>>, KvError> {
+    let mut found = BTreeMap::new();
+    for entry in read.scan(TRASH, prefix_range(&keys::trash_entries()), false) {
+        let (key, value) = entry?;
+        let row = TrashRow::decode(&value)?;
+        if let Some(Inode { body: Body::File { data, .. }, .. }) = row.inode()?
+            && wanted.contains(&data)
+        {
+            found.insert(data, format!("({} in the trash, once {})", ino_of(&key)?, row.name).into_bytes());
+        }
+    }
+    Ok(found)
 }
 
 /// The path of an inode; its number if it has no name.

@@ -13,7 +13,7 @@
 mod chunks;
 mod files;
 
-pub(crate) use files::chunks_of;
+pub(crate) use files::{chunks_of, ranges_of};
 
 use crate::leading::Leading;
 use crate::leases::NOBODY;

@@ -15,6 +15,7 @@ use common::kv::{KvError, KvRead};
 use common::name::Name;
 use common::proto::batch::{BATCH_MAX, Batch, BatchDone, Deferred, Digest, RESERVE_MAX};
 use common::proto::meta::{Applied, Op, Outcome};
+use common::time::Time;
 
 /// Ranges of inode numbers that a session has at once, at most; with a new one the oldest goes. (A client has two or three in
 /// use; each reservation whose answer it did not get leaves one behind.)
@@ -24,6 +25,7 @@ const RANGES_MAX: usize = 64;
 pub(super) fn run(
     txn: &mut Txn<'_>,
     index: LogIndex,
+    now: Time,
     session: SessionId,
     batch: &Batch,
 ) -> Result<Result<Applied, Fault>, KvError> {
@@ -38,7 +40,11 @@ pub(super) fn run(
     let (mut done, mut fault, mut digest) = (0, None, Digest::default());
     for change in &batch.changes {
         let who = (session, &change.cred);
-        match guarded(txn, index, change.at, who, |call| one(call, change))? {
+        let carried_out = guarded(txn, index, change.at, who, |call| {
+            call.now = now;
+            one(call, change)
+        });
+        match carried_out? {
             Ok(applied) => {
                 digest.add(&applied.outcome);
                 done += 1;

@@ -10,9 +10,11 @@ use super::fix::{Counter, Fix};
 use super::lock;
 use super::remove::UNASKED;
 use super::rows::{config, counters};
+use super::trash;
 use crate::store::keys::{
-    self, CHUNK, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, PURGE, SESSION, XATTR,
+    self, CHUNK, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, PURGE, SESSION, TRASH, XATTR,
 };
+use crate::store::trash::{TrashRow, ino_of};
 use crate::store::values::{Body, ChunkRow, Counters, Data, Degraded, Dentry, ExtentRow, Inode, Listed, Purge};
 use crate::store::values::{LockRow, SessionRow, Value};
 use bytes::Bytes;
@@ -55,6 +57,8 @@ pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
         unreadable: false,
         named: BTreeSet::new(),
         held: BTreeSet::new(),
+        buried: BTreeSet::new(),
+        buried_bytes: 0,
         found: Counters::default(),
     };
     check.inodes = check.all(INODE, |key, value| Ok((first(key), Inode::decode(value)?)))?.into_iter().collect();
@@ -63,6 +67,7 @@ pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
     check.orphans(&orphans);
     check.holders(&orphans)?;
     check.locks()?;
+    check.trash(&orphans)?;
     check.xattrs()?;
     let references = check.extents()?;
     check.chunks(references)?;
@@ -90,6 +95,9 @@ struct Check<'a> {
     named: BTreeSet<u64>,
     /// Inodes that an open session holds without a name, or whose entry is made again.
     held: BTreeSet<u64>,
+    /// Inodes in the trash: from [`Check::trash`] on they are among `inodes`.
+    buried: BTreeSet<u64>,
+    buried_bytes: u64,
     found: Counters,
 }
 
@@ -334,6 +342,42 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Each buried entry is found by its keys, the others are orphans', and nothing buried has an inode row.
+    fn trash(&mut self, orphans: &[(SessionId, u64, bool)]) -> Result<(), KvError> {
+        let open: BTreeSet<u64> = orphans.iter().map(|(_, ino, _)| *ino).collect();
+        let rows = self.all(TRASH, |key, value| {
+            let row = key.starts_with(&keys::trash_entries()).then(|| TrashRow::decode(value)).transpose()?;
+            let inode = row.as_ref().map(TrashRow::inode).transpose()?.flatten();
+            Ok((key.to_vec(), ino_of(key)?, row, inode))
+        })?;
+        let is_index = |(key, _, row, _): &(Vec<u8>, _, Option<TrashRow>, _)| row.is_none().then(|| key.clone());
+        let mut index: BTreeSet<Vec<u8>> = rows.iter().filter_map(is_index).collect();
+        for (_, ino, row, inode) in rows {
+            let Some(row) = row else { continue };
+            let Some(inode) = inode else {
+                let fix = || vec![Fix::NoTrashNote { ino }];
+                self.expect_or(open.contains(&ino.0), || format!("{ino}: noted as open, but no orphan"), fix);
+                continue;
+            };
+            for key in trash::index_keys(ino, &row) {
+                let there = index.remove(&key);
+                let text = || format!("{ino}: in the trash, but not found there");
+                self.expect_or(there, text, || vec![Fix::TrashKey { key: key.clone() }]);
+            }
+            let twice = self.inodes.contains_key(&ino.0);
+            self.expect(!twice, || format!("{ino}: there, and in the trash"));
+            if !twice {
+                self.buried.insert(ino.0);
+                self.inodes.insert(ino.0, inode);
+            }
+        }
+        for key in index {
+            let fixes = vec![Fix::TrashKey { key }];
+            self.expect_or(false, || "the trash has a key of no entry".into(), || fixes);
+        }
+        Ok(())
+    }
+
     fn xattrs(&mut self) -> Result<(), KvError> {
         let mut names: BTreeMap<u64, u32> = BTreeMap::new();
         for (ino, len) in self.all(XATTR, |key, _| Ok((first(key), len_u32(key.len() - 8 + 1))))? {
@@ -404,7 +448,10 @@ impl Check<'_> {
                     || format!("i{ino}: extents to {end}, size {size}"),
                     || vec![Fix::Extents { ino: InodeId(ino), extents: 0, bytes: 0, end }],
                 );
-                self.found.logical_bytes += bytes;
+                match self.buried.contains(&ino) {
+                    true => self.buried_bytes += bytes,
+                    false => self.found.logical_bytes += bytes,
+                }
             }
         }
         for (data, (extents, bytes, end)) in sums {
@@ -454,7 +501,14 @@ impl Check<'_> {
 
     fn totals(&mut self) -> Result<(), KvError> {
         let counted = counters(self.read)?;
-        self.found.inodes = len_u64(self.inodes.len());
+        self.found.inodes = len_u64(self.inodes.len() - self.buried.len());
+        let (entries, bytes) = trash::counts(self.read)?;
+        let (have, have_bytes) = (len_u64(self.buried.len()), self.buried_bytes);
+        self.expect_or(
+            (entries, bytes) == (have, have_bytes),
+            || format!("the trash counts {entries} entries of {bytes} bytes, it has {have} of {have_bytes}"),
+            || vec![Fix::TrashCounts { entries: change(entries, have), bytes: change(bytes, have_bytes) }],
+        );
         let highest = self.inodes.last_key_value().map_or(0, |(ino, _)| *ino);
         self.expect_or(
             highest < counted.next_ino,

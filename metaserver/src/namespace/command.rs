@@ -13,6 +13,7 @@ use common::proto::keep::{KeepChange, KeepSettings};
 use common::proto::meta::{Applied, Register, Request};
 use common::proto::rebalance::ServerPlan;
 use common::proto::squash::Squash;
+use common::proto::trash::SettingsChange;
 use common::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -179,6 +180,20 @@ pub enum Command {
         /// Until when; `None`: it is not.
         until: Option<Time>,
     },
+    /// Settings change, all or none. [`Done::Noted`].
+    Change(SettingsChange),
+    /// What is due in the trash goes for good, oldest first, a piece at a time. [`Done::Purged`].
+    Expire {
+        /// And what is not due, until what has gone is this many bytes.
+        bytes: u64,
+        /// When.
+        at: Time,
+    },
+    /// What is in the trash is due. [`Done::Noted`].
+    EmptyTrash {
+        /// Now.
+        at: Time,
+    },
 }
 
 /// See [`Command::Step`] and `namespace/moves.rs`.
@@ -249,7 +264,7 @@ pub enum Done {
     LayoutSet,
     /// `SetServerWeight`.
     WeightSet,
-    /// `Purge`.
+    /// `Purge`, `Expire`.
     Purged {
         /// There is more to take apart.
         more: bool,

@@ -7,6 +7,7 @@
 use super::command::{Done, Fail, refuse};
 use super::extents::forget_degraded;
 use super::rows::{Call, dir_counts, directory, entry, find_inode, row};
+use super::trash;
 use crate::store::keys::{self, CHUNK, CLUSTER, DEGRADED, DENTRY, HOLDER, LIST, ORPHAN};
 use crate::store::values::{Body, ChunkRow, Counters, Degraded, Dentry, FixRow, Inode, Listed, Value};
 use common::fault::Kind;
@@ -153,6 +154,23 @@ pub enum Fix {
         /// Which.
         ino: InodeId,
     },
+    /// Whether a key by which something in the trash is found is there is as its entry says.
+    TrashKey {
+        /// The key.
+        key: Vec<u8>,
+    },
+    /// Nobody has this open as an orphan: it does not come to the trash later.
+    NoTrashNote {
+        /// Which.
+        ino: InodeId,
+    },
+    /// The counts of the trash are off by this much.
+    TrashCounts {
+        /// To be added to its number of entries.
+        entries: i64,
+        /// To be added to their bytes.
+        bytes: i64,
+    },
 }
 
 /// A counter of the cluster.
@@ -274,6 +292,9 @@ fn one(call: &mut Call<'_, '_>, fix: &Fix) -> Result<(), Fail> {
                 forget_degraded(call, chunk, pg_count)?;
             }
         }
+        Fix::TrashKey { key } => trash::fix_key(call, key)?,
+        Fix::NoTrashNote { ino } => trash::fix_note(call, *ino)?,
+        Fix::TrashCounts { entries, bytes } => trash::fix_counts(call, *entries, *bytes)?,
         Fix::NextIno { at_least } => call.counters.next_ino = call.counters.next_ino.max(*at_least),
     }
     Ok(())
@@ -285,11 +306,14 @@ fn add(to: &mut u64, delta: i64) {
 }
 
 fn with_inode(call: &mut Call<'_, '_>, ino: InodeId, change: impl FnOnce(&mut Inode)) -> Result<(), KvError> {
-    if let Some(mut inode) = find_inode(call.txn, ino)? {
-        change(&mut inode);
-        call.put_inode(ino, &inode);
+    match find_inode(call.txn, ino)? {
+        Some(mut inode) => {
+            change(&mut inode);
+            call.put_inode(ino, &inode);
+            Ok(())
+        }
+        None => trash::fix_buried(call, ino, change),
     }
-    Ok(())
 }
 
 fn with_dir(call: &mut Call<'_, '_>, ino: InodeId, change: impl FnOnce(&mut Inode)) -> Result<(), KvError> {

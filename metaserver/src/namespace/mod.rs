@@ -13,7 +13,8 @@
 //! 5. A `chunk` row is there exactly while extents refer to the chunk, and counts them per replica target.
 //! 6. A new reference is accepted only with a witness not below the horizon of the chunk's bucket (DESIGN 7): so no
 //!    commit revives a chunk whose deletion was granted.
-//! 7. `allocated`, `extents`, `xattr_names`, a directory's `entries` and all counters equal what the rows add up to.
+//! 7. An inode is in the inode family or buried in the trash, never both.
+//! 8. `allocated`, `extents`, `xattr_names`, a directory's `entries` and all counters equal what the rows add up to.
 //!
 //! One file an operation, the life of a write ends in `commit.rs`:
 //!
@@ -26,6 +27,7 @@
 //! | `batch` | changes that a session has made under write leases, many in one command |
 //! | `commit`, `clone`, `extents` | changes of what a file holds; the extent map and the reference counts |
 //! | `lock` | locks of programs, held and waited for |
+//! | `trash` | what lost its last name and can be brought back |
 //! | `query`, `walk` | reads |
 //! | `cluster` | format, chunkservers, layout, map |
 //! | `keep` | which chunks belong on a server, which may be deleted, who is out |
@@ -34,7 +36,7 @@
 //! | `restore` | a new life from a backup |
 //! | `rows`, `check`, `fix` | single rows; the invariants above, checked over a whole store; mending what is wrong |
 //!
-//! Left out (with later issues): trash, snapshots, quotas.
+//! Left out (with later issues): snapshots, quotas.
 
 mod access;
 mod acl;
@@ -58,6 +60,7 @@ mod rename;
 mod restore;
 mod rows;
 mod session;
+mod trash;
 mod walk;
 mod xattr;
 
@@ -80,12 +83,14 @@ pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
 pub use restore::held;
 pub use rows::{config, counters};
 pub use session::{SESSION_TIMEOUT_MS, is_open as session_is_open, sessions};
+pub use trash::{has_due as has_due_trash, trash_now};
 
 use crate::store::Txn;
 use common::fault::{Fault, Kind};
 use common::id::{LogIndex, SessionId};
 use common::kv::KvError;
 use common::proto::meta::{Cred, Op, Outcome};
+use common::proto::trash::SettingsChange;
 use common::time::Time;
 use rows::Call;
 
@@ -140,12 +145,13 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
             system(txn, index, Time::default(), |call| access::set_squash(call, squash.as_ref()))
         }
         Command::SetKeep(change) => system(txn, index, Time::default(), |call| keep::set_keep(call, change)),
-        Command::Settings { keep, min_replicas } => system(txn, index, Time::default(), |call| {
-            if let Some(min_replicas) = min_replicas {
-                cluster::set_min_replicas(call, *min_replicas)?;
-            }
-            keep::set_keep(call, keep).map(|_| Done::Noted)
-        }),
+        Command::Settings { keep, min_replicas } => {
+            let change = SettingsChange { keep: *keep, min_replicas: *min_replicas, ..SettingsChange::default() };
+            system(txn, index, Time::default(), |call| set(call, &change))
+        }
+        Command::Change(change) => system(txn, index, Time::default(), |call| set(call, change)),
+        Command::Expire { bytes, at } => system(txn, index, *at, |call| trash::expire(call, *bytes)),
+        Command::EmptyTrash { at } => system(txn, index, *at, |call| trash::empty(call, *at)),
         Command::Restored { epoch, metaservers, at } => {
             system(txn, index, *at, |call| restore::restored(call, *epoch, metaservers))
         }
@@ -184,6 +190,17 @@ fn system(
     }
 }
 
+/// Changes settings of the cluster.
+fn set(call: &mut Call<'_, '_>, change: &SettingsChange) -> Result<Done, Fail> {
+    if let Some(min_replicas) = change.min_replicas {
+        cluster::set_min_replicas(call, min_replicas)?;
+    }
+    if let Some(window_s) = change.undelete_window_s {
+        trash::set_window(call, window_s)?;
+    }
+    keep::set_keep(call, &change.keep).map(|_| Done::Noted)
+}
+
 /// Carries out one operation of an open session.
 fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
     match op {
@@ -219,5 +236,6 @@ fn run(call: &mut Call<'_, '_>, op: &Op) -> Result<Outcome, Fail> {
         Op::Lock(ask) => lock::lock(call, ask),
         Op::CancelLock { ino, number } => lock::cancel(call, *ino, *number),
         Op::Accessed { files } => attr::accessed(call, files),
+        Op::Undelete { ino, parent, name } => trash::undelete(call, *ino, *parent, name),
     }
 }

@@ -7,7 +7,7 @@
 use super::command::{Fail, refuse};
 use super::extents::{Placed, overlapping};
 use super::rows::{config, counters, directory, entry, find_inode, inode, inode_of, need_entry, row};
-use super::{access, lock, session, walk, xattr};
+use super::{access, lock, session, trash, walk, xattr};
 use crate::store::keys::{self, DEGRADED, LIST};
 use crate::store::values::{Body, Config, Data, Degraded, Inode, Listed, Value, damaged};
 use common::auth::{Mac, Secret};
@@ -88,6 +88,7 @@ pub fn query(read: &dyn KvRead, index: LogIndex, ask: &Ask, ctx: &QueryCtx) -> R
         Query::StatFs => Answer::StatFs(reader.stat_fs()?),
         Query::LockHolder { ino, lock } => Answer::LockHolder(lock::holder(read, ask.session, *ino, lock)?),
         Query::LockWaits { ino, number } => Answer::LockWaits(lock::waits(read, *ino, *number)?),
+        Query::Trash(ask) => Answer::Trash(trash::list(read, cred, ask)?),
     };
     Ok(Answered { answer, index, grants: Grants::default() })
 }

@@ -5,6 +5,7 @@ use super::command::{Done, Fail, refuse};
 use super::extents::FileMap;
 use super::lock;
 use super::rows::{Call, dir_counts, directory, find_inode, inode_of, need_entry, row};
+use super::trash;
 use crate::store::keys::{self, ATTEND, HOLDER, INODE, ORPHAN, PURGE, XATTR};
 use crate::store::values::{Body, Inode, Purge, Value, damaged};
 use common::fault::Kind;
@@ -33,7 +34,7 @@ pub(super) fn unlink(call: &mut Call<'_, '_>, parent: InodeId, name: &Name, keep
     }
     call.remove_entry(parent, &mut dir, name, &entry);
     call.put_inode(parent, &dir);
-    let nlink = drop_link(call, entry.ino, found, keep)?;
+    let nlink = drop_link(call, entry.ino, found, (parent, name), keep)?;
     Ok(Outcome::Removed { ino: entry.ino, nlink })
 }
 
@@ -51,7 +52,7 @@ pub(super) fn rmdir(call: &mut Call<'_, '_>, parent: InodeId, name: &Name) -> Re
     call.remove_entry(parent, &mut dir, name, &entry);
     dir.nlink -= 1;
     call.put_inode(parent, &dir);
-    free(call, entry.ino, &found, EXTENTS_AT_ONCE)?;
+    trash::bury_or_free(call, entry.ino, &found, (parent, name), EXTENTS_AT_ONCE)?;
     Ok(Outcome::Removed { ino: entry.ino, nlink: 0 })
 }
 
@@ -61,17 +62,26 @@ pub(super) fn need_empty(dir: &mut Inode) -> Result<(), Fail> {
     if *dir_counts(dir).0 == 0 { Ok(()) } else { Err(refuse(Kind::NotEmpty, "directory is not empty")) }
 }
 
-/// One name less of something that is no directory: the remaining links. With the last one the inode goes, unless
-/// somebody may have it open: this session, if `keep` says so, or others, who are asked.
-pub(super) fn drop_link(call: &mut Call<'_, '_>, ino: InodeId, mut inode: Inode, keep: bool) -> Result<u32, Fail> {
+/// One name less, this `place`, of something that is no directory: the remaining links. With the last one the inode goes,
+/// to the trash or for good, unless somebody may have it open: this session, if `keep` says so, or others, who are asked.
+pub(super) fn drop_link(
+    call: &mut Call<'_, '_>,
+    ino: InodeId,
+    mut inode: Inode,
+    place: (InodeId, &Name),
+    keep: bool,
+) -> Result<u32, Fail> {
     inode.nlink -= 1;
     inode.ctime = call.at;
     let others = inode.nlink == 0 && inode.kind == FileKind::File && others_attend(call)?;
     if inode.nlink == 0 && !keep && !others {
-        free(call, ino, &inode, EXTENTS_AT_ONCE)?;
+        trash::bury_or_free(call, ino, &inode, place, EXTENTS_AT_ONCE)?;
         return Ok(0);
     }
     call.put_inode(ino, &inode);
+    if inode.nlink == 0 {
+        trash::note(call, ino, &inode, place)?;
+    }
     if inode.nlink == 0 && keep {
         hold(call, call.session, ino);
     }
@@ -109,7 +119,7 @@ pub(super) fn release(call: &mut Call<'_, '_>, ino: InodeId) -> Result<Outcome, 
     Ok(Outcome::Done)
 }
 
-/// A session that holds an inode without a name lets go of it. The last one takes the inode along.
+/// A session that holds an inode without a name lets go of it. The last one takes the inode along, to the trash or for good.
 pub(super) fn let_go(call: &mut Call<'_, '_>, session: SessionId, ino: InodeId) -> Result<(), Fail> {
     call.txn.delete(ORPHAN, keys::orphan(session, ino));
     call.txn.delete(HOLDER, keys::holder(ino, session));
@@ -119,7 +129,7 @@ pub(super) fn let_go(call: &mut Call<'_, '_>, session: SessionId, ino: InodeId) 
     let broken = || KvError { doing: "read", message: format!("orphan {ino} has no inode") };
     let inode = find_inode(call.txn, ino)?.ok_or_else(broken)?;
     assert_eq!(inode.nlink, 0, "an orphan has no name: invariant 4");
-    free(call, ino, &inode, ORPHAN_EXTENTS_AT_ONCE)
+    trash::closed(call, ino, &inode, ORPHAN_EXTENTS_AT_ONCE)
 }
 
 /// What the leader was told of inodes without a name: who has them open, and who no longer has. News of what is gone by
@@ -179,6 +189,18 @@ pub fn attending(read: &dyn KvRead) -> Result<Vec<SessionId>, KvError> {
 ///
 /// `at_once`: a file with more extents is taken apart in steps.
 pub(super) fn free(call: &mut Call<'_, '_>, ino: InodeId, inode: &Inode, at_once: u64) -> Result<(), Fail> {
+    if let Body::File { allocated, .. } = &inode.body {
+        call.counters.logical_bytes -= allocated;
+    }
+    drop_contents(call, ino, inode, at_once)?;
+    lock::forget(call, ino)?;
+    call.txn.delete(INODE, keys::inode(ino));
+    call.counters.inodes -= 1;
+    Ok(())
+}
+
+/// Removes the extended attributes and extents of an inode. `at_once`: as above.
+pub(super) fn drop_contents(call: &mut Call<'_, '_>, ino: InodeId, inode: &Inode, at_once: u64) -> Result<(), Fail> {
     if inode.xattr_names > 0 {
         let prefix = prefix_range(&keys::inode(ino));
         let names =
@@ -187,15 +209,11 @@ pub(super) fn free(call: &mut Call<'_, '_>, ino: InodeId, inode: &Inode, at_once
             call.txn.delete(XATTR, key);
         }
     }
-    if let Body::File { allocated, extents, data, .. } = &inode.body {
-        call.counters.logical_bytes -= allocated;
-        if *extents > 0 {
-            drop_data(call, *data, *extents, inode.replicas, at_once)?;
-        }
+    if let Body::File { extents, data, .. } = &inode.body
+        && *extents > 0
+    {
+        drop_data(call, *data, *extents, inode.replicas, at_once)?;
     }
-    lock::forget(call, ino)?;
-    call.txn.delete(INODE, keys::inode(ino));
-    call.counters.inodes -= 1;
     Ok(())
 }
 

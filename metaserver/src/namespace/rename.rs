@@ -3,8 +3,9 @@
 use super::access;
 use super::command::{Fail, refuse};
 use super::create::one_more;
-use super::remove::{EXTENTS_AT_ONCE, drop_link, free, need_empty};
+use super::remove::{EXTENTS_AT_ONCE, drop_link, need_empty};
 use super::rows::{Call, directory, entry, inode_of, need_entry, touch_dir};
+use super::trash::bury_or_free;
 use crate::store::values::{Body, Dentry, Inode};
 use common::fault::Kind;
 use common::id::InodeId;
@@ -153,11 +154,11 @@ fn replace(
     if let Some(End { entry, inode: mut old }) = target {
         let nlink = if is_dir {
             need_empty(&mut old)?;
-            free(call, entry.ino, &old, EXTENTS_AT_ONCE)?;
+            bury_or_free(call, entry.ino, &old, to, EXTENTS_AT_ONCE)?;
             to_dir.nlink -= 1;
             0
         } else {
-            drop_link(call, entry.ino, old, keep)?
+            drop_link(call, entry.ino, old, to, keep)?
         };
         replaced = Some((entry.ino, nlink));
     }

@@ -66,8 +66,10 @@ pub(super) struct Call<'t, 'k> {
     pub(super) txn: &'t mut Txn<'k>,
     /// Where in the log it stands.
     pub(super) index: LogIndex,
-    /// The leader's time when it was proposed: the only time there is.
+    /// When it happens.
     pub(super) at: Time,
+    /// The leader's time when it was proposed, also where `at` is the time at which a session decided something.
+    pub(super) now: Time,
     pub(super) session: SessionId,
     pub(super) cred: &'t Cred,
     /// The number that a new inode gets, if it is not the next one: the session has reserved it.
@@ -86,7 +88,7 @@ impl<'t, 'k> Call<'t, 'k> {
         cred: &'t Cred,
     ) -> Result<Call<'t, 'k>, KvError> {
         let counters = counters(txn)?;
-        Ok(Call { txn, index, at, session, cred, given: None, counters, counters_before: counters })
+        Ok(Call { txn, index, at, now: at, session, cred, given: None, counters, counters_before: counters })
     }
 
     /// Writes what was kept back: call it when the command has succeeded.

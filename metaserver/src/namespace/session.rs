@@ -55,7 +55,7 @@ pub(super) fn run(
         }
     }
     let reply = match &request.op {
-        Op::Batch(changes) => batch::run(txn, index, request.session, changes)?,
+        Op::Batch(changes) => batch::run(txn, index, at, request.session, changes)?,
         op => guarded(txn, index, at, (request.session, &request.cred), |call| run_op(call, op))?,
     };
     let keep = match &reply {

@@ -31,7 +31,11 @@ fn is_small(query: &Query) -> bool {
         | Query::StatFs
         | Query::LockHolder { .. }
         | Query::LockWaits { .. } => true,
-        Query::Walk { .. } | Query::ReadDir { .. } | Query::Extents { .. } | Query::ListXattr { .. } => false,
+        Query::Walk { .. }
+        | Query::ReadDir { .. }
+        | Query::Extents { .. }
+        | Query::ListXattr { .. }
+        | Query::Trash(_) => false,
     }
 }
 
@@ -47,7 +51,7 @@ fn reads(query: &Query) -> Option<Vec<InodeId>> {
         | Query::GetXattr { ino, .. }
         | Query::ListXattr { ino }
         | Query::LockHolder { ino, .. } => Some(vec![*ino]),
-        Query::Walk { .. } => None,
+        Query::Walk { .. } | Query::Trash(_) => None,
         // While it waits nobody decides about these locks alone.
         Query::StatFs | Query::LockWaits { .. } => Some(Vec::new()),
     }

@@ -24,8 +24,11 @@
 //! | moved | placement group 4 | [`Moved`](super::values::Moved) |
 //! | server | server 4 | [`ServerRow`](super::values::ServerRow) |
 //! | instance | instance 16 | [`InstanceRow`](super::values::InstanceRow): finds a server that registers again |
-//! | cluster | `config`, `counters`, `layout`, `fix`, `restored`, `moves`, `plan`, `plan-steps`, `away`, `left` | [`Config`](super::values::Config), ... |
+//! | cluster | `config`, `counters`, `layout`, `fix`, `restored`, `moves`, `plan`, `plan-steps`, `away`, `left`, `trash` | [`Config`](super::values::Config), ... |
 //! | event | number 8 | [`EventRow`](super::values::EventRow) |
+//! | trash | `e`, ino 8 | [`TrashRow`](super::trash::TrashRow) |
+//! | trash | `t`, when it was removed: seconds 8, nanoseconds 4; ino 8 | empty |
+//! | trash | `p`, the directory it was in 8, ino 8 | empty |
 //! | raft | the metaserver's own: last applied, membership | `raft/` |
 //!
 //! Families are told apart by name on disk; a new one goes last in [`FAMILIES`].
@@ -36,9 +39,10 @@ use common::name::Name;
 use common::time::Time;
 
 /// The names to open the store with, in the order of the constants below.
-pub const FAMILIES: [&str; 23] = [
+pub const FAMILIES: [&str; 24] = [
     "inode", "dentry", "list", "extent", "xattr", "chunk", "degraded", "session", "slot", "ended", "orphan", "purge",
     "horizon", "moved", "server", "instance", "cluster", "raft", "attend", "holder", "lock", "locked", "event",
+    "trash",
 ];
 
 /// Inodes.
@@ -89,6 +93,9 @@ pub const LOCKED: Family = Family(21);
 /// What administrators did.
 pub const EVENT: Family = Family(22);
 
+/// What was removed and can be brought back.
+pub const TRASH: Family = Family(23);
+
 /// In [`CLUSTER`]: what was fixed when the cluster was formatted.
 pub const CONFIG: &[u8] = b"config";
 /// In [`CLUSTER`]: numbers that change with every command.
@@ -121,6 +128,8 @@ pub const STEPS: &[u8] = b"plan-steps";
 pub const AWAY: &[u8] = b"away";
 /// In [`CLUSTER`]: the groups of servers that went out.
 pub const LEFT: &[u8] = b"left";
+/// In [`CLUSTER`]: how long what was removed stays, and how much there is of it.
+pub const TRASH_STATE: &[u8] = b"trash";
 
 /// Key of an inode; prefix of everything that starts with an inode number.
 pub fn inode(ino: InodeId) -> [u8; 8] {
@@ -228,6 +237,44 @@ pub fn event(number: u64) -> [u8; 8] {
     number.to_be_bytes()
 }
 
+/// First byte of the keys of entries of the trash.
+const TRASH_ENTRY: u8 = b'e';
+/// The same for the order in which they were removed.
+const TRASH_TIME: u8 = b't';
+/// The same for the directories that they were in.
+const TRASH_PARENT: u8 = b'p';
+
+/// Key of an entry of the trash.
+pub fn trash_entry(ino: InodeId) -> Vec<u8> {
+    [&[TRASH_ENTRY][..], &ino.0.to_be_bytes()].concat()
+}
+
+/// Prefix of all entries of the trash.
+pub fn trash_entries() -> [u8; 1] {
+    [TRASH_ENTRY]
+}
+
+/// Key of an entry of the trash in the order of removal. Times before 1970 sort first too.
+pub fn trash_time(at: Time, ino: InodeId) -> Vec<u8> {
+    let secs = u64::try_from(at.secs).unwrap_or(0);
+    [&[TRASH_TIME][..], &secs.to_be_bytes(), &at.nanos.to_be_bytes(), &ino.0.to_be_bytes()].concat()
+}
+
+/// Prefix of that order.
+pub fn trash_times() -> [u8; 1] {
+    [TRASH_TIME]
+}
+
+/// Prefix of what was in a directory.
+pub fn trash_of(parent: InodeId) -> Vec<u8> {
+    [&[TRASH_PARENT][..], &parent.0.to_be_bytes()].concat()
+}
+
+/// Key of an entry of the trash by the directory it was in.
+pub fn trash_parent(parent: InodeId, ino: InodeId) -> Vec<u8> {
+    [&trash_of(parent)[..], &ino.0.to_be_bytes()].concat()
+}
+
 /// Key of an instance.
 pub fn instance(instance: u128) -> [u8; 16] {
     instance.to_be_bytes()
@@ -287,6 +334,10 @@ mod tests {
         assert_eq!((horizon(258), moved(PgId(1)), server(ServerId(2))), ([1, 2], [0, 0, 0, 1], [0, 0, 0, 2]));
         assert_eq!((instance(1)[15], event(2)[7]), (1, 2));
         assert_eq!((last_u64(b"short"), first_u64(b"short")), (None, None));
+        let (ino, parent) = (InodeId(4), InodeId(5));
+        assert_eq!(trash_entry(ino), b"e\0\0\0\0\0\0\0\x04");
+        assert_eq!(trash_time(at, ino), b"t\0\0\0\0\0\0\0\x01\0\0\0\x02\0\0\0\0\0\0\0\x04");
+        assert_eq!(trash_parent(parent, ino), b"p\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x04");
     }
 
     #[test]
@@ -315,6 +366,7 @@ mod tests {
             (LOCK, "lock"),
             (LOCKED, "locked"),
             (EVENT, "event"),
+            (TRASH, "trash"),
         ];
         assert_eq!(pairs.len(), FAMILIES.len());
         for (family, name) in pairs {

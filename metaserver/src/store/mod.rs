@@ -17,6 +17,7 @@ use std::ops::Bound;
 pub mod acl;
 pub mod keys;
 pub mod moves;
+pub mod trash;
 pub mod values;
 
 type Changes = BTreeMap<Vec<u8>, Option<Bytes>>;

@@ -15,11 +15,14 @@ mod posix;
 mod restore;
 mod sessions;
 mod speed;
+mod trash;
 mod tree;
 mod twins;
 mod values;
 
 use super::{Command, Done, Fail, QueryCtx, Reply, apply, check, config, query};
+use crate::store::trash::TrashState;
+use crate::store::values::Value as _;
 use crate::store::{Txn, keys};
 use common::auth::{Attempt, Mac, Receipt, Secret};
 use common::disk::RealDisk;
@@ -83,12 +86,21 @@ impl World {
     fn over(kv: Box<dyn Kv>, dir: Option<TempDir>) -> World {
         let mut world = World { kv, index: 0, seqs: BTreeMap::new(), chunks: BTreeMap::new(), _dir: dir };
         assert_eq!(world.command(&format()), Ok(Done::Formatted));
+        world.set_window(0);
         for session in [S1, S2] {
             let op = Op::OpenSession { label: "test".into(), slots: 4 };
             let request = Request { session, slot: 0, seq: 0, cred: cred(0), op };
             world.request(request).unwrap();
         }
         world
+    }
+
+    /// Sets the undelete window, without a command.
+    fn set_window(&mut self, window_s: u64) {
+        let mut txn = Txn::new(&*self.kv);
+        txn.put(keys::CLUSTER, keys::TRASH_STATE, TrashState { window_s, ..TrashState::default() }.encode());
+        let batch = txn.into_batch();
+        self.kv.write(batch).unwrap();
     }
 
     fn now(&self) -> Time {
