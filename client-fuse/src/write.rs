@@ -23,7 +23,7 @@ use bytes::Bytes;
 use common::auth::Attempt;
 use common::fault::{Fault, Kind};
 use common::id::LayoutVersion;
-use common::proto::meta::{Commit, Cred, Edit, Op, Outcome, Source, Submitted};
+use common::proto::meta::{Answer, Commit, Cred, Edit, Op, Outcome, Query, Source, Submitted};
 use common::units::{COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, len_u32, len_u64, len_usize};
 use std::ops::Range;
 use std::sync::Arc;
@@ -486,6 +486,13 @@ impl Core {
         let auth = self.meta.new_attempt(deadline).await?;
         let map = self.meta.map();
         self.meta.refresh_map(map.version, deadline).await?;
+        // More copies may be wanted than when it was opened.
+        let query = Query::GetAttr { ino: inode.ino };
+        if let Ok((answered, _)) = self.meta.query(&Cred::default(), query, false, deadline).await
+            && let Answer::Attr(attr) = answered.answer
+        {
+            inode.lock().attr.replicas = attr.replicas;
+        }
         let replicas = inode.lock().attr.replicas;
         batch.stored = Some(self.chunks.store(auth, replicas, &batch.chunks, true, deadline).await?);
         Ok(())

@@ -4,7 +4,7 @@ use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::size_text;
 use super::keep;
-use super::{fsck, meta, rebalance, servers, settings, squash};
+use super::{change, fsck, meta, rebalance, servers, settings, squash};
 use clap::Subcommand;
 use client_fuse::{AdminLink, Client, ClientConfig};
 use common::auth::AdminKey;
@@ -85,6 +85,10 @@ pub(crate) enum AdminCommand {
     /// What the whole cluster goes by: show, change
     #[command(subcommand)]
     Settings(settings::SettingsCommand),
+    /// How many copies the chunks of a file have, and of what is made in a directory from now on
+    Replicas(change::ReplicasArgs),
+    /// In chunks of which size a file is cut, and what is made in a directory from now on
+    ChunkSize(change::ChunkSizeArgs),
     /// Repair, garbage collection and scrub: show how far they are, and change their settings
     Keep {
         #[command(flatten)]
@@ -163,6 +167,12 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
         AdminCommand::Scrub { command } => keep::scrub(target, command).await.map(|()| 0),
         AdminCommand::RootSquash(command) => squash::run(target, command).await.map(|()| 0),
         AdminCommand::Settings(command) => settings::run(target, command).await.map(|()| 0),
+        AdminCommand::Replicas(args) => {
+            target.with_client(async move |shell| change::replicas(shell, args).await).await
+        }
+        AdminCommand::ChunkSize(args) => {
+            target.with_client(async move |shell| change::set_chunk_size(shell, args).await).await
+        }
         AdminCommand::Keep { flags } => keep::settings(target, flags).await.map(|()| 0),
     }
 }

@@ -81,6 +81,34 @@ pub(crate) struct ChownArgs {
     paths: Vec<OsString>,
 }
 
+/// `dfs admin replicas`.
+#[derive(Args, Debug)]
+pub(crate) struct ReplicasArgs {
+    /// Everything that is below already, too. Interrupted: do it again, what is done stays
+    #[arg(short, long)]
+    recursive: bool,
+    /// Copies of each chunk
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=9))]
+    replicas: u8,
+    /// Files, and directories for what will be made in them
+    #[arg(required = true)]
+    paths: Vec<OsString>,
+}
+
+/// `dfs admin chunk-size`.
+#[derive(Args, Debug)]
+pub(crate) struct ChunkSizeArgs {
+    /// Everything that is below already, too: what is written there from now on
+    #[arg(short, long)]
+    recursive: bool,
+    /// In bytes, or as 512k or 8m: a power of two from 64k to 64m
+    #[arg(value_parser = chunk_size)]
+    size: u32,
+    /// Files, and directories for what will be made in them
+    #[arg(required = true)]
+    paths: Vec<OsString>,
+}
+
 /// Tells and counts what failed.
 fn count(results: impl IntoIterator<Item = Outcome>) -> u64 {
     let mut failed = 0;
@@ -222,6 +250,37 @@ pub(crate) async fn chown(shell: &Shell, args: ChownArgs) -> Outcome<u64> {
     change_each(shell, "chown", &args.paths, args.recursive, false, &change).await
 }
 
+/// Runs `dfs admin replicas`. Returns how many paths failed.
+pub(crate) async fn replicas(shell: &Shell, args: ReplicasArgs) -> Outcome<u64> {
+    let change = |attr: &Attr| match attr.kind {
+        FileKind::File | FileKind::Dir if attr.replicas != args.replicas => {
+            SetAttr { replicas: Some(args.replicas), ..SetAttr::default() }
+        }
+        _ => SetAttr::default(),
+    };
+    change_each(shell, "set the replica count", &args.paths, args.recursive, true, &change).await
+}
+
+/// Runs `dfs admin chunk-size`. Returns how many paths failed.
+pub(crate) async fn set_chunk_size(shell: &Shell, args: ChunkSizeArgs) -> Outcome<u64> {
+    let change = |attr: &Attr| match attr.kind {
+        FileKind::File | FileKind::Dir if attr.chunk_size != args.size => {
+            SetAttr { chunk_size: Some(args.size), ..SetAttr::default() }
+        }
+        _ => SetAttr::default(),
+    };
+    change_each(shell, "set the chunk size", &args.paths, args.recursive, true, &change).await
+}
+
+fn chunk_size(text: &str) -> Result<u32, String> {
+    let (digits, shift) = match text.to_ascii_lowercase().strip_suffix(['k', 'm']) {
+        Some(digits) => (digits.to_owned(), if text.ends_with(['k', 'K']) { 10 } else { 20 }),
+        None => (text.to_owned(), 0),
+    };
+    let size = digits.parse::<u32>().ok().and_then(|size| size.checked_mul(1 << shift));
+    size.ok_or_else(|| format!("{text} is no size such as 512k or 8m"))
+}
+
 /// Changes each path and, if `recursive`, all below. Symlinks found below are left alone if `skip_links`.
 async fn change_each(
     shell: &Shell,
@@ -241,8 +300,11 @@ async fn change_each(
                 None => shell.walk(doing, &path, true).await?,
             };
             if !(below && skip_links && attr.kind == FileKind::Symlink) {
-                let set = shell.client.setattr(&shell.cred, attr.ino, change(&attr)).await;
-                set.map_err(|fault| Failure::fault(doing, &path, &fault))?;
+                let wanted = change(&attr);
+                if wanted != SetAttr::default() {
+                    let set = shell.client.setattr(&shell.cred, attr.ino, wanted).await;
+                    set.map_err(|fault| Failure::fault(doing, &path, &fault))?;
+                }
             }
             if recursive && attr.kind == FileKind::Dir {
                 return shell.list(&path, attr.ino).await;

@@ -1,12 +1,13 @@
 //! Attributes: mode, owner, size, times, chunk size, replicas.
 //!
 //! Left out: cutting a very large file (over 4096 extents) to a length above zero, or punching a hole over that many, in
-//! steps; it is done in the one command, at some microseconds an extent. To zero, and removal, go in steps.
+//! steps; it is done in the one command, at some microseconds an extent. To zero, and removal, go in steps. Changing the
+//! replica count of a file with more than 65,536 extents.
 
 use super::access::{self, SETGID};
 use super::command::{Fail, refuse};
 use super::commit::{NANOS, not_a_file};
-use super::extents::FileMap;
+use super::extents::{FileMap, retarget};
 use super::remove::{EXTENTS_AT_ONCE, drop_data};
 use super::rows::{Call, find_inode, inode};
 use crate::store::values::{Body, Inode};
@@ -15,6 +16,10 @@ use common::id::InodeId;
 use common::proto::meta::{ACCESS_WRITE, ACCESSED_MAX, FileKind, Outcome, SetAttr, SetTime};
 use common::time::Time;
 use common::units::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, FILE_SIZE_MAX, REPLICAS_MAX};
+
+/// A file with more extents than this keeps its replica count: each costs a command some microseconds, and all of them
+/// change in one.
+const RETARGET_EXTENTS_MAX: u64 = if cfg!(test) { 8 } else { 1 << 16 };
 
 /// Changes attributes, all or none. The order of checks is Linux's (`setattr_prepare`).
 pub(super) fn set(call: &mut Call<'_, '_>, ino: InodeId, set: &SetAttr) -> Result<Outcome, Fail> {
@@ -39,6 +44,7 @@ pub(super) fn set(call: &mut Call<'_, '_>, ino: InodeId, set: &SetAttr) -> Resul
     }
     set_owner_and_mode(call, &mut inode, set);
     set_inherited(&mut inode, set)?;
+    set_replicas(call, &mut inode, set)?;
     let time = |wanted: Option<SetTime>, now: Time, old: Time| match wanted {
         None => old,
         Some(SetTime::Now) => now,
@@ -148,12 +154,25 @@ fn set_inherited(inode: &mut Inode, set: &SetAttr) -> Result<(), Fail> {
         }
         inode.chunk_size = chunk_size;
     }
-    if let Some(replicas) = set.replicas {
-        if inode.kind != FileKind::Dir {
-            return Err(refuse(Kind::Unsupported, "the replica count of a file is fixed when it is made"));
+    Ok(())
+}
+
+/// What is new in a directory will have so many copies. The chunks of a file are counted for that from now on: the
+/// chunkservers make copies that are missing by then, and drop those that are too many.
+fn set_replicas(call: &mut Call<'_, '_>, inode: &mut Inode, set: &SetAttr) -> Result<(), Fail> {
+    let Some(replicas) = set.replicas else { return Ok(()) };
+    match inode.body {
+        Body::Dir { .. } => {}
+        Body::File { extents, .. } if extents > RETARGET_EXTENTS_MAX => {
+            let text = format!("a file of {extents} extents: above {RETARGET_EXTENTS_MAX} its replica count is fixed");
+            return Err(refuse(Kind::Unsupported, text));
         }
-        inode.replicas = replicas;
+        Body::File { data, .. } => retarget(call, data, inode.replicas, replicas)?,
+        Body::Symlink { .. } | Body::Device { .. } | Body::Plain => {
+            return Err(refuse(Kind::Unsupported, "only files and directories have a replica count"));
+        }
     }
+    inode.replicas = replicas;
     Ok(())
 }
 

@@ -162,6 +162,24 @@ impl FileMap {
     }
 }
 
+/// All references of a file count for another replica target. A chunk that has any keeps its row.
+pub(super) fn retarget(call: &mut Call<'_, '_>, data: u64, from: u8, to: u8) -> Result<(), Fail> {
+    if from == to {
+        return Ok(());
+    }
+    let mut counts: BTreeMap<ChunkId, (u32, i64)> = BTreeMap::new();
+    for (_, row) in overlapping(call.txn, data, 0, u64::MAX, usize::MAX)? {
+        if let Data::Chunk { id, chunk_len, .. } = row.data {
+            counts.entry(id).or_insert((chunk_len, 0)).1 += 1;
+        }
+    }
+    for (id, (len, count)) in counts {
+        refer(call, &id, len, to, count)?; // first, so that there always is one
+        refer(call, &id, len, from, -count)?;
+    }
+    Ok(())
+}
+
 /// Adds to the references of a chunk; true if it has none any more.
 fn refer(call: &mut Call<'_, '_>, id: &ChunkId, len: u32, target: u8, delta: i64) -> Result<bool, KvError> {
     let key = keys::chunk(id);

@@ -77,7 +77,7 @@ pub struct Inode {
     pub ctime: Time,
     /// Files and directories: see `Attr::chunk_size`.
     pub chunk_size: u32,
-    /// Files and directories: see `Attr::replicas`. Of a file it never changes: its references are counted under it.
+    /// Files and directories: see `Attr::replicas`. The references of a file are counted under it.
     pub replicas: u8,
     /// Bytes of all names of its extended attributes, each with a terminator.
     pub xattr_names: u32,

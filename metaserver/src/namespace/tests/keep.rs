@@ -2,6 +2,7 @@
 
 use super::super::{Page, cluster_map, counters, expected, out};
 use super::*;
+use crate::store::values::ChunkRow;
 use common::layout::{Candidate, Domain, Layout};
 use common::proto::keep::KeepChange;
 use common::proto::meta::Register;
@@ -175,4 +176,40 @@ fn settings_change_together_or_not_at_all() {
     assert_eq!((before.0, before.2), (2, 60), "nothing of it was done");
     assert_eq!(world.command(&set(Some(1))), Ok(Done::Noted));
     assert_eq!(now(&world), (1, before.1 + 1, 7));
+}
+
+#[test]
+fn the_chunks_of_a_file_follow_its_replica_count_and_shared_ones_whoever_wants_most() {
+    let mut world = World::new();
+    let (file, other) = (world.file(0, ROOT, "f", 0o644), world.file(0, ROOT, "g", 0o644));
+    let own = put(&mut world, file, 0, b"only here", 3).unwrap();
+    let shared = put(&mut world, file, 100, b"in both", 3).unwrap();
+    put(&mut world, file, 200, b"in both", 3).unwrap();
+    put(&mut world, other, 0, b"in both", 3).unwrap();
+    let set = |replicas| common::proto::meta::SetAttr { replicas: Some(replicas), ..Default::default() };
+    let refs = |world: &World, id: &ChunkId| {
+        let row = world.kv.get(keys::CHUNK, &keys::chunk(id)).unwrap().expect("it is referred to");
+        ChunkRow::decode(&row).unwrap().refs.into_iter().collect::<Vec<_>>()
+    };
+    for replicas in [5, 2, 3] {
+        world.op(0, Op::SetAttr { ino: file, set: set(replicas) }).unwrap();
+        assert_eq!(world.attr(file).replicas, replicas);
+        let both = match replicas {
+            5 => vec![(3, 1), (5, 2)],
+            2 => vec![(2, 2), (3, 1)],
+            _ => vec![(3, 3)],
+        };
+        assert_eq!((refs(&world, &own), refs(&world, &shared)), (vec![(replicas, 1)], both));
+        world.check();
+    }
+    let target = super::super::targets(&*world.kv, &[own]).unwrap();
+    assert_eq!(target, [(own, 3)]);
+    for n in 0..9 {
+        put(&mut world, other, 1000 + n * 100, format!("{n}").as_bytes(), 3).unwrap();
+    }
+    assert_eq!(world.kind(0, Op::SetAttr { ino: other, set: set(2) }), Kind::Unsupported);
+    assert_eq!(world.kind(7, Op::SetAttr { ino: file, set: set(2) }), Kind::NotPermitted);
+    let link = world.make(0, ROOT, "l", NewNode::Symlink(b"f".to_vec()), 0o777).unwrap().ino;
+    assert_eq!(world.kind(0, Op::SetAttr { ino: link, set: set(2) }), Kind::Unsupported);
+    world.check();
 }

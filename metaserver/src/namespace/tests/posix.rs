@@ -289,7 +289,6 @@ fn sizes_and_times() {
     let chunk = |chunk_size| SetAttr { chunk_size: Some(chunk_size), ..set() };
     assert_eq!(world.set(5, ino, chunk(100_000)), Err(Kind::Invalid));
     assert_eq!(world.set(5, ino, chunk(65_536)).unwrap().chunk_size, 65_536);
-    assert_eq!(world.set(5, ino, SetAttr { replicas: Some(2), ..set() }), Err(Kind::Unsupported));
     world.set(0, open, SetAttr { replicas: Some(2), chunk_size: Some(1 << 20), ..set() }).unwrap();
     let made = world.make(5, open, "g", NewNode::File, 0o644).unwrap();
     assert_eq!((made.replicas, made.chunk_size), (2, 1 << 20), "new entries inherit");
