@@ -112,13 +112,20 @@ pub(crate) async fn run(target: &Target, command: RebalanceCommand) -> Outcome {
 
 /// Shows the plan and starts it.
 pub(crate) async fn start(target: &Target, max_mbps: Option<u64>, wait: bool, json: bool) -> Outcome {
-    show_plan(&plan(target, Vec::new()).await?, json);
+    show_plan(&at_most(plan(target, Vec::new()).await?, bytes_per_s(max_mbps)), json);
     let started = Order::Rebalance(RebalanceOrder::Start { rate: bytes_per_s(max_mbps) });
     done(Orders::new(target)?.send("rebalance", started).await?)?;
     if !json {
         say!("started: `dfs admin rebalance status`");
     }
     if wait { self::wait(target).await } else { Ok(()) }
+}
+
+/// The plan, if each server takes no more than this many bytes per second.
+fn at_most(plan: Plan, rate: Option<u64>) -> Plan {
+    let most = plan.servers.iter().map(|server| server.receives.max(server.sends)).max().unwrap_or(0);
+    let seconds = rate.map_or(0, |rate| most.div_ceil(rate.max(1)));
+    Plan { seconds: plan.seconds.max(seconds), ..plan }
 }
 
 async fn order(target: &Target, what: RebalanceOrder, said: &str) -> Outcome {
