@@ -150,7 +150,7 @@ pub(crate) async fn undelete(shell: &Shell, args: UndeleteArgs) -> Outcome<u64> 
     let Some(entry) = found else {
         if id(&args.what).is_none()
             && args.to.is_none()
-            && let Some(failed) = back.into_directory(&path).await?
+            && let Some(failed) = back.all_removed_from(&path).await?
         {
             return Ok(failed);
         }
@@ -263,7 +263,7 @@ impl Back<'_> {
     }
 
     /// What was removed from a directory that is there. `None`: there is none, or nothing was removed from it.
-    async fn into_directory(&self, path: &Remote) -> Outcome<Option<u64>> {
+    async fn all_removed_from(&self, path: &Remote) -> Outcome<Option<u64>> {
         let Ok((dir, _)) = self.shell.client.walk(&self.shell.cred, InodeId::ROOT, path.as_bytes(), true).await else {
             return Ok(None);
         };
