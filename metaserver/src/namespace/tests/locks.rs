@@ -173,8 +173,7 @@ fn locks_of_a_file_have_a_limit() {
 
 /// Says the locks of a session in a batch of changes.
 fn say(world: &mut World, session: SessionId, ino: InodeId, locks: Vec<Lock>) -> Result<(), Kind> {
-    let change =
-        Deferred { cred: cred(0), at: Time::default(), op: Op::HaveLocks { ino, locks }, leads: Vec::new() };
+    let change = Deferred { cred: cred(0), at: Time::default(), op: Op::HaveLocks { ino, locks }, leads: Vec::new() };
     let batch = Batch { changes: vec![change], ..Batch::default() };
     match world.of(session, cred(0), Op::Batch(batch)).map_err(|fault| fault.kind)? {
         Outcome::Batch(BatchDone { fault, .. }) => fault.map_or(Ok(()), |fault| Err(fault.kind)),
@@ -197,7 +196,9 @@ fn a_session_says_what_locks_it_has_and_who_waits_for_the_others_gets_them() {
     assert_eq!(ask(&mut world, S2, ino, shared(1, 7), false), Locked::No, "what is refused changes nothing");
     say(&mut world, S1, ino, vec![]).unwrap();
     assert_eq!(ask(&mut world, S2, ino, shared(1, 7), false), Locked::Yes);
-    for wrong in [vec![exclusive(1, 9), shared(2, 9)], vec![shared(1, 9), shared(1, 9)], vec![lock(1, LockKind::Unlock, 9, 9)]] {
+    for wrong in
+        [vec![exclusive(1, 9), shared(2, 9)], vec![shared(1, 9), shared(1, 9)], vec![lock(1, LockKind::Unlock, 9, 9)]]
+    {
         assert_eq!(say(&mut world, S1, ino, wrong), Err(Kind::Invalid));
     }
     assert_eq!(say(&mut world, S1, InodeId(999), vec![exclusive(1, 0)]), Ok(()), "the file is gone, and its locks");
