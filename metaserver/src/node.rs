@@ -23,6 +23,7 @@ use common::fault::{Fault, Kind};
 use common::hello::Me;
 use common::id::{ClusterId, Epoch, NodeId};
 use common::proto::meta::Admin;
+use common::proto::trash::{SettingsChange, UNDELETE_WINDOW_S};
 use common::rpc::Caller;
 use common::task::Tasks;
 use common::units::REPLICAS_MAX;
@@ -287,7 +288,15 @@ impl Node {
         let end = Instant::now() + FIRST_LEADER_TIMEOUT;
         loop {
             match member.propose(&command).await {
-                Ok(Done::Formatted) => return Ok(()),
+                Ok(Done::Formatted) => {
+                    // By a command of its own: logs of older clusters mean what they meant.
+                    let undelete_window_s = Some(UNDELETE_WINDOW_S);
+                    let keep = Command::Change(SettingsChange { undelete_window_s, ..SettingsChange::default() });
+                    if let Err(fault) = member.propose(&keep).await {
+                        tracing::warn!(error = %fault, "nothing that is removed is kept: set undelete_window_s");
+                    }
+                    return Ok(());
+                }
                 Ok(other) => return Err(Fault::new(Kind::Internal, format!("format: answered {other:?}"))),
                 Err(fault) if fault.kind == Kind::NotLeader && Instant::now() < end => {
                     match fault.leader {

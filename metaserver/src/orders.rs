@@ -267,8 +267,8 @@ impl Orders {
             return refuse(format!("{server} holds the last copies of {text}"));
         }
         let all = leading.servers.status(&map);
-        let up: Vec<ServerId> = all.iter().filter(|status| status.up).map(|status| status.server).collect();
-        let behind = behind(&map.layout, &up, &leading.keep.reports());
+        let others: Vec<ServerId> = map.servers.keys().copied().filter(|other| *other != server).collect();
+        let behind = behind(&map.layout, &others, &leading.keep.reports());
         let status = all.into_iter().find(|status| status.server == server);
         let degraded = namespace::counters(member.state.mounted().kv()).map_err(internal)?.degraded;
         match status {
@@ -292,15 +292,15 @@ impl Orders {
     }
 }
 
-/// Of these servers that are up, those with a place in the layout that have not said that they have all that belongs on
-/// them. Pure.
-fn behind(layout: &Layout, up: &[ServerId], reports: &[(ServerId, u64, KeepReport)]) -> Vec<ServerId> {
+/// Of these servers, those with a place in the layout that have not said that they have all that belongs on them: one that
+/// is down may be the one that misses what only the one to be removed has. Pure.
+fn behind(layout: &Layout, servers: &[ServerId], reports: &[(ServerId, u64, KeepReport)]) -> Vec<ServerId> {
     let has_all = |server: &ServerId| {
         let its = reports.iter().find(|(id, ..)| id == server);
         its.is_some_and(|(_, _, its)| its.compared == layout.version && its.missing + its.unavailable == 0)
     };
     let has_place = |server: &ServerId| layout.groups.iter().any(|group| group.contains(server));
-    up.iter().filter(|server| has_place(server) && !has_all(server)).copied().collect()
+    servers.iter().filter(|server| has_place(server) && !has_all(server)).copied().collect()
 }
 
 /// Chunks that only this server is known to hold: how many, and the first ones with the files that they are in, a line
@@ -391,6 +391,6 @@ mod tests {
         for other in [report(two, 4, 0, 0), report(two, 5, 1, 0), report(two, 5, 0, 1)] {
             assert_eq!(late(&[fine.clone(), other]), [two]);
         }
-        assert_eq!(behind(&layout, &[one], &[fine]), [], "who is down is not asked");
+        assert_eq!(behind(&layout, &[one], &[fine]), [], "only those that are named");
     }
 }

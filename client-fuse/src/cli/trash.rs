@@ -25,7 +25,7 @@ use std::os::unix::ffi::OsStrExt;
 /// Entries of a directory that are brought back at once.
 const AT_ONCE: usize = 32;
 /// Permission bits of directories made on the way.
-const PARENT_MODE: u32 = 0o755;
+const PARENT_MODE: u32 = 0o700;
 
 /// `dfs trash ...`
 #[derive(Clone, Debug, Subcommand)]

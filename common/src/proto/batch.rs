@@ -66,7 +66,8 @@ impl Deferred {
             Op::Rmdir { .. } => self.leads.len() == 1,
             Op::Rename { keep, .. } => !keep && matches!(self.leads.len(), 1 | 2),
             Op::Commit(commit) => commit.chunks.is_empty() && commit.base.is_none(),
-            Op::Link { .. } | Op::SetAttr { .. } => true,
+            Op::Link { .. } => true,
+            Op::SetAttr { set, .. } => set.replicas.is_none() && set.chunk_size.is_none(),
             Op::HaveLocks { locks, .. } => locks.len() <= LOCKS_MAX,
             Op::SetXattr { .. }
             | Op::RemoveXattr { .. }

@@ -47,6 +47,8 @@ const LOOKED_AT_MAX: usize = 16_384;
 const NAMES_MAX: usize = 100_000;
 /// Directories between the root and an entry, at most.
 const DEPTH_MAX: usize = 4096;
+/// Bytes of a path that is told, at most: an answer has very many.
+const PATH_LEN_MAX: usize = 4096;
 
 fn state(read: &dyn KvRead) -> Result<TrashState, KvError> {
     Ok(row(read, CLUSTER, keys::TRASH_STATE)?.unwrap_or_default())
@@ -157,8 +159,8 @@ fn dig_out(call: &mut Call<'_, '_>, ino: InodeId, row: &TrashRow, inode: &Inode)
         call.txn.delete(TRASH, key);
     }
     let mut state = state(call.txn)?;
-    state.entries -= 1;
-    state.bytes -= allocated(inode);
+    state.entries = state.entries.saturating_sub(1); // fsck tells if they are off
+    state.bytes = state.bytes.saturating_sub(allocated(inode));
     put_state(call, state);
     Ok(())
 }
@@ -247,7 +249,11 @@ pub(super) fn expire(call: &mut Call<'_, '_>, bytes: u64) -> Result<Done, Fail> 
 /// What is in the trash by `at` goes, as fast as it can.
 pub(super) fn empty(call: &mut Call<'_, '_>, at: Time) -> Result<Done, Fail> {
     let state = state(call.txn)?;
-    put_state(call, TrashState { emptied: state.emptied.max(Some(at)), ..state });
+    // Not beyond the newest: a clock that is ahead would empty it for as long.
+    let newest = call.txn.scan(TRASH, prefix_range(&keys::trash_times()), true).next().transpose()?;
+    let Some(newest) = newest.map(|(key, _)| ino_of(&key)).transpose()? else { return Ok(Done::Noted) };
+    let removed = find(call.txn, newest)?.map_or(at, |row| row.at);
+    put_state(call, TrashState { emptied: state.emptied.max(Some(at.min(removed))), ..state });
     Ok(Done::Noted)
 }
 
@@ -378,7 +384,8 @@ impl Paths {
             at = parent;
         };
         for (ino, name) in above.into_iter().rev() {
-            path = path.map(|path| [&path[..], b"/", name.as_bytes()].concat());
+            let below = |path: Vec<u8>| [&path[..], b"/", name.as_bytes()].concat();
+            path = path.map(below).filter(|path| path.len() <= PATH_LEN_MAX);
             self.known.insert(ino, path.clone());
         }
         Ok(path)

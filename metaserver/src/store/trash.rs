@@ -4,7 +4,6 @@ use super::values::{Inode, Value, damaged};
 use common::id::InodeId;
 use common::kv::KvError;
 use common::name::Name;
-use common::proto::trash::UNDELETE_WINDOW_S;
 use common::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +40,7 @@ impl Value for TrashRow {
 /// How long things stay in the trash, and what is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrashState {
-    /// The undelete window, in seconds.
+    /// The undelete window, in seconds. 0, as in clusters that were made before there was a trash: nothing is kept.
     pub window_s: u64,
     /// What was removed by then goes now.
     pub emptied: Option<Time>,
@@ -53,7 +52,7 @@ pub struct TrashState {
 
 impl Default for TrashState {
     fn default() -> TrashState {
-        TrashState { window_s: UNDELETE_WINDOW_S, emptied: None, entries: 0, bytes: 0 }
+        TrashState { window_s: 0, emptied: None, entries: 0, bytes: 0 }
     }
 }
 
