@@ -225,6 +225,7 @@ impl Core {
         let Some(lost) = self.leases.lose(Fault::new(Kind::NoSession, text)) else { return };
         error!(changes = lost.count, inodes = ?lost.inodes.iter().take(16).collect::<Vec<_>>(), error = %fault,
             "changes that were answered for are lost");
+        self.drop_lost_locks(lost.locks);
         for inode in lost.inodes.iter().filter_map(|ino| self.find(*ino)) {
             let mut state = inode.lock();
             state.lost_before = state.opened + 1;
@@ -233,7 +234,6 @@ impl Core {
             drop(state);
             inode.changed.notify_waiters();
         }
-        self.drop_lost_locks(lost.locks);
     }
 }
 

@@ -37,7 +37,7 @@ use common::proto::batch::{Batch, BatchDone};
 use common::proto::lease::{
     Claim, Claimed, Grants, IDLE_HOLD, LEASE_TERM, LeaseAsk, LeasedListing, RecallCall, Recalls, Touched,
 };
-use common::proto::lock::{Lock, LockHolder};
+use common::proto::lock::{Lock, LockAsk, LockHolder, LockKind};
 use common::proto::meta::{Answer, Attr, Cred, ExtentRun, Op, Outcome, Query, Submitted};
 use inside::{Inside, Next, Own};
 pub(crate) use journal::Lost;
@@ -155,6 +155,7 @@ impl Leases {
     /// Before a change is sent. `commits`: it only saves what this client has written, so reads of the file go on.
     pub(crate) fn change(self: &Arc<Self>, op: &Op, sent: Duration) -> Change {
         let mut inside = self.inside();
+        inside.forget_run_out(sent); // what was decided is told, or found lost, before anything else is sent
         let own = inside.begin(Touched::by(op), matches!(op, Op::Commit(_)));
         let lock = inside.begin_lock(op);
         let mark = inside.ask();
@@ -292,7 +293,10 @@ impl Leases {
         if session.is_certain() {
             inside.settled(); // asked under the lock: what is uncertain was counted before it was noted
         }
-        inside.next_call(session.id, open, Instant::now())
+        let next = inside.next_call(session.id, open, Instant::now());
+        drop(inside);
+        self.decided.notify_one(); // locks may be due to be said
+        next
     }
 
     /// The answer to it, sent at `sent`, which came at `uptime`.
@@ -410,9 +414,20 @@ impl Core {
         if !self.config.leases {
             return Ok(self.meta.submit(cred, op, deadline).await?.0.applied.outcome);
         }
+        let losses = self.leases.losses();
         let change = self.leases.change(&op, self.world.uptime());
         // In order: what was decided before is told before. And nothing more is decided of what this changes.
-        if let Err(fault) = self.tell_all(deadline).await {
+        let told = match &op {
+            // That something else was lost is no reason to keep a lock.
+            Op::Lock(LockAsk { lock: Lock { kind: LockKind::Unlock, .. }, .. }) | Op::HaveLocks { .. } => {
+                self.told(deadline).await.map(|_| ())
+            }
+            _ => self.tell_all(deadline).await.and_then(|()| match self.leases.losses() == losses {
+                true => Ok(()),
+                false => Err(self.leases.last_loss()),
+            }),
+        };
+        if let Err(fault) = told {
             change.undone();
             return Err(fault);
         }

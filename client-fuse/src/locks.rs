@@ -154,19 +154,12 @@ impl Core {
         let (core, session) = (self.clone(), self.meta.session().id);
         self.tasks.spawn_until_stop(async move {
             for ino in inodes {
-                let owners: Vec<(LockSpace, u64)> = {
-                    let table = core.locks.table();
-                    let range = (ino, LockSpace::Range, 0)..=(ino, LockSpace::Whole, u64::MAX);
-                    table.held.range(range).map(|((_, space, owner), _)| (*space, *owner)).collect()
-                };
-                for (space, owner) in owners {
-                    // In another session there are none.
-                    while core.meta.session().id == session {
-                        match core.unlock_whole(ino, space, owner).await {
-                            Err(fault) if fault.kind.is_transient() => tokio::time::sleep(DROP_PAUSE).await,
-                            _ => break,
-                        }
-                    }
+                let none = || Op::HaveLocks { ino, locks: Vec::new() };
+                // In another session there are none.
+                while core.meta.session().id == session
+                    && core.ask(&Cred::default(), none(), core.meta.deadline()).await.is_err()
+                {
+                    tokio::time::sleep(DROP_PAUSE).await;
                 }
                 core.locks.table().dropping.remove(&ino);
             }

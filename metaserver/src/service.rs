@@ -442,7 +442,7 @@ impl Meta for Call {
             leading.sessions.opened(session);
         }
         let locks = match &request.op {
-            Op::Lock(_) | Op::CancelLock { .. } | Op::CloseSession => true,
+            Op::Lock(_) | Op::CancelLock { .. } | Op::HaveLocks { .. } | Op::CloseSession => true,
             Op::Batch(batch) => batch.changes.iter().any(|change| matches!(change.op, Op::HaveLocks { .. })),
             _ => false,
         };

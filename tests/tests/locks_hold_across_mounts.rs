@@ -177,6 +177,7 @@ fn the_locks_of_a_mount_that_is_unmounted_or_dies_go() {
     cluster.kill(&[cluster.leader()]);
     assert!(is_taken(&waiting), "a fail-over takes no lock away");
     assert!(is_taken(&open(&other)), "nor one that the metaservers had not heard of");
+    drop(own);
     if std::env::var_os("DFS_TEST_FULL").is_some() {
         cluster.kill_mount("a");
         wait_until("the session of a dead mount to end", Duration::from_secs(150), || !is_taken(&waiting));
@@ -210,12 +211,17 @@ fn locks_that_nobody_else_wants_are_decided_where_they_are_asked_for() {
         std::thread::sleep(Duration::from_millis(1100)); // until what was wanted may be somebody's own again
     }
     let applied = || cluster.status()["applied"].as_u64().expect("an index");
+    // A file that no other mount looks at.
+    let own = open(&mounts[0].join("own"));
     let before = applied();
     for at in 0..200 {
-        set(&a, range(libc::F_WRLCK, at, 1)).unwrap();
-        set(&a, range(libc::F_UNLCK, at, 1)).unwrap();
+        set(&own, range(libc::F_WRLCK, at, 1)).unwrap();
+        set(&own, range(libc::F_UNLCK, at, 1)).unwrap();
     }
     assert!(applied() - before < 50, "400 locks and unlocks were asked for");
-    drop(a);
-    set(&b, range(libc::F_WRLCK, 0, 1000)).unwrap();
+    set(&own, range(libc::F_WRLCK, 7, 1)).unwrap();
+    let other = open(&mounts[1].join("own"));
+    assert_eq!(set(&other, range(libc::F_WRLCK, 0, 1000)), Err(Errno::EAGAIN));
+    drop(own);
+    wait_until("the ranges to go with their file", LIMIT, || set(&other, range(libc::F_WRLCK, 0, 1000)).is_ok());
 }

@@ -187,10 +187,11 @@ impl Shared {
     /// The last descriptor of an open file is closed: what was locked through it goes.
     pub(super) async fn drop_file_locks(&self, handle: &Handle, owners: &Owners) -> Result<(), Fault> {
         let owners = std::mem::take(&mut *owners.lock().expect("no panic holds this lock"));
+        let mut all = Ok(());
         for (space, owner) in owners {
-            self.client.unlock_all(handle.ino(), space, owner).await?;
+            all = all.and(self.client.unlock_all(handle.ino(), space, owner).await);
         }
-        Ok(())
+        all
     }
 }
 

@@ -390,6 +390,7 @@ impl Inside {
                 self.forget_names(dir);
                 self.names += names.len();
                 self.say_locks(dir);
+                let lease = self.known.get(&dir).map_or(lease, |known| known.lease.max(lease));
                 self.known.insert(dir, Known { lease, attr, names: Some(names), locks: None, used: Instant::now() });
                 self.counted.remove(&dir);
             }
@@ -567,6 +568,7 @@ impl Inside {
     pub(super) fn next_call(&mut self, session: SessionId, open: BTreeSet<InodeId>, now: Instant) -> Next {
         self.open = open;
         self.forget_idle(now);
+        self.say_lasting_locks(now);
         let tell = std::mem::take(&mut self.tell);
         let idle = self.known.is_empty() && self.listing.is_empty() && self.give_back.is_empty();
         if self.term == 0 {
@@ -624,6 +626,7 @@ impl Inside {
     pub(super) fn forget(&mut self, ino: InodeId) {
         self.touch(ino);
         self.say_locks(ino);
+        self.tell_first |= self.journal.is_pending(ino);
         if let Some(known) = self.known.remove(&ino) {
             self.names -= known.names.map_or(0, |names| names.len());
             self.contents.forget(ino);
@@ -658,7 +661,7 @@ impl Inside {
     }
 
     /// What has run out, nobody believes any more: what the kernel was told runs out with it.
-    fn forget_run_out(&mut self, uptime: Duration) {
+    pub(super) fn forget_run_out(&mut self, uptime: Duration) {
         if !self.is_good(uptime) && !self.known.is_empty() {
             self.unsaid_locks().into_iter().for_each(|ino| self.say_locks(ino));
             (self.contents, self.since) = (Contents::default(), None);

@@ -5,10 +5,11 @@
 //! 1. `Known::locks` is there only while nobody else can have, or wait for, a lock of that file: it begins with an answer
 //!    ([`Locked::Alone`]) to a request that was sent, and came back, under one write lease, while no other request for a lock
 //!    of the file was under way; and it ends with the write lease, or before a lock of the file is asked for.
-//! 2. What it says and the metaservers do not know yet (`unsaid`) goes into the journal before either.
+//! 2. What it says and the metaservers do not know yet (`unsaid`) goes into the journal before either, and when it has stayed
+//!    as it is for [`AGE_MAX`]: a lock that was said keeps others out until the session ends, also if this client falls silent.
 
 use super::inside::Inside;
-use super::journal::Under;
+use super::journal::{AGE_MAX, Under};
 use super::local::Not;
 use common::id::{InodeId, SessionId};
 use common::proto::batch::Deferred;
@@ -17,6 +18,7 @@ use common::proto::lock::{self, Lock, LockAsk, LockHolder, LockKind, LockSpace, 
 use common::proto::meta::{Cred, Op, Outcome};
 use common::time::Time;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Locks of one file that are decided about here; with more, the metaservers do.
 const HELD_MAX: usize = 64;
@@ -27,6 +29,8 @@ pub(super) struct Held {
     locks: Vec<LockHolder>,
     /// The metaservers believe otherwise.
     pub(super) unsaid: bool,
+    /// When they changed last.
+    changed: Option<Instant>,
 }
 
 /// Requests for locks of one file that are under way.
@@ -43,8 +47,8 @@ pub(super) struct Asked {
 #[derive(Debug)]
 pub(super) struct OwnLock {
     ask: LockAsk,
-    /// The number of the write lease under which it was sent.
-    under: Option<u64>,
+    /// The term and the number of the write lease under which it was sent.
+    under: Option<(u64, u64)>,
 }
 
 impl Held {
@@ -64,7 +68,7 @@ impl Held {
         // As on Linux, who changes the kind of its `flock` gives up the one it had, and may lose it.
         let kind = if blocked { LockKind::Unlock } else { ask.lock.kind };
         lock::set(&mut self.locks, &LockHolder { session, lock: Lock { kind, ..ask.lock } });
-        self.unsaid = true;
+        (self.unsaid, self.changed) = (true, Some(Instant::now()));
         Some(if blocked { Locked::No } else { Locked::Yes })
     }
 }
@@ -90,7 +94,26 @@ impl Inside {
 
     /// What was decided about locks of this file goes into the journal; nothing more is decided about them.
     pub(super) fn say_locks(&mut self, ino: InodeId) {
-        let Some(held) = self.known.get_mut(&ino).and_then(|known| known.locks.take()) else { return };
+        if let Some(held) = self.known.get_mut(&ino).and_then(|known| known.locks.take()) {
+            self.say(ino, &held);
+        }
+    }
+
+    /// Locks that stay as they are go into the journal; they are still decided about.
+    pub(super) fn say_lasting_locks(&mut self, now: Instant) {
+        let lasts = |held: &Held| held.unsaid && held.changed.is_some_and(|changed| changed + AGE_MAX < now);
+        let lasting = self.known.iter().filter(|(_, known)| known.locks.as_ref().is_some_and(lasts));
+        let lasting: Vec<InodeId> = lasting.map(|(ino, _)| *ino).collect();
+        for ino in lasting {
+            let held = self.known.get_mut(&ino).and_then(|known| known.locks.take());
+            let mut held = held.expect("just found");
+            self.say(ino, &held);
+            held.unsaid = false;
+            self.known.get_mut(&ino).expect("just found").locks = Some(held);
+        }
+    }
+
+    fn say(&mut self, ino: InodeId, held: &Held) {
         let (Some(session), Some(since)) = (self.session, self.since) else { return };
         if held.unsaid {
             let locks = held.locks.iter().map(|held| held.lock).collect();
@@ -114,7 +137,7 @@ impl Inside {
         asked.overlapped |= asked.count > 0;
         asked.count += 1;
         let lease = self.known.get(&ask.ino).map(|known| known.lease).filter(|lease| lease & WRITE != 0);
-        Some(OwnLock { ask: *ask, under: lease.filter(|_| self.since.is_some()) })
+        Some(OwnLock { ask: *ask, under: lease.filter(|_| self.since.is_some()).map(|lease| (self.term, lease)) })
     }
 
     /// It was answered.
@@ -124,7 +147,7 @@ impl Inside {
             self.asked_locks.get(&ino).is_some_and(|asked| asked.count == 1 && !asked.overlapped && !asked.lost);
         let (Outcome::Locked(Locked::Alone), Some(lease), true) = (outcome, own.under, undisturbed) else { return };
         let (Some(session), Some(known)) = (self.session, self.known.get_mut(&ino)) else { return };
-        if known.lease == lease && self.since.is_some() {
+        if (self.term, known.lease) == lease && self.since.is_some() {
             let mut held = Held::default();
             lock::set(&mut held.locks, &LockHolder { session, lock: own.ask.lock });
             known.locks = Some(held);

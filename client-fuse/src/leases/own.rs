@@ -64,6 +64,7 @@ impl Inside {
 
     /// An inode whose last name went.
     pub(super) fn gone_here(&mut self, ino: InodeId) {
+        self.say_locks(ino); // others may have it open, and wait for a lock
         if let Some(known) = self.known.remove(&ino) {
             self.names -= known.names.map_or(0, |names| names.len());
             self.contents.forget(ino);

@@ -329,8 +329,8 @@ pub enum Op {
         /// How many, at most [`super::batch::RESERVE_MAX`].
         count: u32,
     },
-    /// These are all locks of a file that this session has: it has decided about them itself. Only in a batch; nothing if the
-    /// file is gone.
+    /// These are all locks of a file that this session has: it has decided about them itself. Only in a batch, unless there
+    /// are none; nothing if the file is gone.
     HaveLocks {
         /// The file.
         ino: InodeId,

@@ -4,6 +4,7 @@ use super::*;
 use common::id::LogIndex;
 use common::proto::batch::Deferred;
 use common::proto::lease::{WRITE, WRITE_WAIT};
+use common::proto::lock::{Lock, LockKind, LockSpace};
 use common::proto::meta::{Cred, NewNode, Op};
 use common::time::Time;
 use std::time::Duration;
@@ -224,6 +225,10 @@ async fn nobody_reads_or_changes_what_another_writes_before_that_is_told() {
         };
         assert_eq!(tokio::join!(waits, tells).0, Some(Duration::from_millis(70)));
         assert!(leases.batch(A, true, &batch(vec![mkdir(DIR, InodeId(9))])).is_none(), "it has given it up");
+        let locks = |locks| deferred(Op::HaveLocks { ino: DIR, locks }, &[]);
+        assert!(leases.batch(A, true, &batch(vec![locks(vec![])])).is_some(), "letting go of locks harms nobody");
+        let lock = Lock { space: LockSpace::Range, owner: 1, kind: LockKind::Shared, start: 0, end: 9, pid: 1 };
+        assert!(leases.batch(A, true, &batch(vec![locks(vec![lock])])).is_none(), "others may have locked it");
     }
 }
 

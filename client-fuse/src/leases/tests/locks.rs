@@ -136,3 +136,28 @@ async fn what_is_lost_of_locks_is_named() {
     let lost = leases.lose(Fault::new(Kind::Stale, "others came before")).unwrap();
     assert!(lost.locks.contains(&A) && lost.inodes.contains(&A), "{lost:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_stays_is_said_and_others_are_still_decided() {
+    let leases = locking();
+    assert_eq!(decided(&leases, &unlock(1)), Some(Locked::Yes));
+    assert_eq!(decided(&leases, &exclusive(2)), Some(Locked::Yes));
+    next(&leases);
+    assert!(!leases.is_untold(None), "it may not stay");
+    tokio::time::advance(Duration::from_millis(300)).await;
+    next(&leases);
+    assert_eq!(said(&leases), [2]);
+    next(&leases);
+    assert!(!leases.is_untold(None), "once");
+    assert_eq!(decided(&leases, &unlock(2)), Some(Locked::Yes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_removed_has_no_lock_that_was_let_go_of() {
+    let leases = locking();
+    assert_eq!(decided(&leases, &unlock(1)), Some(Locked::Yes));
+    assert!(is_done(&decide(&leases, &unlink("a"))));
+    let changes = tell(&leases).changes;
+    let ops: Vec<Op> = changes.into_iter().map(|change| change.op).collect();
+    assert_eq!(ops, [Op::HaveLocks { ino: A, locks: Vec::new() }, unlink("a")], "others may have it open, and wait");
+}

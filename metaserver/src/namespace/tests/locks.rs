@@ -202,7 +202,7 @@ fn a_session_says_what_locks_it_has_and_who_waits_for_the_others_gets_them() {
         assert_eq!(say(&mut world, S1, ino, wrong), Err(Kind::Invalid));
     }
     assert_eq!(say(&mut world, S1, InodeId(999), vec![exclusive(1, 0)]), Ok(()), "the file is gone, and its locks");
-    let alone = Op::HaveLocks { ino, locks: Vec::new() };
+    let alone = Op::HaveLocks { ino, locks: vec![exclusive(1, 0)] };
     assert_eq!(world.of(S1, cred(0), alone).unwrap_err().kind, Kind::Invalid, "not on its own");
 }
 
