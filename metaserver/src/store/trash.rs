@@ -38,7 +38,7 @@ impl Value for TrashRow {
 }
 
 /// How long things stay in the trash, and what is in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrashState {
     /// The undelete window, in seconds. 0, as in clusters that were made before there was a trash: nothing is kept.
     pub window_s: u64,
@@ -48,12 +48,6 @@ pub struct TrashState {
     pub entries: u64,
     /// Sum of `allocated` of the files among them.
     pub bytes: u64,
-}
-
-impl Default for TrashState {
-    fn default() -> TrashState {
-        TrashState { window_s: 0, emptied: None, entries: 0, bytes: 0 }
-    }
 }
 
 impl Value for TrashState {
