@@ -267,8 +267,8 @@ impl Orders {
             return refuse(format!("{server} holds the last copies of {text}"));
         }
         let all = leading.servers.status(&map);
-        let others: Vec<ServerId> = map.servers.keys().copied().filter(|other| *other != server).collect();
-        let behind = behind(&map.layout, &others, &leading.keep.reports());
+        let up: Vec<ServerId> = all.iter().filter(|status| status.up).map(|status| status.server).collect();
+        let behind = behind(&map.layout, &up, &leading.keep.reports());
         let status = all.into_iter().find(|status| status.server == server);
         let degraded = namespace::counters(member.state.mounted().kv()).map_err(internal)?.degraded;
         match status {
@@ -292,8 +292,7 @@ impl Orders {
     }
 }
 
-/// Of these servers, those with a place in the layout that have not said that they have all that belongs on them: one that
-/// is down may be the one that misses what only the one to be removed has. Pure.
+/// Of these servers, those with a place in the layout that have not said that they have all that belongs on them. Pure.
 fn behind(layout: &Layout, servers: &[ServerId], reports: &[(ServerId, u64, KeepReport)]) -> Vec<ServerId> {
     let has_all = |server: &ServerId| {
         let its = reports.iter().find(|(id, ..)| id == server);
