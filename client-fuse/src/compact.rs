@@ -82,8 +82,14 @@ impl Core {
         if range.start >= range.end {
             return Ok(0);
         }
-        // The version is read before: if the extents are of a newer one, the commit is refused.
+        // The version is read before: if the extents are of a newer one, the commit is refused. One that was decided here and
+        // is lost would come again, for other bytes: the metaservers know it first.
+        let losses = self.leases.losses();
         let base = inode.lock().extents.version();
+        self.tell_all(deadline).await?;
+        if self.leases.losses() != losses {
+            return Ok(0);
+        }
         let parts = self.extents(inode, &Cred::default(), range, deadline).await?;
         if inode.lock().extents.version() != base {
             return Ok(0);

@@ -11,6 +11,7 @@ use common::id::{InodeId, SessionId};
 use common::proto::batch::{Batch, BatchDone};
 use common::proto::lease::Grants;
 use common::proto::meta::{Cred, Op, Outcome, Query, RenameMode};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -130,8 +131,9 @@ impl Core {
         Err(self.leases.last_loss())
     }
 
-    /// Waits until the metaservers know of what was decided here that an answer to this question may show.
-    pub(crate) async fn told_what_shows(&self, query: &Query, deadline: Instant) -> Result<(), Fault> {
+    /// Waits until the metaservers know of what was decided here about what this question is about. What else they do not
+    /// know of: an answer that shows one of these inodes is of no use.
+    pub(crate) async fn told_what_shows(&self, query: &Query, deadline: Instant) -> Result<HashSet<InodeId>, Fault> {
         if let Query::LockHolder { ino, .. } = query {
             self.leases.say_locks(*ino);
         }
@@ -143,14 +145,18 @@ impl Core {
             | Query::GetXattr { ino, .. }
             | Query::ListXattr { ino }
             | Query::LockHolder { ino, .. }
-            | Query::LockWaits { ino, .. } => Some(*ino),
-            Query::StatFs => return Ok(()),
-            Query::Lookup { .. } | Query::Walk { .. } | Query::ReadDir { .. } | Query::Trash(_) => None,
+            | Query::LockWaits { ino, .. }
+            | Query::Lookup { parent: ino, .. }
+            | Query::ReadDir { ino, .. } => Some(*ino),
+            Query::StatFs => return Ok(HashSet::new()),
+            Query::Walk { .. } | Query::Trash(_) => None,
         };
-        match self.leases.is_untold(ino) {
-            true => self.told(deadline).await.map(|_| ()), // if it is lost, the answer shows that
-            false => Ok(()),
+        let untold = self.leases.untold();
+        if ino.map_or(untold.is_empty(), |ino| !untold.contains(&ino)) {
+            return Ok(untold);
         }
+        self.told(deadline).await?; // if it is lost, the answer shows that
+        Ok(HashSet::new())
     }
 
     /// Tells what was decided, batch after batch.

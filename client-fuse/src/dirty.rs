@@ -73,6 +73,11 @@ impl DirtyMap {
         self.pieces.is_empty()
     }
 
+    /// The first unsaved byte.
+    pub(crate) fn start(&self) -> Option<u64> {
+        self.pieces.first_key_value().map(|(at, _)| *at)
+    }
+
     /// Past the last unsaved byte; 0 if there is none.
     pub(crate) fn end(&self) -> u64 {
         self.pieces.last_key_value().map_or(0, |(at, piece)| at + piece.len())

@@ -15,6 +15,7 @@ use common::proto::meta::{
     Answer, Attr, CloneRange, Commit, Cred, Edit, ExtentRun, FileKind, NewNode, Op, Outcome, Query, SetAttr, Source,
 };
 use common::units::{FILE_SIZE_MAX, len_u64, len_usize};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -196,13 +197,9 @@ impl Client {
         match what {
             Fallocate::KeepSize => Ok(()),
             Fallocate::Allocate => {
+                self.core.refresh(&inside.inode, &inside.cred).await?;
                 let longer = end > inside.inode.lock().size();
-                let set = SetAttr { size: Some(end), opened: true, ..SetAttr::default() };
-                if longer {
-                    self.core.set_attr_saved(&inside.inode, &inside.cred, set).await.map(|_| ())
-                } else {
-                    Ok(())
-                }
+                if longer { self.core.grow(&inside.inode, end).await } else { Ok(()) }
             }
             Fallocate::PunchHole | Fallocate::ZeroKeepSize => self.core.punch(&inside.inode, offset, len, 0).await,
             Fallocate::ZeroRange => self.core.punch(&inside.inode, offset, len, end).await,
@@ -233,6 +230,7 @@ impl Client {
         let inside = &handle.0;
         let deadline = self.core.meta.deadline();
         self.core.save(&inside.inode, deadline).await?;
+        self.core.refresh(&inside.inode, &inside.cred).await?; // of what others have made of it, too
         let size = inside.inode.lock().size();
         let mut at = offset;
         while at < size {
@@ -337,7 +335,7 @@ impl Core {
     ) -> Result<Attr, Fault> {
         let deadline = self.meta.deadline();
         let _alone = self.alone(inode, deadline).await?;
-        let errors = inode.lock().errors;
+        let errors = inode.lock().last_failure();
         let held = match self.save(inode, deadline).await {
             Ok(()) => None,
             Err(fault) => {
@@ -356,15 +354,26 @@ impl Core {
         }
     }
 
+    /// Makes the file at least this long: also when another client has made it longer meanwhile.
+    async fn grow(self: &Arc<Self>, inode: &Arc<Inode>, to: u64) -> Result<(), Fault> {
+        self.reshape(inode, 0..0, to).await
+    }
+
     /// Makes a range read as zeros, and the file at least `grow` long.
     async fn punch(self: &Arc<Self>, inode: &Arc<Inode>, at: u64, len: u64, grow: u64) -> Result<(), Fault> {
+        self.reshape(inode, at..at + len, grow).await
+    }
+
+    async fn reshape(self: &Arc<Self>, inode: &Arc<Inode>, hole: Range<u64>, grow: u64) -> Result<(), Fault> {
         let deadline = self.meta.deadline();
         let _alone = self.alone(inode, deadline).await?;
         self.save(inode, deadline).await?;
+        let punch = Edit { at: hole.start, len: hole.end - hole.start, data: Source::Hole };
+        let edits = if hole.is_empty() { Vec::new() } else { vec![punch] };
         let commit = Commit {
             ino: inode.ino,
             base: None,
-            edits: vec![Edit { at, len, data: Source::Hole }],
+            edits,
             append: false,
             grow,
             chunks: Vec::new(),
@@ -375,7 +384,7 @@ impl Core {
         match self.change(&Cred::default(), Op::Commit(commit), deadline).await? {
             Outcome::Committed { attr, .. } => {
                 let mut state = inode.lock();
-                state.extents.committed(attr.version, std::iter::once(at..at + len));
+                state.extents.committed(attr.version, Some(hole).into_iter().filter(|hole| !hole.is_empty()));
                 state.adopt(&attr);
                 Ok(())
             }

@@ -108,7 +108,7 @@ impl Inside {
         self.core.told_losses(&self.told_losses)?;
         let state = self.inode.lock();
         let told = self.told.swap(state.errors, Ordering::AcqRel);
-        if state.errors > told || self.number < state.lost_before {
+        if state.last_failure() > told || self.number < state.lost_before {
             let lost = || Fault::new(Kind::NoSession, "unsaved data was lost: open the file again");
             return Err(state.last_error.clone().unwrap_or_else(lost));
         }

@@ -65,10 +65,14 @@ pub(crate) struct State {
     pub(crate) landed: u64,
     /// A task is landing flights.
     pub(crate) pumping: bool,
+    /// A commit is under way: where the first flights come is being decided.
+    pub(crate) committing: bool,
     /// It is to wait: a truncate is under way that may make them needless.
     held: bool,
     /// Failures so far, and the last.
     pub(crate) errors: u64,
+    /// Those numbered above the first up to the second turned out to be of bytes that nobody needs: not told.
+    needless: (u64, u64),
     pub(crate) last_error: Option<Fault>,
     /// Handles numbered below this lost unsaved data with their session: they fail until reopened.
     pub(crate) lost_before: u64,
@@ -135,8 +139,10 @@ impl Inode {
             sealed: 0,
             landed: 0,
             pumping: false,
+            committing: false,
             held: false,
             errors: 0,
+            needless: (0, 0),
             last_error: None,
             lost_before: 0,
             opened: 0,
@@ -201,7 +207,7 @@ impl Hold<'_> {
     pub(crate) fn drop_unsaved(self, errors: u64) -> u64 {
         let mut state = self.0.lock();
         let flights = state.flights.len();
-        state.errors = errors;
+        state.needless = (errors, state.errors);
         state.drop_front(flights) + state.drop_dirty()
     }
 }
@@ -242,6 +248,19 @@ impl State {
                 self.extents.reset(attr.version);
             }
             self.attr = attr.clone();
+            self.follow_end();
+        }
+    }
+
+    /// The file has grown elsewhere: what is appended here comes behind that, as far as its place is not being decided.
+    fn follow_end(&mut self) {
+        let first = match self.flights.front() {
+            Some(flight) => Some(flight.start()).filter(|_| flight.append),
+            None => self.dirty.start().filter(|_| self.appending),
+        };
+        let behind = first.filter(|_| !self.committing).and_then(|first| self.attr.size.checked_sub(first));
+        if let Some(by) = behind.filter(|by| *by > 0) {
+            self.shift_appended(i64::try_from(by).expect("below 2^60"));
         }
     }
 
@@ -315,6 +334,11 @@ impl State {
                 self.seal(if self.appending { 0..range.end } else { range });
             }
         }
+    }
+
+    /// So many places were written to that there is a commit's worth of them: no more is waited for.
+    pub(crate) fn is_scattered(&self) -> bool {
+        self.dirty.pieces() >= len_u64(FLIGHT_RUNS_MAX)
     }
 
     /// Seals everything. `inline_max`: a total up to this many bytes is kept in the metadata.
@@ -394,6 +418,11 @@ impl State {
         self.refreshed = false;
     }
 
+    /// The number of the last failure that is to be told; 0: there was none.
+    pub(crate) fn last_failure(&self) -> u64 {
+        if self.errors == self.needless.1 { self.needless.0 } else { self.errors }
+    }
+
     /// Counts a failure, to be told to every handle.
     pub(crate) fn fail(&mut self, fault: Fault) {
         self.errors += 1;
@@ -443,13 +472,16 @@ mod tests {
         let mut state = inode.lock();
         assert_eq!(append(&mut state, "abc"), 10);
         state.adopt(&file(100, 2));
-        assert_eq!(append(&mut state, "de"), 13, "in the same flight");
+        assert_eq!(append(&mut state, "de"), 103, "behind the first bytes, which moved behind what others appended");
         state.seal_all(0);
         state.adopt(&file(200, 3));
-        assert_eq!(append(&mut state, "f"), 15, "in the next flight, which may go with the first");
+        assert_eq!(state.overlay(0..1000), [(200, Bytes::from_static(b"abcde"))]);
+        state.committing = true;
+        state.adopt(&file(300, 4));
+        assert_eq!(append(&mut state, "f"), 205, "in the next flight; where the first comes the answer says");
         state.seal_all(0);
         let flights = state.flights.len();
         state.drop_front(flights);
-        assert_eq!(append(&mut state, "g"), 200, "nothing is unsaved: at the end");
+        assert_eq!(append(&mut state, "g"), 300, "nothing is unsaved: at the end");
     }
 }

@@ -43,7 +43,7 @@ use inside::{Inside, Next, Own};
 pub(crate) use journal::Lost;
 pub(crate) use local::{Decision, Maker, is_candidate, may_open};
 use locks::OwnLock;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -206,10 +206,10 @@ impl Leases {
         self.inside().claimed(claim, answer)
     }
 
-    /// True if the metaservers would not show what this client has decided of this inode; `None`: of any.
-    pub(crate) fn is_untold(&self, ino: Option<InodeId>) -> bool {
-        let inside = self.inside();
-        ino.map_or(!inside.journal.is_empty(), |ino| inside.journal.is_pending(ino))
+    /// Inodes of which something was decided here that is not known to be applied. An answer that is asked for after this may
+    /// not show it.
+    pub(crate) fn untold(&self) -> HashSet<InodeId> {
+        self.inside().journal.untold()
     }
 
     /// How often decided changes were lost.
@@ -294,8 +294,9 @@ impl Leases {
             inside.settled(); // asked under the lock: what is uncertain was counted before it was noted
         }
         let next = inside.next_call(session.id, open, Instant::now());
-        drop(inside);
-        self.decided.notify_one(); // locks may be due to be said
+        if !inside.journal.is_empty() {
+            self.decided.notify_one(); // locks were said that stay as they are
+        }
         next
     }
 
@@ -379,7 +380,23 @@ impl Core {
         if !self.config.leases {
             return Ok(self.meta.query(cred, query, false, deadline).await?.0.answer);
         }
-        self.told_what_shows(&query, deadline).await?;
+        let untold = self.told_what_shows(&query, deadline).await?;
+        if let Some(answer) = self.ask_what_is(cred, query.clone(), &untold, deadline).await? {
+            return Ok(answer);
+        }
+        self.told(deadline).await?; // if something is lost, the answer shows that
+        let answer = self.ask_what_is(cred, query, &HashSet::new(), deadline).await?;
+        answer.ok_or_else(|| Fault::new(Kind::Internal, "an answer shows what nobody has changed"))
+    }
+
+    /// `None`: the answer shows one of the `untold` inodes, of which this client knows better. Nothing of it was kept.
+    async fn ask_what_is(
+        &self,
+        cred: &Cred,
+        query: Query,
+        untold: &HashSet<InodeId>,
+        deadline: Instant,
+    ) -> Result<Option<Answer>, Fault> {
         let asking = self.leases.asking(self.world.uptime());
         let name = match &query {
             Query::Lookup { parent, name } => Some((*parent, name.clone())),
@@ -391,11 +408,14 @@ impl Core {
         }
         let (answered, session) = answered?;
         let attrs = answered.answer.attrs();
+        if attrs.iter().any(|attr| untold.contains(&attr.ino)) {
+            return Ok(None);
+        }
         for attr in &attrs {
             self.adopt(attr); // before it is believed
         }
         asking.answered(session, self.world.uptime(), &attrs, &answered.grants);
-        Ok(answered.answer)
+        Ok(Some(answered.answer))
     }
 
     /// A change, which what is known follows.
@@ -414,23 +434,7 @@ impl Core {
         if !self.config.leases {
             return Ok(self.meta.submit(cred, op, deadline).await?.0.applied.outcome);
         }
-        let losses = self.leases.losses();
-        let change = self.leases.change(&op, self.world.uptime());
-        // In order: what was decided before is told before. And nothing more is decided of what this changes.
-        let told = match &op {
-            // That something else was lost is no reason to keep a lock.
-            Op::Lock(LockAsk { lock: Lock { kind: LockKind::Unlock, .. }, .. }) | Op::HaveLocks { .. } => {
-                self.told(deadline).await.map(|_| ())
-            }
-            _ => self.tell_all(deadline).await.and_then(|()| match self.leases.losses() == losses {
-                true => Ok(()),
-                false => Err(self.leases.last_loss()),
-            }),
-        };
-        if let Err(fault) = told {
-            change.undone();
-            return Err(fault);
-        }
+        let change = self.begin(&op, deadline).await?;
         let (result, session) = match self.meta.submit(cred, op.clone(), deadline).await {
             Ok((submitted, session)) => (Ok(submitted), session),
             Err(fault) => (Err(fault), self.meta.session().id),
@@ -440,6 +444,33 @@ impl Core {
         }
         change.done(&op, &result, session, self.world.uptime());
         result.map(|submitted| submitted.applied.outcome)
+    }
+
+    /// What a change that the metaservers decide begins with: what is known of what it touches is not believed from here on,
+    /// nothing more is decided about it, and what was decided before is told before.
+    ///
+    /// # Errors
+    /// Some of that is lost, or could not be told in time: the change must not be asked for.
+    pub(crate) async fn begin(&self, op: &Op, deadline: Instant) -> Result<Change, Fault> {
+        let losses = self.leases.losses();
+        let change = self.leases.change(op, self.world.uptime());
+        let told = match op {
+            // That something else was lost is no reason to keep a lock.
+            Op::Lock(LockAsk { lock: Lock { kind: LockKind::Unlock, .. }, .. }) | Op::HaveLocks { .. } => {
+                self.told(deadline).await.map(|_| ())
+            }
+            _ => self.tell_all(deadline).await.and_then(|()| match self.leases.losses() == losses {
+                true => Ok(()),
+                false => Err(self.leases.last_loss()),
+            }),
+        };
+        match told {
+            Ok(()) => Ok(change),
+            Err(fault) => {
+                change.undone();
+                Err(fault)
+            }
+        }
     }
 
     /// A name was asked for: leases the directory in the background if that is worth it.
@@ -453,35 +484,60 @@ impl Core {
 
     /// Leases a directory with all that is in it, and lists it. `None`: not to be had now.
     pub(crate) async fn listed(self: &Arc<Self>, cred: &Cred, dir: InodeId) -> Option<LeasedListing> {
-        if !self.config.leases || !self.leases.inside().lists(dir, Instant::now()) {
+        if !self.config.leases {
             return None;
         }
-        self.lease_dir(cred.clone(), dir, false).await
+        let listed = {
+            let mut inside = self.leases.inside();
+            let kept = inside.kept_listing(cred, dir, self.world.uptime());
+            if kept.is_none() && !inside.lists(dir, Instant::now()) {
+                return None;
+            }
+            kept
+        };
+        match listed {
+            Some(listed) => Some(listed),
+            None => self.lease_dir(cred.clone(), dir, false).await,
+        }
     }
 
     async fn lease_dir(&self, cred: Cred, dir: InodeId, contents: bool) -> Option<LeasedListing> {
-        if self.leases.is_untold(None) && self.tell_all(Instant::now() + CALL_LIMIT).await.is_err() {
-            self.leases.inside().listed(dir, 0, (Duration::ZERO, Duration::ZERO), None);
-            return None;
+        let mut untold = self.leases.untold();
+        loop {
+            let asks_all = untold.contains(&dir);
+            if asks_all && self.tell_all(Instant::now() + CALL_LIMIT).await.is_err() {
+                self.leases.inside().listed(dir, 0, (Duration::ZERO, Duration::ZERO), None);
+                return None;
+            }
+            let session = self.meta.session().id;
+            let asking = self.leases.asking(self.world.uptime());
+            let ask = LeaseAsk { session, cred: cred.clone(), dir, contents };
+            let leased = self.meta.lease(&ask, Instant::now() + CALL_LIMIT).await;
+            if let Err(fault) = &leased {
+                tracing::debug!(inode = %dir, error = %fault, "no lease");
+            }
+            let leased = leased.ok();
+            let listing = leased.as_ref().and_then(|leased| leased.listing.clone());
+            let shows_untold =
+                |listing: &LeasedListing| listing.entries.iter().any(|entry| untold.contains(&entry.ino));
+            if !asks_all && listing.as_ref().is_some_and(shows_untold) {
+                untold = HashSet::from([dir]); // of what is in it this client knows better: tell that, and ask once more
+                continue;
+            }
+            if let Some(listing) = &listing {
+                let attrs = listing.entries.iter().filter_map(|entry| entry.attr.as_ref());
+                std::iter::once(&listing.attr).chain(attrs).for_each(|attr| self.adopt(attr)); // before it is believed
+            }
+            let mut inside = self.leases.inside();
+            let leased = leased.filter(|_| inside.is_of(session));
+            inside.listed(dir, asking.mark, (asking.sent, self.world.uptime()), leased);
+            if let Some(listing) = &listing {
+                inside.keep_listing(asking.mark, cred, listing);
+            }
+            drop(inside);
+            self.leases.wake.notify_one();
+            return listing;
         }
-        let session = self.meta.session().id;
-        let asking = self.leases.asking(self.world.uptime());
-        let leased = self.meta.lease(&LeaseAsk { session, cred, dir, contents }, Instant::now() + CALL_LIMIT).await;
-        if let Err(fault) = &leased {
-            tracing::debug!(inode = %dir, error = %fault, "no lease");
-        }
-        let leased = leased.ok();
-        let listing = leased.as_ref().and_then(|leased| leased.listing.clone());
-        if let Some(listing) = &listing {
-            let attrs = listing.entries.iter().filter_map(|entry| entry.attr.as_ref());
-            std::iter::once(&listing.attr).chain(attrs).for_each(|attr| self.adopt(attr)); // before it is believed
-        }
-        let mut inside = self.leases.inside();
-        let leased = leased.filter(|_| inside.is_of(session));
-        inside.listed(dir, asking.mark, (asking.sent, self.world.uptime()), leased);
-        drop(inside);
-        self.leases.wake.notify_one();
-        listing
     }
 
     /// Renews what is held, and forgets what is recalled.

@@ -27,10 +27,52 @@ pub(crate) struct Locks(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
-    held: BTreeMap<(InodeId, LockSpace, u64), u64>,
+    held: BTreeMap<Owner, Taken>,
+    /// Rises with each entry of `held`.
+    serial: u64,
     waiting: usize,
-    /// Files whose locks are being let go of, after what was decided about them was lost.
-    dropping: BTreeSet<InodeId>,
+    /// Files whose locks are being let go of, after what was decided about them was lost, and how many times over.
+    dropping: BTreeMap<InodeId, usize>,
+    /// What is being let go of for those who closed a file while that could not be told.
+    closing: BTreeSet<Owner>,
+}
+
+/// Of which file, and whose.
+type Owner = (InodeId, LockSpace, u64);
+
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    /// Of the session in which it was taken.
+    generation: u64,
+    /// Another one, and a lock was taken since.
+    serial: u64,
+}
+
+impl Table {
+    /// Somebody may hold a lock from here on.
+    ///
+    /// # Errors
+    /// What he had is being let go of, and this would go with it.
+    fn enter(&mut self, owner: Owner, generation: u64) -> Result<(), Fault> {
+        let ino = owner.0;
+        if self.dropping.contains_key(&ino) {
+            return Err(Fault::new(Kind::NoSession, format!("locks of {ino} were lost: close it and try again")));
+        }
+        if self.closing.contains(&owner) {
+            let text = format!("locks of {ino} from before it was closed are still being let go of: try again");
+            return Err(Fault::new(Kind::Unavailable, text));
+        }
+        self.serial += 1;
+        self.held.insert(owner, Taken { generation, serial: self.serial });
+        Ok(())
+    }
+
+    /// All that he held when `taken` was current is let go of.
+    fn leave(&mut self, owner: Owner, taken: Taken) {
+        if self.held.get(&owner).is_some_and(|now| now.serial == taken.serial) {
+            self.held.remove(&owner);
+        }
+    }
 }
 
 impl Locks {
@@ -38,16 +80,22 @@ impl Locks {
         self.0.lock().expect("no panic holds this lock")
     }
 
-    fn holds(&self, ino: InodeId, space: LockSpace, owner: u64) -> bool {
-        self.table().held.contains_key(&(ino, space, owner))
+    fn taken(&self, owner: Owner) -> Option<Taken> {
+        self.table().held.get(&owner).copied()
     }
 
     /// Whether locks of this file were lost with a session.
     pub(crate) fn are_lost(&self, ino: InodeId, generation: u64) -> bool {
         let table = self.table();
         let range = (ino, LockSpace::Range, 0)..=(ino, LockSpace::Whole, u64::MAX);
-        !table.held.is_empty() && table.held.range(range).any(|(_, taken)| *taken < generation)
+        !table.held.is_empty() && table.held.range(range).any(|(_, taken)| taken.generation < generation)
     }
+}
+
+/// Lets go of all that an owner has of a file.
+fn unlock_whole((ino, space, owner): Owner) -> LockAsk {
+    let lock = Lock { space, owner, kind: LockKind::Unlock, start: 0, end: LOCK_END, pid: 0 };
+    LockAsk { ino, lock, wait: false, detect: false }
 }
 
 /// A lock that waits, counted.
@@ -72,20 +120,24 @@ impl Client {
             return core.unlock(cred, ask).await.map(|()| Locked::Yes);
         }
         let generation = core.meta.session().generation;
-        {
-            let mut table = core.locks.table();
-            if table.dropping.contains(&ino) {
-                return Err(Fault::new(Kind::NoSession, format!("locks of {ino} were lost: close it and try again")));
-            }
-            // Before it is: whatever becomes of this call, closing the file lets go.
-            table.held.insert((ino, lock.space, lock.owner), generation);
-        }
+        let owner = (ino, lock.space, lock.owner);
+        core.locks.table().enter(owner, generation)?; // whatever becomes of this call, closing the file lets go
         let locked = match core.ask_lock(cred, Op::Lock(ask)).await? {
             Locked::Queued(number) => core.wait_for_lock(cred, (ino, number), interrupted).await?,
             other => other,
         };
         if locked == Locked::Yes {
-            self.getattr(&Cred::default(), ino).await?;
+            // Once more: the file may have been closed through another descriptor while this one waited.
+            let entered = core.locks.table().enter(owner, generation);
+            let known = match entered {
+                Ok(()) => self.getattr(&Cred::default(), ino).await.map(|_| ()),
+                Err(fault) => Err(fault),
+            };
+            if let Err(fault) = known {
+                let undo = LockAsk { lock: Lock { kind: LockKind::Unlock, ..lock }, wait: false, ..ask };
+                let _ = core.let_go(cred, undo).await; // else closing the file does
+                return Err(fault);
+            }
         }
         Ok(locked)
     }
@@ -109,14 +161,19 @@ impl Client {
         }
     }
 
-    /// Lets go of all that an owner may hold of a file: it was closed. Asks nobody if that is nothing.
+    /// Lets go of all that an owner may hold of a file: it was closed. Asks nobody if that is nothing. If it fails, nobody
+    /// else would do it before the session ends: it goes on in the background, and the owner gets no lock of the file
+    /// meanwhile.
     pub async fn unlock_all(&self, ino: InodeId, space: LockSpace, owner: u64) -> Result<(), Fault> {
-        if !self.core.locks.holds(ino, space, owner) {
-            return Ok(());
+        let owner = (ino, space, owner);
+        let Some(taken) = self.core.locks.taken(owner) else { return Ok(()) };
+        let saved = self.core.save_locked(ino).await;
+        let unlocked = self.core.let_go(&Cred::default(), unlock_whole(owner)).await;
+        match unlocked {
+            Ok(()) => self.core.locks.table().leave(owner, taken),
+            Err(_) => self.core.close_later(owner, taken),
         }
-        self.core.unlock_whole(ino, space, owner).await?;
-        self.core.locks.table().held.remove(&(ino, space, owner));
-        Ok(())
+        unlocked.and(saved)
     }
 
     /// Attributes of a file that is open here, if they are known: as of the last answer about it.
@@ -136,21 +193,32 @@ impl Core {
 
     /// What was written under the lock is saved before others can have it.
     async fn unlock(self: &Arc<Self>, cred: &Cred, ask: LockAsk) -> Result<(), Fault> {
-        let saved = match self.find(ask.ino) {
+        let saved = self.save_locked(ask.ino).await;
+        self.let_go(cred, ask).await?;
+        saved
+    }
+
+    async fn save_locked(self: &Arc<Self>, ino: InodeId) -> Result<(), Fault> {
+        match self.find(ino) {
             Some(inode) if inode.lock().is_unsaved() => self.save(&inode, self.meta.deadline()).await,
             _ => Ok(()),
-        };
-        match self.ask_lock(cred, Op::Lock(ask)).await {
-            Err(fault) if fault.kind == Kind::Gone => {} // and its locks with it
-            other => drop(other?),
         }
-        saved
+    }
+
+    async fn let_go(self: &Arc<Self>, cred: &Cred, ask: LockAsk) -> Result<(), Fault> {
+        match self.ask_lock(cred, Op::Lock(ask)).await {
+            Err(fault) if fault.kind == Kind::Gone => Ok(()), // and its locks with it
+            other => other.map(|_| ()),
+        }
     }
 
     /// What was decided here about locks of these files is lost: the metaservers may still hold some that were let go of. All
     /// are let go of; whoever had one has heard that his file is lost.
     pub(crate) fn drop_lost_locks(self: &Arc<Self>, inodes: BTreeSet<InodeId>) {
-        self.locks.table().dropping.extend(&inodes);
+        {
+            let mut table = self.locks.table();
+            inodes.iter().for_each(|ino| *table.dropping.entry(*ino).or_default() += 1);
+        }
         let (core, session) = (self.clone(), self.meta.session().id);
         self.tasks.spawn_until_stop(async move {
             for ino in inodes {
@@ -161,14 +229,31 @@ impl Core {
                 {
                     tokio::time::sleep(DROP_PAUSE).await;
                 }
-                core.locks.table().dropping.remove(&ino);
+                let mut table = core.locks.table();
+                let times = table.dropping.get_mut(&ino).expect("counted above");
+                *times -= 1;
+                if *times == 0 {
+                    table.dropping.remove(&ino);
+                }
             }
         });
     }
 
-    async fn unlock_whole(self: &Arc<Self>, ino: InodeId, space: LockSpace, owner: u64) -> Result<(), Fault> {
-        let lock = Lock { space, owner, kind: LockKind::Unlock, start: 0, end: LOCK_END, pid: 0 };
-        self.unlock(&Cred::default(), LockAsk { ino, lock, wait: false, detect: false }).await
+    /// Lets go of all that an owner holds of a file that he has closed, however long that takes.
+    fn close_later(self: &Arc<Self>, closed: Owner, taken: Taken) {
+        if !self.locks.table().closing.insert(closed) {
+            return;
+        }
+        let (core, session) = (self.clone(), self.meta.session().id);
+        self.tasks.spawn_until_stop(async move {
+            let ask = unlock_whole(closed);
+            while core.meta.session().id == session && core.let_go(&Cred::default(), ask).await.is_err() {
+                tokio::time::sleep(DROP_PAUSE).await;
+            }
+            let mut table = core.locks.table();
+            table.leave(closed, taken);
+            table.closing.remove(&closed);
+        });
     }
 
     async fn wait_for_lock<F>(

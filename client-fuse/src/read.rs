@@ -134,7 +134,7 @@ impl Core {
     }
 
     /// Asks for a file's attributes unless it is certain that nobody else has changed it since this client last heard.
-    async fn refresh(&self, inode: &Inode, cred: &Cred) -> Result<(), Fault> {
+    pub(crate) async fn refresh(&self, inode: &Inode, cred: &Cred) -> Result<(), Fault> {
         let uptime = self.world.uptime();
         if !self.config.leases {
             return Ok(()); // as it was when it was opened

@@ -549,15 +549,15 @@ async fn tiny_pieces_count_for_the_memory_they_take() {
     let left = || client.core.unsaved.available_permits() as u64;
     let all = client.core.unsaved_max;
     cluster.lock().no_majority = true;
-    for i in 0..5000u64 {
+    for i in 0..300u64 {
         client.write(&handle, i * 100, Bytes::from_static(b"x")).await.unwrap();
     }
-    assert!(all - left() >= 5000 * 256, "{} taken for 5000 pieces", all - left());
+    assert!(all - left() >= 300 * 256, "{} taken for 300 pieces", all - left());
     for i in 0..5000u64 {
         client.write(&handle, 1 << 20 | i, Bytes::from_static(b"y")).await.unwrap();
     }
-    assert!(all - left() < 5000 * 256 + 20_000, "bytes that continue each other are one piece");
-    for i in 0..600u64 {
+    assert!(all - left() < 300 * 256 + 20_000, "bytes that continue each other are one piece");
+    for i in 0..100u64 {
         client.write(&handle, (1 << 20) + i * 7, Bytes::from_static(b"z")).await.unwrap();
     }
     cluster.lock().no_majority = false;

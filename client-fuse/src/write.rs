@@ -96,6 +96,9 @@ impl Core {
             }
             let (at, spare) = state.write(offset, part, self.world.now(), Instant::now());
             state.seal_full(at..at + len);
+            if state.is_scattered() {
+                self.seal(&mut state);
+            }
             (at, spare)
         };
         self.unsaved.add_permits(len_usize(spare));
@@ -277,6 +280,7 @@ async fn land(core: &Arc<Core>, inode: &Arc<Inode>) {
             Some((pending, batch)) => core.commit_pending(inode, pending, batch, &mut open).await,
             None => core.land_next(inode, &mut open).await,
         };
+        inode.lock().committing = open.is_some();
         let Err(fault) = result else {
             pause = RETRY_PAUSE;
             continue;
@@ -371,6 +375,7 @@ impl Core {
                 Some(_) => break,
             }
         }
+        state.committing = batch.is_some();
         batch.map(|batch| (batch, session)).ok_or_else(|| Fault::new(Kind::Busy, "nothing to commit"))
     }
 
@@ -388,12 +393,11 @@ impl Core {
             if let Some(outcome) = self.decide(&Cred::default(), &op, deadline).await? {
                 return self.landed(inode, &batch, outcome);
             }
-            let change = self.config.leases.then(|| self.leases.change(&op, self.world.uptime()));
-            let prepared = async {
-                self.tell_all(deadline).await?;
-                self.meta.prepare(session, &Cred::default(), op, deadline).await
+            let change = match self.config.leases {
+                true => Some(self.begin(&op, deadline).await.map_err(|fault| self.of_others(session, fault))?),
+                false => None,
             };
-            let mut pending = match prepared.await {
+            let mut pending = match self.meta.prepare(session, &Cred::default(), op, deadline).await {
                 Ok(pending) => pending,
                 Err(fault) => {
                     change.into_iter().for_each(Change::undone);
@@ -440,6 +444,14 @@ impl Core {
             }
         }
         Err(Fault::new(Kind::Unavailable, format!("the metaservers refused the commit {ATTEMPTS_MAX} times")))
+    }
+
+    /// That changes of other files were lost is no reason to lose this one's data.
+    fn of_others(&self, session: &Session, fault: Fault) -> Fault {
+        match fault.kind {
+            Kind::NoSession if self.meta.session().id == session.id => Fault { kind: Kind::Busy, ..fault },
+            _ => fault,
+        }
     }
 
     /// Repeats a commit whose outcome is not known.

@@ -541,6 +541,7 @@ fn moves(out: &mut Golden) {
         moving: 8,
         groups_moving: vec![GroupMoves { pg, was: vec![server], now: vec![], waits_for: vec![server], closed: true }],
         away: vec![(server, time)],
+        obstacle: Some("s1 is full".into()),
     };
     for answer in [RebalanceAnswer::Plan(plan), RebalanceAnswer::Status(status)] {
         out.line("AdminReply", &AdminReply::Rebalance(answer));

@@ -8,11 +8,12 @@ use crate::leases::Leases;
 use crate::movers::Movers;
 use crate::namespace::{self, QueryCtx};
 use crate::opens::Opens;
-use crate::raft::Member;
+use crate::raft::{Member, node_of};
 use crate::servers::Servers;
 use crate::sessions::Sessions;
 use crate::trash::Pressure;
 use common::fault::{Fault, Kind};
+use common::layout::ClusterMap;
 use openraft::Instant as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -53,6 +54,24 @@ pub(crate) struct Leadership {
     now: Mutex<Option<Arc<Leading>>>,
     /// Held while a new one is made.
     making: tokio::sync::Mutex<()>,
+}
+
+impl Leading {
+    /// The cluster map, with who is up and who the metaservers are now.
+    ///
+    /// # Errors
+    /// `Unavailable`: it is not formatted. `Internal`: the store failed.
+    pub(crate) fn map(&self, member: &Member) -> Result<Arc<ClusterMap>, Fault> {
+        let mounted = member.state.mounted();
+        self.servers.map(|| {
+            let failed = |error: common::kv::KvError| Fault::new(Kind::Internal, error.to_string());
+            let map = namespace::cluster_map(mounted.kv()).map_err(failed)?.ok_or_else(not_formatted)?;
+            // As the group is now; the row is as it was when the cluster was made or restored.
+            let members = member.metrics().membership_config;
+            let voters = members.voter_ids().filter_map(|id| Some((node_of(id), members.get_node(&id)?.addr.clone())));
+            Ok(ClusterMap { metaservers: voters.collect(), ..map })
+        })
+    }
 }
 
 impl Leadership {

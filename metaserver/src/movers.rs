@@ -53,6 +53,8 @@ struct Table {
     /// Servers to which groups will still be moved, and from which none: what they have may be what they will get.
     takers: BTreeSet<ServerId>,
     tried: Option<Instant>,
+    /// Why the plan that is due cannot be carried out.
+    obstacle: Option<String>,
     /// How many bytes of the plan were copied when.
     copied: VecDeque<(Instant, u64)>,
 }
@@ -167,8 +169,11 @@ pub(crate) async fn planned(
     rate: Option<u64>,
 ) -> Result<Planned, Fault> {
     member.reads.wait().await?;
-    let map = servers.map(|| the_map(member.state.mounted().kv()))?;
-    let status = servers.status(&map);
+    let status = servers.status(&the_map(member.state.mounted().kv())?);
+    if !servers.knows_all() && status.iter().any(|one| one.silent_ms.is_none()) {
+        let text = "this leader has not led long enough to have heard of all chunkservers: try again in a few seconds";
+        return Err(Fault::new(Kind::Unavailable, text));
+    }
     let state = member.state.clone();
     let made = node.world.blocking(move || {
         let mounted = state.mounted();
@@ -230,7 +235,7 @@ pub(crate) async fn work(node: &Shared, member: &Member, leading: &Leading) -> R
         leading.movers.table().said.clear();
         return Ok(());
     }
-    let map = leading.servers.map(|| the_map(member.state.mounted().kv()))?;
+    let map = leading.map(member)?;
     let candidates = candidates(member.state.mounted().kv(), &[]).map_err(internal)?;
     let up: BTreeSet<ServerId> = map.servers.iter().filter(|(_, info)| info.up).map(|(id, _)| *id).collect();
     let step = {
@@ -286,12 +291,19 @@ async fn follow(node: &Shared, member: &Member, leading: &Leading, now: Instant)
         }
         table.tried = Some(now);
     }
-    let planned = planned(node, member, &leading.servers, Vec::new(), None).await?;
-    if let Some(text) = rebalance::obstacle(&planned.plan) {
+    let planned = planned(node, member, &leading.servers, Vec::new(), None).await;
+    let obstacle = match &planned {
+        Ok(planned) => rebalance::obstacle(&planned.plan),
+        Err(fault) if fault.kind == Kind::Refused => Some(fault.message.clone()),
+        Err(_) => None,
+    };
+    leading.movers.table().obstacle.clone_from(&obstacle);
+    if let Some(text) = obstacle {
         tracing::warn!(text, "data should follow the weights, and cannot: add servers, or change weights");
         leading.movers.table().tried = Some(now + OBSTACLE_PAUSE);
         return Ok(());
     }
+    let planned = planned?;
     let (groups, bytes) = (planned.plan.groups, planned.plan.bytes);
     leading.movers.table().takers = takers(&planned.plan.servers);
     let change = start(planned, None, true);
@@ -310,7 +322,8 @@ pub(crate) fn heard(member: &Member, leading: &Leading, report: MovesReport) -> 
     let moves = namespace::moves(mounted.kv()).map_err(internal)?;
     let plan = namespace::plan(mounted.kv()).map_err(internal)?;
     drop(mounted);
-    let keeps = plan.wanted || (plan.steps_left > 0 && leading.movers.table().takers.contains(&server));
+    let is_due = plan.wanted && leading.movers.table().obstacle.is_none();
+    let keeps = is_due || (plan.steps_left > 0 && leading.movers.table().takers.contains(&server));
     let paused = plan.state == PlanState::Paused;
     let mut orders = MoveOrders { rate: plan.rate, paused, keeps, ..MoveOrders::default() };
     if !matches!(plan.state, PlanState::Running | PlanState::Paused) {
@@ -319,7 +332,7 @@ pub(crate) fn heard(member: &Member, leading: &Leading, report: MovesReport) -> 
     if moves.is_empty() {
         return Ok(orders);
     }
-    let map = leading.servers.map(|| the_map(member.state.mounted().kv()))?;
+    let map = leading.map(member)?;
     let mut table = leading.movers.table();
     let said = table.said.entry(server).or_default();
     said.extend(here.into_iter().take(MOVES_PER_ANSWER).map(|here| (here.pg, here)));
@@ -336,7 +349,7 @@ pub(crate) fn heard(member: &Member, leading: &Leading, report: MovesReport) -> 
 /// How far it is.
 pub(crate) async fn status(member: &Member, leading: &Leading) -> Result<Rebalance, Fault> {
     member.reads.wait().await?;
-    let map = leading.servers.map(|| the_map(member.state.mounted().kv()))?;
+    let map = leading.map(member)?;
     let mounted = member.state.mounted();
     let read = || {
         Ok::<_, KvError>((
@@ -389,5 +402,6 @@ pub(crate) async fn status(member: &Member, leading: &Leading) -> Result<Rebalan
         groups_moving: shown.collect(),
         servers,
         away: away.into_iter().collect(),
+        obstacle: table.obstacle.clone().filter(|_| plan.wanted),
     })
 }

@@ -246,9 +246,12 @@ impl Node {
             self.refuse_formatted(&member)?;
         }
         let others: Vec<&(NodeId, String)> = metaservers.iter().filter(|(node, _)| *node != self.id()).collect();
+        let own = self.try_member().map(|member| member.identity.cluster);
         for (node, addr) in &others {
             let reached = self.caller(addr).peer(PEER_TIMEOUT).await;
-            reached.map_err(|fault| fault.context(format!("format needs every metaserver: {node} at {addr}")))?;
+            let peer =
+                reached.map_err(|fault| fault.context(format!("format needs every metaserver: {node} at {addr}")))?;
+            refuse_other_data(own, *node, peer.cluster)?;
         }
         if self.try_member().is_none() {
             self.become_member(Identity::new(*cluster, Epoch::FIRST, self.id().0)).await?;
@@ -478,6 +481,19 @@ impl Node {
         tracing::warn!("a change of the members that an earlier leader began is complete");
         Ok(())
     }
+}
+
+/// Refuses to form a cluster with a metaserver that has data of another one than `own`, what an attempt to format before
+/// began. A node that lost its disk must not begin a cluster of its own: its cluster takes it back.
+fn refuse_other_data(own: Option<ClusterId>, node: NodeId, its: ClusterId) -> Result<(), Fault> {
+    if its.0 == 0 || own == Some(its) {
+        return Ok(());
+    }
+    let text = format!(
+        "metaserver {node} holds data of cluster {its}: nothing was formatted. If this one has lost its disk, leave it \
+         running: it joins again by itself. If format was tried before, ask metaserver {node} to go on with it"
+    );
+    Err(Fault::new(Kind::Exists, text))
 }
 
 /// A learner this close behind the log's end becomes a voter.

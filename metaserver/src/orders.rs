@@ -8,6 +8,7 @@ use crate::movers;
 use crate::namespace::{self, Command, Done, PlanChange};
 use crate::node::Shared;
 use crate::raft::{Member, node_of};
+use crate::servers::DOWN_AFTER;
 use crate::store::keys::DEGRADED;
 use crate::store::values::{Degraded, Value};
 use common::auth::AdminKey;
@@ -28,11 +29,14 @@ use common::wire::Pool;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// The longest name of who ordered something, in bytes.
 const BY_LEN_MAX: usize = 255;
 
+/// How often a leader that does not know yet looks whether it does.
+const KNOWN_POLL: Duration = Duration::from_millis(500);
 /// Chunks that are named when a server cannot be removed, at most.
 const LAST_COPIES_MAX: usize = 20;
 /// Files that are named for each of them, at most.
@@ -247,59 +251,83 @@ impl Orders {
         Ok(Ordered::Done)
     }
 
-    /// Refuses if a server may hold what nobody else does.
+    /// Refuses if a server may hold what nobody else does. A leader that has not led long enough to know waits until it has.
     async fn refuse_needed(&self, member: &Member, leading: &Leading, server: ServerId) -> Result<(), Fault> {
+        loop {
+            match self.needed(member, leading, server).await? {
+                Needed::No => return Ok(()),
+                Needed::NotKnown(_) if !leading.servers.knows_all() => tokio::time::sleep(KNOWN_POLL).await,
+                Needed::Yes(text) | Needed::NotKnown(text) => return Err(Fault::new(Kind::Refused, text)),
+            }
+        }
+    }
+
+    async fn needed(&self, member: &Member, leading: &Leading, server: ServerId) -> Result<Needed, Fault> {
         member.reads.wait().await?;
-        let internal = |error: KvError| Fault::new(Kind::Internal, error.to_string());
         let state = member.state.clone();
         let read = move || {
             let mounted = state.mounted();
             let view = mounted.kv().snapshot();
-            Ok((namespace::cluster_map(&*view)?, last_copies(&*view, server)?))
+            Ok((namespace::cluster_map(&*view)?, last_copies(&*view, server)?, namespace::counters(&*view)?))
         };
-        let (map, last) = self.node.world.blocking(read).await.map_err(internal)?;
+        let internal = |error: KvError| Fault::new(Kind::Internal, error.to_string());
+        let (map, last, counters) = self.node.world.blocking(read).await.map_err(internal)?;
         let map = map.ok_or_else(crate::leading::not_formatted)?;
-        if !map.servers.contains_key(&server) {
-            return Err(Fault::new(Kind::NotFound, format!("there is no chunkserver {server}")));
-        }
-        let refuse = |text: String| Err(Fault::new(Kind::Refused, text));
-        if let Some(text) = last {
-            return refuse(format!("{server} holds the last copies of {text}"));
-        }
         let all = leading.servers.status(&map);
-        let up: Vec<ServerId> = all.iter().filter(|status| status.up).map(|status| status.server).collect();
-        let behind = behind(&map.layout, &up, &leading.keep.reports());
-        let status = all.into_iter().find(|status| status.server == server);
-        let degraded = namespace::counters(member.state.mounted().kv()).map_err(internal)?.degraded;
-        match status {
-            Some(status) if status.up && status.chunks > 0 => refuse(format!(
-                "{server} still holds {} chunks: `dfs admin server drain {}` first, and wait until it is empty",
-                status.chunks, server.0
-            )),
-            Some(status) if !status.up && degraded > 0 => refuse(format!(
-                "{server} is down and {degraded} chunks have too few copies: wait until repair is through"
-            )),
-            Some(status) if !status.up && !behind.is_empty() => {
-                let names: Vec<String> = behind.iter().map(ServerId::to_string).collect();
-                refuse(format!(
-                    "{server} is down, and these have not said yet that they have all they should: {}; wait until \
-                     repair is through",
-                    names.join(" ")
-                ))
-            }
-            _ => Ok(()),
+        let Some(its) = all.iter().find(|status| status.server == server) else {
+            return Err(Fault::new(Kind::NotFound, format!("there is no chunkserver {server}")));
+        };
+        if let Some(text) = last {
+            return Ok(Needed::Yes(format!("{server} holds the last copies of {text}")));
         }
+        if counters.chunks == 0 {
+            return Ok(Needed::No);
+        }
+        let lives = its.up && its.capacity > 0; // else what it has counts as lost
+        if lives && its.chunks > 0 {
+            return Ok(Needed::Yes(format!(
+                "{server} still holds {} chunks: `dfs admin server drain {}` first, and wait until it is empty",
+                its.chunks, server.0
+            )));
+        }
+        if !lives && counters.degraded > 0 {
+            let text = format!(
+                "{server} is down or has no disk that works, and {} chunks have too few copies",
+                counters.degraded
+            );
+            return Ok(Needed::NotKnown(format!("{text}: wait until repair is through")));
+        }
+        let sound = all.iter().filter(|status| status.up && status.fenced_dirs == 0);
+        let up: Vec<ServerId> = sound.map(|status| status.server).collect();
+        Ok(match unsafe_groups(&map.layout, server, &up, &leading.keep.reports()) {
+            0 => Needed::No,
+            groups => Needed::NotKnown(format!(
+                "of {groups} of {} placement groups the first chunkserver has not said yet that it has all chunks, is down, or \
+                 has a disk that failed: wait until repair is through (`dfs admin status`)",
+                map.layout.groups.len()
+            )),
+        })
     }
 }
 
-/// Of these servers, those with a place in the layout that have not said that they have all that belongs on them. Pure.
-fn behind(layout: &Layout, servers: &[ServerId], reports: &[(ServerId, u64, KeepReport)]) -> Vec<ServerId> {
+/// Whether a chunkserver may hold what nobody else does.
+enum Needed {
+    No,
+    Yes(String),
+    /// Nobody has said yet that others have all of it.
+    NotKnown(String),
+}
+
+/// How many placement groups nobody but this server is known to have whole, of these that are up and whose disks all work.
+/// Every chunk of a group belongs on the group's first server, however few copies its files want, so that one's word counts.
+/// Pure.
+fn unsafe_groups(layout: &Layout, but: ServerId, up: &[ServerId], reports: &[(ServerId, u64, KeepReport)]) -> usize {
     let has_all = |server: &ServerId| {
-        let its = reports.iter().find(|(id, ..)| id == server);
+        let its = reports.iter().find(|(id, age_ms, _)| id == server && Duration::from_millis(*age_ms) < DOWN_AFTER);
         its.is_some_and(|(_, _, its)| its.compared == layout.version && its.missing + its.unavailable == 0)
     };
-    let has_place = |server: &ServerId| layout.groups.iter().any(|group| group.contains(server));
-    servers.iter().filter(|server| has_place(server) && !has_all(server)).copied().collect()
+    let safe: BTreeSet<ServerId> = up.iter().filter(|server| **server != but && has_all(server)).copied().collect();
+    layout.groups.iter().filter(|group| !group.first().is_some_and(|first| safe.contains(first))).count()
 }
 
 /// Chunks that only this server is known to hold: how many, and the first ones with the files that they are in, a line
@@ -355,7 +383,6 @@ fn check(key: Option<&AdminKey>, signed: &Signed, now: i64) -> Result<(), Fault>
 mod tests {
     use super::*;
     use common::id::LayoutVersion;
-    use common::layout::{Candidate, Domain};
 
     #[test]
     fn only_fresh_orders_with_the_right_key_are_taken() {
@@ -375,21 +402,24 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_down_is_needed_until_all_others_have_what_belongs_on_them() {
-        let [one, two, outside] = [1, 2, 3].map(ServerId);
-        let candidate = |server| Candidate { server, domain: Domain::default(), weight: 1 };
-        let layout = Layout::compute(LayoutVersion(5), 16, 2, &[candidate(one), candidate(two)]);
-        let report = |server, compared, missing, unavailable| {
+    fn a_server_is_needed_until_the_first_of_each_group_has_all() {
+        let [one, two, three] = [1, 2, 3].map(ServerId);
+        let groups = vec![vec![one, two, three], vec![two, one], vec![one, three]];
+        let layout = Layout { version: LayoutVersion(5), groups };
+        let report = |server, age_ms, compared, missing, unavailable| {
             let compared = LayoutVersion(compared);
-            (server, 0, KeepReport { compared, missing, unavailable, ..KeepReport::default() })
+            (server, age_ms, KeepReport { compared, missing, unavailable, ..KeepReport::default() })
         };
-        let late = |reports: &[_]| behind(&layout, &[one, two, outside], reports);
-        let fine = report(one, 5, 0, 0);
-        assert_eq!(late(&[fine.clone(), report(two, 5, 0, 0)]), []);
-        assert_eq!(late(std::slice::from_ref(&fine)), [two], "it has said nothing");
-        for other in [report(two, 4, 0, 0), report(two, 5, 1, 0), report(two, 5, 0, 1)] {
-            assert_eq!(late(&[fine.clone(), other]), [two]);
+        let lacks = |up: &[ServerId], reports: &[_]| unsafe_groups(&layout, three, up, reports);
+        let fine = [report(one, 0, 5, 0, 0), report(two, 0, 5, 0, 0), report(three, 0, 5, 0, 0)];
+        assert_eq!(lacks(&[one, two, three], &fine), 0);
+        assert_eq!(lacks(&[one, three], &fine), 1, "two is down: a chunk with one copy is nowhere else");
+        assert_eq!(lacks(&[one, two], &fine[..1]), 1, "two has said nothing");
+        let others =
+            [report(two, 0, 4, 0, 0), report(two, 0, 5, 1, 0), report(two, 0, 5, 0, 1), report(two, 10_000, 5, 0, 0)];
+        for other in others {
+            assert_eq!(lacks(&[one, two], &[fine[0].clone(), other]), 1);
         }
-        assert_eq!(behind(&layout, &[one], &[fine]), [], "only those that are named");
+        assert_eq!(lacks(&[three], &fine), 3, "its own word does not count");
     }
 }

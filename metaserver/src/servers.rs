@@ -93,7 +93,14 @@ impl Servers {
         self.table.lock().expect("no panic holds this lock")
     }
 
-    /// A server lives. Registration counts as one.
+    /// A server registered: what it has it says with its first heartbeat. Until then it has what it had.
+    pub(crate) fn registered(&self, beat: Heartbeat) {
+        let known = self.table().heard.get(&beat.server).map(|heard| heard.beat.clone());
+        let Heartbeat { instance, capacity, free, .. } = beat;
+        self.heartbeat(known.map_or(beat, |known| Heartbeat { instance, capacity, free, ..known }));
+    }
+
+    /// A server lives.
     pub(crate) fn heartbeat(&self, beat: Heartbeat) {
         let now = Instant::now();
         let mut table = self.table();
@@ -120,6 +127,11 @@ impl Servers {
     pub(crate) fn is_unknown(&self, server: ServerId) -> bool {
         let table = self.table();
         !table.heard.contains_key(&server) && table.since.elapsed() < DOWN_AFTER
+    }
+
+    /// True once this leader has led long enough to have heard of every server that is up.
+    pub(crate) fn knows_all(&self) -> bool {
+        self.table().since.elapsed() >= DOWN_AFTER
     }
 
     /// For how long nothing was heard of each of these, or nothing good.
@@ -182,16 +194,18 @@ impl Servers {
         Ok(table.map.insert(Arc::new(map)).clone())
     }
 
-    /// `(capacity, free)` of all servers that are up, in bytes; free of targets only.
+    /// `(capacity, free)` of all servers that are up, in bytes; free of targets only: what can be written to.
     pub(crate) fn space(&self) -> (u64, u64) {
         let now = Instant::now();
         let table = self.table();
         let seen = table.seen(now);
-        let up = table.heard.iter().filter(|(id, _)| seen.get(id).is_some_and(|(up, _)| *up));
-        up.fold((0, 0), |(capacity, free), (id, heard)| {
-            let more = if seen.get(id).is_some_and(|(_, target)| *target) { heard.beat.free } else { 0 };
-            (capacity + heard.beat.capacity, free + more)
-        })
+        let target = |id: &ServerId| seen.get(id).is_some_and(|(_, target)| *target);
+        table.sum(now, |id, beat| if target(id) { beat.free } else { 0 })
+    }
+
+    /// The same, free of all of them.
+    pub(crate) fn room(&self) -> (u64, u64) {
+        self.table().sum(Instant::now(), |_, beat| beat.free)
     }
 
     /// What is known of each server of the map.
@@ -204,7 +218,7 @@ impl Servers {
             ServerStatus {
                 server: *id,
                 addr: server.addr.clone(),
-                up: server.up,
+                up: heard.is_some_and(|heard| heard.is_up(now)),
                 silent_ms: heard.map(|heard| {
                     u64::try_from(now.saturating_duration_since(heard.at).as_millis()).unwrap_or(u64::MAX)
                 }),
@@ -237,6 +251,12 @@ impl Heard {
 }
 
 impl Table {
+    /// Capacity and what is free of the servers that are up.
+    fn sum(&self, now: Instant, free: impl Fn(&ServerId, &Heartbeat) -> u64) -> (u64, u64) {
+        let up = self.heard.iter().filter(|(_, heard)| heard.is_up(now));
+        up.fold((0, 0), |sum, (id, heard)| (sum.0 + heard.beat.capacity, sum.1 + free(id, &heard.beat)))
+    }
+
     /// `(up, writable)` of each server heard of.
     fn seen(&self, now: Instant) -> BTreeMap<ServerId, (bool, bool)> {
         let conditions: Vec<Condition> = self.heard.values().map(|heard| heard.condition(now)).collect();

@@ -185,20 +185,6 @@ impl Call {
         within_limit(async { answer.await.map_err(stopping)? }).await
     }
 
-    /// The map with who is up.
-    fn map(&self, member: &Member, leading: &Leading) -> Result<Arc<ClusterMap>, Fault> {
-        let mounted = member.state.mounted();
-        let read = || {
-            let map = namespace::cluster_map(mounted.kv()).map_err(|error| self.store_failed(&error))?;
-            let map = map.ok_or_else(crate::leading::not_formatted)?;
-            // As the group is now; the row is as it was when the cluster was made or restored.
-            let members = member.metrics().membership_config;
-            let voters = members.voter_ids().filter_map(|id| Some((node_of(id), members.get_node(&id)?.addr.clone())));
-            Ok(ClusterMap { metaservers: voters.collect(), ..map })
-        };
-        leading.servers.map(read)
-    }
-
     /// On whose behalf a request of this peer is: root may be nobody.
     fn squashed(&self, member: &Member, cred: Cred) -> Result<Cred, Fault> {
         if !Squash::concerns(&cred) {
@@ -224,7 +210,7 @@ impl Call {
     }
 
     async fn check_copies(&self, member: &Member, leading: &Leading, commit: &Commit) -> Result<(), Fault> {
-        let map = self.map(member, leading)?;
+        let map = leading.map(member)?;
         let mounted = member.state.mounted();
         let checked = self.service.copies.check(mounted.kv(), leading, &map, commit).await;
         checked.map_err(|fail| self.fault(fail))
@@ -258,7 +244,7 @@ impl Call {
 
     async fn status(&self) -> Result<Status, Fault> {
         let (member, leading) = self.leading().await?;
-        let map = self.map(&member, &leading)?;
+        let map = leading.map(&member)?;
         let mounted = member.state.mounted();
         let counters = namespace::counters(mounted.kv()).map_err(|error| self.store_failed(&error))?;
         let metrics = member.metrics();
@@ -472,13 +458,13 @@ impl Meta for Call {
     async fn keep_alive(self, _: Context, session: SessionId) -> Result<Alive, Fault> {
         let (member, leading) = self.leading().await?;
         self.touch(&member, &leading, session).await?;
-        let map_version = self.map(&member, &leading)?.version;
+        let map_version = leading.map(&member)?.version;
         Ok(Alive { index: LogIndex(member.state.applied_index()), map_version, epoch: leading.ctx.epoch })
     }
 
     async fn cluster_map(self, _: Context) -> Result<ClusterMap, Fault> {
         let (member, leading) = self.leading().await?;
-        Ok(ClusterMap::clone(&*self.map(&member, &leading)?))
+        Ok(ClusterMap::clone(&*leading.map(&member)?))
     }
 
     async fn register(self, _: Context, register: Register) -> Result<Registered, Fault> {
@@ -500,20 +486,20 @@ impl Meta for Call {
             other => return Err(Fault::new(Kind::Internal, format!("register: answered {other:?}"))),
         };
         tracing::info!(%server, new, peer = %self.peer, "a chunkserver registered");
-        leading.servers.heartbeat(first_beat(server));
+        leading.servers.registered(first_beat(server));
         leading.servers.rows_changed(new);
-        let map = self.map(&member, &leading)?;
+        let map = leading.map(&member)?;
         Ok(Registered { server, secret: leading.ctx.secret, map: ClusterMap::clone(&*map) })
     }
 
     async fn heartbeat(self, _: Context, heartbeat: Heartbeat) -> Result<HeartbeatReply, Fault> {
         let (member, leading) = self.leading().await?;
         let (server, has) = (heartbeat.server, heartbeat.map_version);
-        if !self.map(&member, &leading)?.servers.contains_key(&server) {
+        if !leading.map(&member)?.servers.contains_key(&server) {
             return Err(Fault::new(Kind::NotFound, format!("chunkserver {server} is not registered")));
         }
         leading.servers.heartbeat(heartbeat);
-        let map = self.map(&member, &leading)?;
+        let map = leading.map(&member)?;
         Ok(HeartbeatReply { map: (map.version != has).then(|| ClusterMap::clone(&*map)) })
     }
 

@@ -1,54 +1,77 @@
 //! When the trash makes room: what was removed stays for the undelete window, unless the disks get full before.
 //!
-//! What goes is oldest first, and a little at a time: it takes the chunkservers a while to give the space of chunks back
-//! ([`KeepSettings::grace_s`](common::proto::keep::KeepSettings::grace_s) and a comparison), and what they have not given
-//! back yet is not to be made room for twice.
+//! What goes is oldest first. It takes the chunkservers a while to give the space of chunks back
+//! ([`KeepSettings::grace_s`](common::proto::keep::KeepSettings::grace_s), a comparison, and compaction of their segments):
+//! what has gone lately counts as free, so that no room is made twice. What had no copies of its own, as others refer to the
+//! same chunks, gives nothing back: that is found out after as long.
 
-use std::sync::Mutex;
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// While less of the chunkservers' capacity is free than this part of it, the trash makes room.
 const FREE_PART: u64 = 10;
-/// Each time it makes room for this part of the capacity, counted with all copies ...
-const STEP_PART: u64 = 100;
-/// ... and not again within this time.
-const STEP_PAUSE: Duration = Duration::from_secs(10);
-/// The same while the metaservers' disks are nearly full: each time a command's worth of entries.
+/// What has gone counts as free for so long: by then it should be.
+const GIVE_BACK: Duration = Duration::from_secs(150);
+/// While the metaservers' disks are nearly full, a command's worth of entries goes this often.
 const ENTRIES_PAUSE: Duration = Duration::from_secs(1);
 
-/// When it made room last.
+/// How full the disks are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Space {
+    /// Capacity of the chunkservers that are up, in bytes.
+    pub(crate) capacity: u64,
+    /// What of it is free.
+    pub(crate) free: u64,
+    /// Chunkservers delete nothing now.
+    pub(crate) delete_paused: bool,
+    /// There is no room for metadata.
+    pub(crate) tight: bool,
+}
+
+/// What it made room for.
 #[derive(Debug, Default)]
-pub(crate) struct Pressure {
-    last: Mutex<Option<Instant>>,
+pub(crate) struct Pressure(Mutex<Past>);
+
+#[derive(Debug, Default)]
+struct Past {
+    /// When how many bytes went, with all copies, within [`GIVE_BACK`].
+    gone: VecDeque<(Instant, u64)>,
+    /// When room was made for metadata.
+    entries: Option<Instant>,
 }
 
 impl Pressure {
-    /// How many bytes of what is not due are to go now. `space`: capacity and free bytes of the chunkservers that are up.
-    /// `tight`: there is no room for metadata.
-    pub(crate) fn wanted(&self, now: Instant, space: (u64, u64), tight: bool, replicas: u8) -> u64 {
-        let (bytes, pause) = step(space, tight, replicas);
-        if bytes == 0 {
-            return 0;
-        }
-        let mut last = self.last.lock().expect("no panic holds this lock");
-        if last.is_some_and(|last| now < last + pause) {
-            return 0;
-        }
-        *last = Some(now);
-        bytes
+    fn past(&self) -> MutexGuard<'_, Past> {
+        self.0.lock().expect("no panic holds this lock")
     }
-}
 
-/// How many bytes go in one step, and how long it is until the next one.
-fn step((capacity, free): (u64, u64), tight: bool, replicas: u8) -> (u64, Duration) {
-    if tight {
-        return (u64::MAX, ENTRIES_PAUSE);
+    /// How many bytes of what is not due are to go now; `copies` are kept of each.
+    pub(crate) fn wanted(&self, now: Instant, space: Space, copies: u8) -> u64 {
+        let mut past = self.past();
+        if space.tight {
+            let again = past.entries.is_none_or(|last| now >= last + ENTRIES_PAUSE);
+            past.entries = Some(now).filter(|_| again).or(past.entries);
+            return if again { u64::MAX } else { 0 };
+        }
+        if space.delete_paused {
+            return 0;
+        }
+        while past.gone.front().is_some_and(|(at, _)| *at + GIVE_BACK <= now) {
+            past.gone.pop_front();
+        }
+        let coming = past.gone.iter().fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let lacks = (space.capacity / FREE_PART).saturating_sub(space.free.saturating_add(coming));
+        lacks.div_ceil(u64::from(copies.max(1)))
     }
-    if free >= capacity / FREE_PART {
-        return (0, STEP_PAUSE);
+
+    /// This many bytes have gone, of each as many copies: because they were due, or to make room.
+    pub(crate) fn gone(&self, now: Instant, bytes: u64, copies: u8) {
+        if bytes > 0 {
+            self.past().gone.push_back((now, bytes.saturating_mul(copies.into())));
+        }
     }
-    ((capacity / STEP_PART / u64::from(replicas.max(1))).max(1), STEP_PAUSE)
 }
 
 #[cfg(test)]
@@ -56,21 +79,24 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_trash_makes_room_only_while_there_is_little_and_a_step_at_a_time() {
-        let pressure = Pressure::default();
-        let start = Instant::now();
-        // Seconds, capacity and free bytes, no room for metadata: what goes.
-        for (at, space, tight, goes) in [
-            (0, (9000, 900), false, 0),
-            (0, (0, 0), false, 0), // nobody was heard of yet
-            (0, (9000, 899), false, 30),
-            (9, (9000, 899), false, 0),
-            (10, (9000, 0), false, 30),
-            (10, (9000, 9000), true, 0),
-            (11, (9000, 9000), true, u64::MAX),
-        ] {
-            let now = start + Duration::from_secs(at);
-            assert_eq!(pressure.wanted(now, space, tight, 3), goes, "at {at} s with {space:?} {tight}");
-        }
+    async fn the_trash_makes_room_for_what_is_lacking_once() {
+        let (pressure, start) = (Pressure::default(), Instant::now());
+        let wanted = |secs: u64, capacity, free, delete_paused, tight| {
+            let space = Space { capacity, free, delete_paused, tight };
+            pressure.wanted(start + Duration::from_secs(secs), space, 3)
+        };
+        assert_eq!(wanted(0, 0, 0, false, false), 0, "nobody was heard of yet");
+        assert_eq!(wanted(0, 9000, 900, false, false), 0);
+        assert_eq!(wanted(0, 9000, 600, false, false), 100);
+        assert_eq!(wanted(0, 9000, 600, true, false), 0, "it would give nothing back");
+        pressure.gone(start, 60, 3);
+        assert_eq!(wanted(1, 9000, 600, false, false), 40);
+        pressure.gone(start + Duration::from_secs(1), 1000, 3);
+        assert_eq!(wanted(2, 9000, 600, false, false), 0, "it is on its way");
+        assert_eq!(wanted(GIVE_BACK.as_secs(), 9000, 0, false, false), 0);
+        assert_eq!(wanted(GIVE_BACK.as_secs() + 1, 9000, 600, false, false), 100, "nothing came of it");
+        assert_eq!(wanted(500, 9000, 9000, true, true), u64::MAX);
+        assert_eq!(wanted(500, 9000, 9000, true, true), 0);
+        assert_eq!(wanted(501, 9000, 9000, true, true), u64::MAX);
     }
 }

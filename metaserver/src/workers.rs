@@ -16,7 +16,9 @@ use crate::node::{Shared, is_outside};
 use crate::opens::{Asked, Found};
 use crate::raft::{Member, Message, Reply, decode, encode};
 use crate::space::{LOOK_EVERY, Others};
+use crate::trash::Space;
 use common::fault::{Fault, Kind};
+use common::kv::{KvError, KvRead};
 use common::rpc::Caller;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -202,24 +204,38 @@ async fn orphans(node: &Shared, member: &Member, leading: &Leading) -> Result<()
 /// Lets go what was removed too long ago to be brought back; while room runs out, also what was removed later.
 async fn expire_trash(node: &Shared, member: &Member, leading: &Leading) -> Result<(), Fault> {
     let failed = |error: common::kv::KvError| Fault::new(Kind::Internal, error.to_string());
-    let tight = !node.space.has_room() || node.space.refusal().is_some();
-    let (space, replicas) = (leading.servers.space(), leading.ctx.replicas);
-    let bytes = leading.trash.wanted(tokio::time::Instant::now(), space, tight, replicas);
+    let copies = leading.ctx.replicas;
     for _ in 0..TRASH_PIECES {
-        let at = node.world.now();
+        let (at, now) = (node.world.now(), tokio::time::Instant::now());
         let mounted = member.state.mounted();
-        let now = namespace::trash_now(mounted.kv()).map_err(failed)?;
-        let is_due = namespace::has_due_trash(mounted.kv(), at).map_err(failed)?;
+        let kv = mounted.kv();
+        let before = namespace::trash_now(kv).map_err(failed)?;
+        let is_due = namespace::has_due_trash(kv, at).map_err(failed)?;
+        let space = space_now(node, leading, kv).map_err(failed)?;
         drop(mounted);
-        if now.oldest.is_none() || (bytes == 0 && !is_due) {
+        let bytes = if before.entries == 0 { 0 } else { leading.trash.wanted(now, space, copies) };
+        if bytes == 0 && !is_due {
             break;
         }
-        match member.propose(&Command::Expire { bytes, at }).await? {
-            Done::Purged { more: true } if is_due => {}
-            _ => break,
+        let done = member.propose(&Command::Expire { bytes, at }).await?;
+        let after = namespace::trash_now(member.state.mounted().kv()).map_err(failed)?;
+        leading.trash.gone(now, before.bytes.saturating_sub(after.bytes), copies);
+        if !matches!(done, Done::Purged { more: true }) {
+            break;
         }
     }
     Ok(())
+}
+
+fn space_now(node: &Shared, leading: &Leading, kv: &dyn KvRead) -> Result<Space, KvError> {
+    // Of a few servers, which happen to be full, nothing follows for all.
+    let (capacity, free) = if leading.servers.knows_all() { leading.servers.room() } else { (0, 0) };
+    Ok(Space {
+        capacity,
+        free,
+        delete_paused: namespace::keep_settings(kv)?.delete_paused || namespace::held(kv)?.is_some(),
+        tight: !node.space.has_room() || node.space.refusal().is_some(),
+    })
 }
 
 /// Takes files that are gone apart, a piece at a time, until there are none.

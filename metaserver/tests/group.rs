@@ -310,6 +310,26 @@ async fn one_with_an_empty_disk_comes_back_as_a_new_member() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_lost_its_disk_begins_no_cluster_of_its_own() {
+    let mut group = Group::formatted(3, 1000).await;
+    let mut client = group.client().await;
+    client.create("before").await;
+    for i in 0..3 {
+        group.stop(i).await;
+    }
+    group.dirs[0] = tempfile::tempdir().unwrap();
+    for i in 0..3 {
+        group.start(i).await.unwrap();
+    }
+    // The others have no leader yet that could take it back.
+    let refused = group.format_first(3).await.unwrap_err();
+    assert!(refused.kind == Kind::Exists && refused.message.contains("joins again by itself"), "{refused}");
+    let index = client.create("after").await.index.0;
+    group.wait_applied(0, index).await;
+    assert!(client.look_up("before").await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_majority_nothing_is_answered_and_nothing_hangs() {
     let mut group = Group::formatted(3, 1000).await;
     let mut client = group.client().await;

@@ -154,7 +154,7 @@ fn what_a_server_with_a_failed_disk_had_is_made_again_elsewhere() {
     cluster.kill(&["chunk-1"]);
     wait_until("it to be let go", LIMIT, || cluster.dfs(&["admin", "server", "remove", &id.to_string(), "--yes"]).ok());
     cluster.dfs(&["admin", "fsck", "--data"]).must();
-    assert_eq!(cluster.status()["health"], "ok");
+    wait_until("the cluster to be well", LIMIT, || cluster.status()["health"] == "ok");
     for file in 1..=2 {
         let back = local.path().join(format!("back{file}"));
         cluster.dfs(&["get", &format!("/f{file}"), back.to_str().unwrap()]).must();

@@ -30,7 +30,7 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
     let (source, back) = (local.path().join("source"), local.path().join("back"));
     content.write_file(&source, LEN).unwrap();
     cluster.dfs(&["put", source.to_str().unwrap(), "/file"]).must();
-    assert_eq!(json(&cluster, &["admin", "status", "--json"])["health"], "ok");
+    wait_until("all servers to have said that they miss nothing", PROCESS_LIMIT, || cluster.status()["health"] == "ok");
     let before = homes(&cluster);
     assert!(before.len() == 6 && before.iter().all(|servers| servers.len() == 3), "{before:?}");
     let victim = before[0][0];

@@ -154,13 +154,16 @@ impl Keeper {
         if !self.is_settled(of) || self.keeps.load(Ordering::Relaxed) {
             return 0;
         }
+        // With fewer servers than a file wants copies, those that there are have one each.
+        let takers = of.map.servers.values().filter(|server| server.weight > 0).count();
+        let most = takers.max(of.map.replicas.into());
         // Rounds by their owners: most chunks of a group have the same.
         let mut rounds: BTreeMap<Vec<ServerId>, Vec<(ChunkRef, u64)>> = BTreeMap::new();
         for (id, target) in kept {
             let (_, order) = of.map.layout.place(&id);
             let owners: Vec<ServerId> = order.iter().take(usize::from(target)).copied().collect();
             let all_up = owners.iter().all(|owner| of.map.servers.get(owner).is_some_and(|server| server.up));
-            if owners.len() < usize::from(target.max(1)) || owners.contains(&of.server) || !all_up {
+            if owners.len() < usize::from(target.max(1)).min(most) || owners.contains(&of.server) || !all_up {
                 continue; // ours after all, or there is nobody to take it over yet
             }
             let Some(len) = lens.get(&id) else { continue };

@@ -27,7 +27,7 @@ pub mod wishes;
 use crate::Config;
 use crate::service::Shared;
 use common::fault::{Fault, Kind};
-use common::id::{ChunkId, LayoutVersion};
+use common::id::{ChunkId, Epoch, LayoutVersion};
 use common::proto::keep::{KEEP_BATCH_MAX, KeepAnswer, KeepAsk, KeepOrders, KeepReport};
 use common::rpc::Caller;
 use common::task::Tasks;
@@ -73,7 +73,8 @@ pub(crate) struct Keeper {
 /// What passes say of themselves.
 #[derive(Clone, Copy, Debug, Default)]
 struct Numbers {
-    compared: LayoutVersion,
+    /// In which life of the metadata the last comparison was made, and with which layout.
+    compared: (Epoch, LayoutVersion),
     gc_done: u64,
     passes: u64,
     extra: u64,
@@ -153,6 +154,9 @@ impl Keeper {
 
     fn state(&self) -> KeepReport {
         let (numbers, scrub) = (*self.numbers(), *self.scrub());
+        // What was compared with other metadata says nothing of these.
+        let epoch = self.shared.registration().map(|registration| registration.map.epoch);
+        let compared = Some(numbers.compared).filter(|(of, _)| epoch.is_ok_and(|epoch| epoch == *of));
         let mut queue = self.queue();
         let missing = queue.numbers(Instant::now());
         KeepReport {
@@ -166,7 +170,7 @@ impl Keeper {
             extra: numbers.extra,
             deleted: numbers.deleted,
             deleted_bytes: numbers.deleted_bytes,
-            compared: numbers.compared,
+            compared: compared.map_or(LayoutVersion(0), |(_, layout)| layout),
             gc_done: numbers.gc_done,
             passes: numbers.passes,
             scrub_percent: u8::try_from((scrub.done * 100).checked_div(scrub.all).unwrap_or(0).min(100)).unwrap_or(100),

@@ -6,7 +6,7 @@ use super::{CALL_LIMIT, Keeper, unexpected};
 use crate::service::Registration;
 use crate::store::Kept;
 use common::fault::{Fault, Kind};
-use common::id::{ChunkId, LayoutVersion, PgId, ServerId};
+use common::id::{ChunkId, Epoch, LayoutVersion, PgId, ServerId};
 use common::proto::chunk::{BATCH_MAX, ChunkRef, LIST_MAX};
 use common::proto::keep::{Expected, ExpectedChunk, KEEP_BATCH_MAX, KeepAnswer, KeepAsk, KeepOrders};
 use common::units::len_usize;
@@ -51,8 +51,9 @@ const LATER_LIMIT: Duration = Duration::from_secs(5);
 struct Past {
     /// When the last whole pass ended.
     whole: Option<Instant>,
-    /// With which layout.
+    /// With which layout, of which life of the metadata.
     layout: LayoutVersion,
+    epoch: Epoch,
     /// Which order to collect garbage it carried out.
     gc: u64,
     /// Fenced data directories then.
@@ -71,6 +72,7 @@ struct Past {
 #[derive(Clone, Copy, Debug)]
 struct Present {
     layout: LayoutVersion,
+    epoch: Epoch,
     orders: Deciding,
     fenced: u32,
     idle: bool,
@@ -106,7 +108,9 @@ fn due(past: &Past, present: &Present, now: Instant) -> Option<Due> {
     if past.retry.is_some_and(|retry| now < retry) {
         return None;
     }
-    let changed = present.layout != past.layout || present.fenced != past.fenced || present.orders.gc > past.gc;
+    let changed = (present.layout, present.epoch) != (past.layout, past.epoch)
+        || present.fenced != past.fenced
+        || present.orders.gc > past.gc;
     let again = past.more && present.idle;
     if over(past.whole, if past.left { AGAIN_EVERY } else { PASS_EVERY }) || changed || again || present.wanted {
         return Some(Due::Whole);
@@ -128,6 +132,7 @@ impl Keeper {
             let orders = self.orders.borrow().clone();
             let present = Present {
                 layout: registration.map.layout.version,
+                epoch: registration.map.epoch,
                 orders: Deciding { gc: orders.gc, degraded: orders.degraded },
                 fenced: self.shared.stores().stats_soon().await.fenced,
                 idle: self.queue().is_idle(),
@@ -143,11 +148,11 @@ impl Keeper {
                     let outcome = self.whole(&registration, &orders, next_number(), orders.gc > past.gc).await;
                     outcome.map(|Outcome { more, left }| {
                         wanted = false;
-                        let Present { layout, fenced, .. } = present;
+                        let Present { layout, epoch, fenced, .. } = present;
                         let whole = Some(Instant::now());
-                        past = Past { whole, layout, gc: orders.gc.max(past.gc), fenced, more, left, ..past };
+                        past = Past { whole, layout, epoch, gc: orders.gc.max(past.gc), fenced, more, left, ..past };
                         let mut numbers = self.numbers();
-                        (numbers.compared, numbers.gc_done) = (layout, past.gc);
+                        (numbers.compared, numbers.gc_done) = ((epoch, layout), past.gc);
                         numbers.passes += 1;
                     })
                 }
@@ -316,13 +321,15 @@ mod tests {
     async fn a_pass_is_made_when_something_changed_and_now_and_then() {
         let now = Instant::now();
         let layout = LayoutVersion(3);
-        let past = Past { whole: Some(now), layout, gc: 5, degraded: Some(now), ..Past::default() };
-        let present = Present { layout, orders: Deciding::default(), fenced: 0, idle: true, wanted: false };
+        let past = Past { whole: Some(now), layout, epoch: Epoch(1), gc: 5, degraded: Some(now), ..Past::default() };
+        let (epoch, orders) = (Epoch(1), Deciding::default());
+        let present = Present { layout, epoch, orders, fenced: 0, idle: true, wanted: false };
         let orders = |gc, degraded| Deciding { gc, degraded };
         assert_eq!(due(&past, &present, now), None);
         assert_eq!(due(&Past::default(), &present, now), Some(Due::Whole), "after a start");
         assert_eq!(due(&past, &present, now + PASS_EVERY), Some(Due::Whole));
         assert_eq!(due(&past, &Present { layout: LayoutVersion(4), ..present }, now), Some(Due::Whole));
+        assert_eq!(due(&past, &Present { epoch: Epoch(2), ..present }, now), Some(Due::Whole), "after a restore");
         assert_eq!(due(&past, &Present { fenced: 1, ..present }, now), Some(Due::Whole));
         assert_eq!(due(&past, &Present { wanted: true, ..present }, now), Some(Due::Whole));
         assert_eq!(due(&past, &Present { orders: orders(6, 0), ..present }, now), Some(Due::Whole));

@@ -235,8 +235,10 @@ impl Store {
         };
         for lane in &inner.lanes {
             let held = lane.held();
-            stats.chunks += held.chunks;
-            stats.bytes += held.bytes;
+            if !fenced {
+                stats.chunks += held.chunks; // else they count as lost
+                stats.bytes += held.bytes;
+            }
             stats.segment_bytes += lane.segment_bytes();
         }
         stats

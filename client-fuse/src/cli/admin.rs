@@ -9,11 +9,11 @@ use clap::Subcommand;
 use client_fuse::{AdminLink, Client, ClientConfig};
 use common::auth::AdminKey;
 use common::fault::Fault;
-use common::id::{ClusterId, NodeId, ServerId};
+use common::id::{ClusterId, NodeId};
 use common::layout::ClusterMap;
 use common::proto::admin::{Order, Ordered};
 use common::proto::backup::Members;
-use common::proto::keep::KeepReport;
+use common::proto::keep::KeepStatus;
 use common::proto::meta::{Admin, AdminReply, ServerStatus, Status};
 use common::units::{MIN_REPLICAS_DEFAULT, REPLICAS_DEFAULT};
 use common::world::World;
@@ -25,7 +25,7 @@ pub(crate) const UNFORMATTED: &str = "unformatted";
 /// How long making a cluster may take.
 const FORMAT_LIMIT: Duration = Duration::from_secs(30);
 /// A server reports each second: what it said longer ago does not count.
-const REPORT_AGE_MAX_MS: u64 = 10_000;
+pub(crate) const REPORT_AGE_MAX_MS: u64 = 10_000;
 /// How long a look at the cluster may take.
 const STATUS_LIMIT: Duration = Duration::from_secs(10);
 /// What an order gets at least.
@@ -141,7 +141,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
                 (keep::status(target).await?, keep::held(target).await?, members(target).await?);
             let moves = rebalance::status(target).await?;
             if json {
-                let mut all = status_json(&status, &members, &keeping.reports);
+                let mut all = status_json(&status, &members, Some(&keeping));
                 all["keep"] = keep::json(&keeping);
                 all["rebalance"] = rebalance::brief_json(&moves);
                 all["deletion_held"] = held.map(|held| held.epoch.0).into();
@@ -151,7 +151,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
                 let moves = rebalance::brief(&moves).map_or_else(String::new, |line| line + "\n");
                 say!(
                     "{}{held}{moves}{}",
-                    status_text(&status, &members, &keeping.reports),
+                    status_text(&status, &members, Some(&keeping)),
                     keep::text(&keeping).trim_end()
                 );
             }
@@ -233,13 +233,10 @@ pub(crate) fn done(what: Ordered) -> Outcome {
     }
 }
 
-/// What a server said of what it is to keep, and how many milliseconds ago.
-pub(crate) type Report = (ServerId, u64, KeepReport);
-
-/// How the cluster is, in one word, and why: `ok`, `warning` (nothing is lost, something is to be done), `critical` (one
-/// more fault may stop it or lose data). `reports`: what each server said of what it is to keep, and how old that is, in
-/// milliseconds.
-pub(crate) fn health(status: &Status, members: &Members, reports: &[Report]) -> (&'static str, Vec<String>) {
+/// How the cluster is, in one word, and why: `ok`, `warning` (nothing is lost, something is to be done, or not known yet),
+/// `critical` (one more fault may stop it or lose data). `keeping`: what servers say of what they are to keep, if it was
+/// asked for.
+pub(crate) fn health(status: &Status, members: &Members, keeping: Option<&KeepStatus>) -> (&'static str, Vec<String>) {
     let (mut why, mut critical) = (Vec::new(), false);
     let (learners, voting): (Vec<_>, Vec<_>) =
         status.metaservers.iter().partition(|(node, ..)| members.learners.contains(node));
@@ -265,18 +262,18 @@ pub(crate) fn health(status: &Status, members: &Members, reports: &[Report]) -> 
     if !fenced.is_empty() {
         why.push(format!("directories are out of use after disk errors on {}", names(fenced)));
     }
-    let has_all = |server: &ServerStatus| {
-        reports.iter().any(|(id, age, its)| *id == server.server && *age < REPORT_AGE_MAX_MS && its.missing == 0)
+    let missing = |server: &ServerStatus| {
+        let reports = keeping.into_iter().flat_map(|keeping| &keeping.reports);
+        let mut fresh = reports.filter(|(id, age, _)| *id == server.server && *age < REPORT_AGE_MAX_MS);
+        fresh.next().map(|(.., its)| its.missing)
     };
     let corrupt: Vec<&ServerStatus> =
-        status.servers.iter().filter(|server| server.corrupt > 0 && !has_all(server)).collect();
+        status.servers.iter().filter(|server| server.corrupt > 0 && missing(server) != Some(0)).collect();
     if !corrupt.is_empty() {
         why.push(format!("damaged copies were found on {}, and are not made good yet", names(corrupt)));
     }
-    let nowhere: u64 =
-        reports.iter().filter(|(_, age, _)| *age < REPORT_AGE_MAX_MS).map(|(.., its)| its.unavailable).sum();
-    if nowhere > 0 {
-        why.push(format!("no server that is up has a sound copy of {nowhere} that are missing"));
+    if let Some(keeping) = keeping {
+        why.extend(keep::lacks(keeping, status));
     }
     if status.fs.raw_capacity > 0 && status.fs.raw_free < status.fs.raw_capacity / 20 {
         why.push("less than 5 % of the space is free".to_owned());
@@ -365,10 +362,10 @@ async fn nodes_text(world: &World, addresses: &[String]) -> String {
 }
 
 /// The cluster for people.
-pub(crate) fn status_text(status: &Status, members: &Members, reports: &[Report]) -> String {
+pub(crate) fn status_text(status: &Status, members: &Members, keeping: Option<&KeepStatus>) -> String {
     let mut text = String::new();
     // writing to a string cannot fail
-    let (word, why) = health(status, members, reports);
+    let (word, why) = health(status, members, keeping);
     let _ = writeln!(text, "health {word}");
     for reason in why {
         let _ = writeln!(text, "  {reason}");
@@ -456,9 +453,9 @@ pub(crate) fn metaserver_json(status: &Status, members: &Members) -> Vec<serde_j
 }
 
 /// The cluster as JSON.
-pub(crate) fn status_json(status: &Status, members: &Members, reports: &[Report]) -> serde_json::Value {
+pub(crate) fn status_json(status: &Status, members: &Members, keeping: Option<&KeepStatus>) -> serde_json::Value {
     let metaservers = metaserver_json(status, members);
-    let (health, why) = health(status, members, reports);
+    let (health, why) = health(status, members, keeping);
     let servers: Vec<serde_json::Value> = status.servers.iter().map(server_json).collect();
     let fs = &status.fs;
     serde_json::json!({
@@ -505,6 +502,8 @@ pub(crate) fn server_json(server: &ServerStatus) -> serde_json::Value {
 mod tests {
     use super::*;
     use common::id::{Epoch, LogIndex};
+    use common::id::{LayoutVersion, ServerId};
+    use common::proto::keep::{KeepReport, KeepSettings};
     use common::proto::meta::{FsStat, NodeStatus};
 
     /// One metaserver, and one chunkserver that has found a damaged copy.
@@ -544,18 +543,31 @@ mod tests {
 
     #[test]
     fn damage_that_was_made_good_is_no_reason_to_warn() {
-        let word = |reports: &[Report]| health(&damaged(), &Members::default(), reports).0;
-        let report = |missing, unavailable| KeepReport { missing, unavailable, ..KeepReport::default() };
-        assert_eq!(word(&[(ServerId(4), 900, report(0, 0))]), "ok");
-        let open: [&[Report]; 4] = [
+        let word = |reports: &[(ServerId, u64, KeepReport)]| {
+            let keeping = KeepStatus {
+                layout: LayoutVersion(3),
+                degraded: 0,
+                out: Vec::new(),
+                reports: reports.to_vec(),
+                settings: KeepSettings::default(),
+            };
+            health(&damaged(), &Members::default(), Some(&keeping)).0
+        };
+        let report = |missing, layout| {
+            let compared = LayoutVersion(layout);
+            KeepReport { missing, compared, ..KeepReport::default() }
+        };
+        assert_eq!(word(&[(ServerId(4), 900, report(0, 3))]), "ok");
+        let open: [&[_]; 5] = [
             &[],
-            &[(ServerId(3), 900, report(0, 0))],
-            &[(ServerId(4), REPORT_AGE_MAX_MS, report(0, 0))],
-            &[(ServerId(4), 900, report(1, 0))],
+            &[(ServerId(3), 900, report(0, 3))],
+            &[(ServerId(4), REPORT_AGE_MAX_MS, report(0, 3))],
+            &[(ServerId(4), 900, report(1, 3))],
+            &[(ServerId(4), 900, report(0, 2))],
         ];
         for reports in open {
             assert_eq!(word(reports), "warning", "{reports:?}");
         }
-        assert_eq!(word(&[(ServerId(4), 900, report(0, 0)), (ServerId(5), 900, report(1, 1))]), "warning");
+        assert_eq!(word(&[(ServerId(4), 900, report(0, 3)), (ServerId(5), 900, report(1, 3))]), "warning");
     }
 }

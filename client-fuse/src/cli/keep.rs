@@ -1,14 +1,15 @@
 //! `dfs admin gc`, `scrub`, `keep`: how far repair, garbage collection and scrub are, and what an administrator orders.
 
-use super::admin::{Orders, ask, done};
+use super::admin::{Orders, REPORT_AGE_MAX_MS, ask, done};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
 use clap::Subcommand;
+use common::id::ServerId;
 use common::proto::admin::{Order, Ordered};
 use common::proto::backup::Held;
 use common::proto::keep::{Explained, KeepAdmin, KeepAdminReply, KeepChange, KeepReport, KeepStatus};
-use common::proto::meta::{Admin, AdminReply};
+use common::proto::meta::{Admin, AdminReply, Status};
 use common::proto::trash::TrashNow;
 use common::world::World;
 use std::fmt::Write;
@@ -23,8 +24,6 @@ const EXPLAIN_LIMIT: Duration = Duration::from_secs(60);
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 /// Between two looks how far they are.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A server whose last report is older does not take part, in milliseconds.
-const SILENT_MS: u64 = 15_000;
 
 /// `dfs admin gc ...`
 #[derive(clap::Args, Debug)]
@@ -204,7 +203,8 @@ async fn run(target: &Target) -> Outcome {
     let end = Instant::now() + RUN_LIMIT;
     loop {
         let now = status(target).await?;
-        let waiting = now.reports.iter().filter(|(_, age, report)| *age < SILENT_MS && report.gc_done < order).count();
+        let waiting =
+            now.reports.iter().filter(|(_, age, report)| *age < REPORT_AGE_MAX_MS && report.gc_done < order).count();
         if waiting == 0 && !now.reports.is_empty() {
             let (was, is) = (deleted(&before), deleted(&now));
             let (copies, bytes) = (is.0.saturating_sub(was.0), is.1.saturating_sub(was.1));
@@ -300,7 +300,7 @@ pub(crate) async fn settings(target: &Target, flags: KeepFlags) -> Outcome {
 /// What all servers report, added up; those that do not report any more are left out.
 fn sum(status: &KeepStatus) -> KeepReport {
     let mut sum = KeepReport::default();
-    for (_, _, report) in status.reports.iter().filter(|(_, age, _)| *age < SILENT_MS) {
+    for (_, _, report) in status.reports.iter().filter(|(_, age, _)| *age < REPORT_AGE_MAX_MS) {
         sum.missing += report.missing;
         sum.missing_bytes += report.missing_bytes;
         sum.unavailable += report.unavailable;
@@ -316,6 +316,27 @@ fn sum(status: &KeepStatus) -> KeepReport {
     sum
 }
 
+/// What is missing, and of which servers that is not known: reasons not to take a disk or a server away now. Pure.
+pub(crate) fn lacks(keeping: &KeepStatus, status: &Status) -> Vec<String> {
+    let (mut why, all) = (Vec::new(), sum(keeping));
+    if all.missing > 0 {
+        why.push(format!("{} copies are still to be made", all.missing));
+    }
+    if all.unavailable > 0 {
+        why.push(format!("no server that is up has a sound copy of {} that are missing", all.unavailable));
+    }
+    let has_said = |server: ServerId| {
+        let mut fresh = keeping.reports.iter().filter(|(_, age, _)| *age < REPORT_AGE_MAX_MS);
+        fresh.any(|(id, _, its)| *id == server && its.compared == keeping.layout)
+    };
+    let silent = status.servers.iter().filter(|server| server.up && !has_said(server.server));
+    let silent: Vec<String> = silent.map(|server| server.server.to_string()).collect();
+    if !silent.is_empty() {
+        why.push(format!("not known yet what is missing on {}", silent.join(" ")));
+    }
+    why
+}
+
 /// Seconds that what is missing takes at the present rate. `None`: nothing moves.
 fn left_s(sum: &KeepReport) -> Option<u64> {
     if sum.missing_bytes == 0 { Some(0) } else { sum.missing_bytes.checked_div(sum.rate) }
@@ -326,7 +347,18 @@ pub(crate) fn text(status: &KeepStatus) -> String {
     let mut text = String::new();
     let all = sum(status);
     // writing to a string cannot fail
-    if all.missing == 0 {
+    let compared =
+        |(_, age, its): &&(ServerId, u64, KeepReport)| *age < REPORT_AGE_MAX_MS && its.compared == status.layout;
+    let asked = status.reports.iter().filter(|(server, ..)| !status.out.contains(server));
+    let (known, all_known) = (asked.clone().filter(compared).count(), asked.count());
+    let unknown = known < all_known || all_known == 0;
+    if unknown {
+        let _ =
+            writeln!(text, "repair: {known} of {all_known} servers have compared what they have with what they should");
+    }
+    if all.missing == 0 && unknown {
+        // Nobody knows.
+    } else if all.missing == 0 {
         let _ = writeln!(
             text,
             "repair: nothing is missing; {} chunks re-made, {}",

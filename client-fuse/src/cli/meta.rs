@@ -119,7 +119,7 @@ async fn list(target: &Target, json: bool) -> Outcome {
     match json {
         true => say!("{}", serde_json::Value::from(metaserver_json(&status, &members))),
         false => {
-            let text = status_text(&status, &members, &[]);
+            let text = status_text(&status, &members, None);
             let table = text.split("\n\n").find(|part| part.starts_with("META")).unwrap_or_default();
             say!("{}", table.trim_end());
         }

@@ -160,7 +160,7 @@ pub(crate) async fn status(target: &Target) -> Outcome<Rebalance> {
 }
 
 /// Nothing moves, and nothing is about to.
-fn is_over(status: &Rebalance) -> bool {
+pub(crate) fn is_over(status: &Rebalance) -> bool {
     let ended = matches!(status.state, PlanState::None | PlanState::Done | PlanState::Cancelled);
     ended && !status.wanted && status.moving == 0
 }
@@ -174,6 +174,9 @@ pub(crate) async fn wait(target: &Target) -> Outcome {
                 failed = 0;
                 let groups = format!("{} of {} groups, {}", status.groups_done, status.groups, word(&status));
                 bar.set(status.bytes_done, status.bytes, &groups);
+                if let Some(text) = &status.obstacle {
+                    return Err(Failure::new(format!("rebalance: {text}")).advice("add servers, or change weights"));
+                }
                 if is_over(&status) {
                     bar.finish();
                     return match status.state {
@@ -191,6 +194,7 @@ pub(crate) async fn wait(target: &Target) -> Outcome {
 
 fn word(status: &Rebalance) -> &'static str {
     match status.state {
+        _ if status.wanted && status.obstacle.is_some() => "a plan is due and cannot be carried out",
         _ if status.wanted => "a plan is being made",
         PlanState::None => "nothing was ever moved",
         PlanState::Running => "running",
@@ -204,7 +208,8 @@ fn word(status: &Rebalance) -> &'static str {
 pub(crate) fn brief(status: &Rebalance) -> Option<String> {
     let left = status.left_s.map_or_else(String::new, |left| format!(", {} left", duration_text(left)));
     let text = format!("rebalance: {}, {} of {} groups{left}", word(status), status.groups_done, status.groups);
-    (!is_over(status)).then(|| format!("{text}, {} under way", status.moving))
+    let why = status.obstacle.as_ref().map_or_else(String::new, |text| format!(": {text}"));
+    (!is_over(status)).then(|| format!("{text}, {} under way{why}", status.moving))
 }
 
 /// The same for programs.
@@ -293,7 +298,7 @@ fn show_status(status: &Rebalance, json: bool) {
                 "started": status.started.secs, "ended": status.ended.map(|at| at.secs), "rate": status.rate,
                 "groups": status.groups, "groups_done": status.groups_done, "bytes": status.bytes,
                 "bytes_done": status.bytes_done, "speed": status.speed, "left_s": status.left_s,
-                "moving": status.moving, "groups_moving": groups.collect::<Vec<_>>(),
+                "obstacle": status.obstacle, "moving": status.moving, "groups_moving": groups.collect::<Vec<_>>(),
                 "away": away.collect::<Vec<_>>(), "servers": servers_json(&status.servers),
             })
         );

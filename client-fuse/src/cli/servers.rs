@@ -11,8 +11,8 @@ use clap::Subcommand;
 use common::id::{ChunkId, ServerId};
 use common::layout::{ClusterMap, Layout};
 use common::proto::admin::{EVENTS_PER_ANSWER, FileChunk, Order, Ordered};
-use common::proto::meta::Status;
-use common::proto::rebalance::{Rebalance, RebalanceOrder};
+use common::proto::meta::{ServerStatus, Status};
+use common::proto::rebalance::{PlanState, Rebalance, RebalanceOrder};
 use common::time::Time;
 use common::world::World;
 use std::collections::BTreeMap;
@@ -233,7 +233,8 @@ async fn drain(target: &Target, server: ServerId, how: &How) -> Outcome {
     }
     let orders = Orders::new(target)?;
     done(orders.send("drain", Order::SetWeight { server, weight: 0 }).await?)?;
-    if how.max_mbps.is_some() {
+    let moves = rebalance::status(target).await?;
+    if how.max_mbps.is_some() && !rebalance::is_over(&moves) {
         let rate = rebalance::bytes_per_s(how.max_mbps);
         done(orders.send("limit", Order::Rebalance(RebalanceOrder::Rate(rate))).await?)?;
     }
@@ -257,6 +258,9 @@ async fn maintenance(target: &Target, command: &MaintenanceCommand) -> Outcome {
     Ok(())
 }
 
+/// A server that is down for so long will not go on by itself, in milliseconds.
+const DOWN_MAX_MS: u64 = 30_000;
+
 async fn wait_empty(target: &Target, server: ServerId) -> Outcome {
     let bar = Progress::counts();
     let mut most = 0;
@@ -269,14 +273,33 @@ async fn wait_empty(target: &Target, server: ServerId) -> Outcome {
         let map = cluster_map(target).await?;
         let in_layout = map.layout.groups.iter().any(|group| group.contains(&server));
         most = most.max(found.chunks);
-        bar.set(most - found.chunks, most, "chunks moved");
+        let moves = rebalance::status(target).await?;
+        let is_paused = moves.state == PlanState::Paused;
+        bar.set(most - found.chunks, most, if is_paused { "chunks moved (paused)" } else { "chunks moved" });
         if found.chunks == 0 && found.up && !in_layout {
             bar.finish();
             say!("{server} is empty: `dfs admin server remove {} --yes`", server.0);
             return Ok(());
         }
+        if let Some(text) = hinders(found, in_layout, &moves) {
+            return Err(
+                Failure::new(format!("{server} is not empty yet: {text}")).advice("then run this again: it goes on")
+            );
+        }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Why a server that is drained will not get empty by waiting. Pure.
+fn hinders(server: &ServerStatus, in_layout: bool, moves: &Rebalance) -> Option<String> {
+    if let Some(text) = &moves.obstacle {
+        return Some(format!("{text}: add servers, or give others more weight"));
+    }
+    if server.silent_ms.is_none_or(|silent| silent > DOWN_MAX_MS) && !server.up {
+        return Some("it is down: start it, or wait until others have taken over its share and remove it".into());
+    }
+    let nothing_comes = in_layout && moves.state == PlanState::Cancelled && !moves.wanted && moves.moving == 0;
+    nothing_comes.then(|| "the plan was cancelled: drain it once more".into())
 }
 
 fn list_servers(map: &ClusterMap, status: &Status, moves: &Rebalance, json: bool) {

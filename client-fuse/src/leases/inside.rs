@@ -3,13 +3,17 @@
 
 use super::contents::Contents;
 use super::journal::Journal;
+use super::local::may_list;
 use super::locks::{Asked, Held};
 use super::{Entry, LOOKS};
 use common::id::{DataVersion, InodeId, LogIndex, SessionId};
 use common::name::Name;
-use common::proto::lease::{Grants, LEASE_TERM, Leased, RECALLS_MAX, RecallCall, Recalls, Touched, WRITE};
-use common::proto::meta::{Attr, ExtentRun, FileKind, Op, Outcome, RenameMode};
+use common::proto::lease::{
+    Grants, LEASE_ATTRS_MAX, LEASE_TERM, Leased, LeasedListing, RECALLS_MAX, RecallCall, Recalls, Touched, WRITE,
+};
+use common::proto::meta::{Attr, Cred, DirEntry, ExtentRun, FileKind, Op, Outcome, RenameMode};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -68,6 +72,8 @@ pub(super) struct Inside {
     pub(super) since: Option<LogIndex>,
     /// Requests for locks that are under way, by their files.
     pub(super) asked_locks: HashMap<InodeId, Asked>,
+    /// Files whose locks here are not what the metaservers believe.
+    pub(super) unsaid: BTreeSet<InodeId>,
     /// What small files hold.
     pub(super) contents: Contents,
     /// What was decided here and not told yet.
@@ -88,9 +94,21 @@ pub(super) struct Known {
     pub(super) attr: Option<Attr>,
     /// All names; `None`: not all are known. A name that may be there or not leads to `None`.
     pub(super) names: Option<HashMap<Name, Option<InodeId>>>,
+    /// The names as they were listed last, while nothing of it has changed since.
+    pub(super) listing: Option<Arc<Kept>>,
     /// All locks of it; `None`: only the metaservers know.
     pub(super) locks: Option<Held>,
     pub(super) used: Instant,
+}
+
+/// A listing that can be shown again.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// Who got it: whether somebody else may, the metaservers say.
+    cred: Cred,
+    parent: InodeId,
+    /// In cookie order, without attributes.
+    entries: Vec<DirEntry>,
 }
 
 /// What to do before the next call, and the call.
@@ -254,6 +272,9 @@ impl Inside {
         if !self.asks.is_empty() {
             self.touched.insert(ino, self.clock);
         }
+        if let Some(known) = self.known.get_mut(&ino) {
+            known.listing = None;
+        }
     }
 
     pub(super) fn is_uncertain(&self, ino: InodeId) -> bool {
@@ -306,7 +327,8 @@ impl Inside {
             }
             None if lease == 0 => {}
             None if keep && !uncertain => {
-                let known = Known { lease, attr: Some(attr.clone()), names: None, locks: None, used: Instant::now() };
+                let (shown, used) = (Some(attr.clone()), Instant::now());
+                let known = Known { lease, attr: shown, names: None, listing: None, locks: None, used };
                 self.known.insert(attr.ino, known);
             }
             None => self.give_back.push((attr.ino, lease)),
@@ -391,7 +413,8 @@ impl Inside {
                 self.names += names.len();
                 self.say_locks(dir);
                 let lease = self.known.get(&dir).map_or(lease, |known| known.lease.max(lease));
-                self.known.insert(dir, Known { lease, attr, names: Some(names), locks: None, used: Instant::now() });
+                let names = Some(names);
+                self.known.insert(dir, Known { lease, attr, names, listing: None, locks: None, used: Instant::now() });
                 self.counted.remove(&dir);
             }
         }
@@ -404,6 +427,28 @@ impl Inside {
                 self.contents.keep(ino, *version, run);
             }
         }
+    }
+
+    /// A listing is kept to be shown again, if it is as it was asked for with this mark.
+    pub(super) fn keep_listing(&mut self, mark: u64, cred: Cred, listing: &LeasedListing) {
+        let dir = listing.attr.ino;
+        let whole = listing.entries.len() <= LEASE_ATTRS_MAX && self.is_undisturbed(dir, mark);
+        let Some(known) = self.known.get_mut(&dir).filter(|known| whole && known.names.is_some()) else { return };
+        let entry = |entry: &DirEntry| DirEntry { attr: None, ..entry.clone() };
+        let entries = listing.entries.iter().map(entry).collect();
+        known.listing = Some(Arc::new(Kept { cred, parent: listing.parent, entries }));
+    }
+
+    /// A directory as it was listed before, with everything that is in it as it is now, if all that is certain.
+    pub(super) fn kept_listing(&mut self, cred: &Cred, dir: InodeId, uptime: Duration) -> Option<LeasedListing> {
+        let (attr, _) = self.attr(dir, uptime)?;
+        let kept = self.known.get(&dir)?.listing.clone().filter(|kept| kept.cred == *cred && may_list(&attr, cred))?;
+        let shown = |entry: &DirEntry| {
+            let (attr, _) = self.attr(entry.ino, uptime)?;
+            Some(DirEntry { attr: Some(attr), ..entry.clone() })
+        };
+        let entries = kept.entries.iter().map(shown).collect::<Option<Vec<_>>>()?;
+        Some(LeasedListing { attr, parent: kept.parent, entries, leases: Vec::new(), contents: Vec::new() })
     }
 
     /// A change of this session is about to be sent.

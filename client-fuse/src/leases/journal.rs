@@ -10,7 +10,7 @@ use common::id::{InodeId, LogIndex, SessionId};
 use common::proto::batch::{BATCH_BYTES_MAX, BATCH_MAX, Batch, BatchDone, Deferred, Digest};
 use common::proto::meta::{Op, Outcome};
 use common::time::Time;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -98,6 +98,11 @@ impl Journal {
     /// A change of this inode is not known to be applied.
     pub(super) fn is_pending(&self, ino: InodeId) -> bool {
         self.pending.contains_key(&ino)
+    }
+
+    /// All of which a change is not known to be applied.
+    pub(super) fn untold(&self) -> HashSet<InodeId> {
+        self.pending.keys().copied().collect()
     }
 
     /// Some change was made under leases of another leader than that of `term`.

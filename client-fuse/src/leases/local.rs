@@ -12,8 +12,8 @@ use common::perm::{self, Bits};
 use common::proto::batch::Deferred;
 use common::proto::lease::{CLAIM_MAX, WRITE};
 use common::proto::meta::{
-    ACCESS_EXEC, ACCESS_WRITE, Attr, Commit, Cred, FileKind, MODE_ACL, MODE_DEFAULT_ACL, NewNode, Op, Outcome,
-    RenameMode, SetAttr, SetTime, Source,
+    ACCESS_EXEC, ACCESS_READ, ACCESS_WRITE, Attr, Commit, Cred, FileKind, MODE_ACL, MODE_DEFAULT_ACL, NewNode, Op,
+    Outcome, RenameMode, SetAttr, SetTime, Source,
 };
 use common::time::Time;
 use common::units::{ENTRY_SIZE, FILE_SIZE_MAX, LINK_MAX, SYMLINK_LEN_MAX, len_u64};
@@ -392,6 +392,11 @@ impl Plan {
 /// Whether a caller may open a file with these attributes, as far as that can be told here.
 pub(crate) fn may_open(attr: &Attr, cred: &Cred, access: u8) -> bool {
     attr.kind == FileKind::File && !has_acl(attr) && bits(attr).grant(cred, access)
+}
+
+/// Likewise whether he may list a directory.
+pub(super) fn may_list(attr: &Attr, cred: &Cred) -> bool {
+    attr.kind == FileKind::Dir && !has_acl(attr) && bits(attr).grant(cred, ACCESS_READ)
 }
 
 /// Attributes after `set`, as `metaserver/src/namespace/attr.rs` makes them.

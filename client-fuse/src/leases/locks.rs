@@ -82,7 +82,11 @@ impl Inside {
             return Err(Not::Here);
         }
         let held = self.known.get_mut(&ask.ino).and_then(|known| known.locks.as_mut()).ok_or(Not::Here)?;
-        held.decide(session, ask).map(Outcome::Locked).ok_or(Not::Here)
+        let locked = held.decide(session, ask).ok_or(Not::Here)?;
+        if held.unsaid {
+            self.unsaid.insert(ask.ino);
+        }
+        Ok(Outcome::Locked(locked))
     }
 
     /// The first lock that is in the way of this one, if that is certain here.
@@ -94,6 +98,7 @@ impl Inside {
 
     /// What was decided about locks of this file goes into the journal; nothing more is decided about them.
     pub(super) fn say_locks(&mut self, ino: InodeId) {
+        self.unsaid.remove(&ino);
         if let Some(held) = self.known.get_mut(&ino).and_then(|known| known.locks.take()) {
             self.say(ino, &held);
         }
@@ -101,10 +106,11 @@ impl Inside {
 
     /// Locks that stay as they are go into the journal; they are still decided about.
     pub(super) fn say_lasting_locks(&mut self, now: Instant) {
-        let lasts = |held: &Held| held.unsaid && held.changed.is_some_and(|changed| changed + AGE_MAX < now);
-        let lasting = self.known.iter().filter(|(_, known)| known.locks.as_ref().is_some_and(lasts));
-        let lasting: Vec<InodeId> = lasting.map(|(ino, _)| *ino).collect();
-        for ino in lasting {
+        let lasts = |held: &Held| held.changed.is_some_and(|changed| changed + AGE_MAX < now);
+        let locks = |ino| self.known.get(ino).and_then(|known| known.locks.as_ref());
+        let lasting = self.unsaid.iter().filter(|ino| locks(ino).is_some_and(lasts));
+        for ino in lasting.copied().collect::<Vec<InodeId>>() {
+            self.unsaid.remove(&ino);
             let held = self.known.get_mut(&ino).and_then(|known| known.locks.take());
             let mut held = held.expect("just found");
             self.say(ino, &held);
@@ -125,8 +131,7 @@ impl Inside {
 
     /// Files with locks that were decided about here and not said.
     pub(super) fn unsaid_locks(&self) -> Vec<InodeId> {
-        let unsaid = self.known.iter().filter(|(_, known)| known.locks.as_ref().is_some_and(|held| held.unsaid));
-        unsaid.map(|(ino, _)| *ino).collect()
+        self.unsaid.iter().copied().collect()
     }
 
     /// A lock is about to be asked for.

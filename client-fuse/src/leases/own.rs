@@ -57,7 +57,8 @@ impl Inside {
         }
         let names = (attr.kind == FileKind::Dir).then(HashMap::new);
         let locks = Some(Held::default()); // nobody else knows it
-        let known = Known { lease: WRITE, attr: Some(attr.clone()), names, locks, used: Instant::now() };
+        let (shown, used) = (Some(attr.clone()), Instant::now());
+        let known = Known { lease: WRITE, attr: shown, names, listing: None, locks, used };
         self.known.insert(attr.ino, known);
         self.trim();
     }

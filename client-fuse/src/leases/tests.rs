@@ -460,7 +460,7 @@ async fn what_only_this_client_may_change_it_decides() {
     assert_eq!(decide(&leases, &create("new")), Decision::Ask, "refusals are the metaservers'");
     let changes = tell(&leases).changes;
     assert_eq!(changes.iter().map(|change| change.op.clone()).collect::<Vec<_>>(), [create("new"), unlink("a")]);
-    assert!(!leases.is_untold(None));
+    assert!(leases.untold().is_empty());
     assert_eq!(leases.inside().known[&InodeId(500)].lease, 901, "the lease of what it made has its number now");
 }
 
@@ -532,7 +532,7 @@ async fn what_is_lost_is_not_believed_and_its_numbers_are_not_used_again() {
     let leases = written(&[("a", A)]);
     assert!(is_done(&decide(&leases, &create("new"))) && is_done(&decide(&leases, &create("more"))));
     let lost = leases.lose(Fault::new(Kind::Stale, "others came before")).unwrap();
-    assert_eq!((lost.count, leases.losses(), leases.is_untold(None)), (2, 1, false));
+    assert_eq!((lost.count, leases.losses(), !leases.untold().is_empty()), (2, 1, false));
     assert!(lost.inodes.contains(&InodeId(500)) && lost.inodes.contains(&DIR));
     assert_eq!((entry(&leases, "new"), entry(&leases, "a")), (Entry::Unknown, Entry::Unknown));
     assert!(leases.lose(Fault::new(Kind::Stale, "again")).is_none() && leases.losses() == 1);

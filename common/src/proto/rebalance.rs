@@ -186,6 +186,8 @@ pub struct Rebalance {
     pub groups_moving: Vec<GroupMoves>,
     /// Servers that are announced to be away, and until when.
     pub away: Vec<(ServerId, Time)>,
+    /// Why the plan that is due is not carried out.
+    pub obstacle: Option<String>,
 }
 
 /// A group under way.

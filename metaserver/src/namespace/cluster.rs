@@ -143,7 +143,9 @@ pub(super) fn set_weight(call: &mut Call<'_, '_>, server: ServerId, weight: u32)
     let key = keys::server(server);
     let found: Option<ServerRow> = row(call.txn, SERVER, &key)?;
     let mut found = found.ok_or_else(|| refuse(Kind::NotFound, format!("no server {server}")))?;
-    let others = servers(call.txn)?.iter().filter(|(id, row)| *id != server && row.weight > 0).count();
+    let out = super::keep::out(call.txn)?;
+    let takes = |(id, row): &(ServerId, ServerRow)| *id != server && row.weight > 0 && !out.contains(id);
+    let others = servers(call.txn)?.into_iter().filter(takes).count();
     let replicas = usize::from(call.config()?.replicas);
     if weight == 0 && found.weight > 0 && others < replicas && call.counters.chunks > 0 {
         let text =

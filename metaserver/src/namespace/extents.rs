@@ -11,7 +11,7 @@ use super::command::Fail;
 use super::rows::{Call, row};
 use crate::store::Txn;
 use crate::store::keys::{self, CHUNK, DEGRADED, EXTENT};
-use crate::store::values::{ChunkRow, Data, ExtentRow, Value, damaged};
+use crate::store::values::{ChunkRow, Data, Degraded, ExtentRow, Value, damaged};
 use common::id::ChunkId;
 use common::kv::{KvError, KvRead};
 use std::collections::BTreeMap;
@@ -181,14 +181,15 @@ pub(super) fn retarget(call: &mut Call<'_, '_>, data: u64, from: u8, to: u8) -> 
 }
 
 /// Adds to the references of a chunk; true if it has none any more.
-fn refer(call: &mut Call<'_, '_>, id: &ChunkId, len: u32, target: u8, delta: i64) -> Result<bool, KvError> {
+fn refer(call: &mut Call<'_, '_>, id: &ChunkId, len: u32, target: u8, delta: i64) -> Result<bool, Fail> {
     let key = keys::chunk(id);
     let found: Option<ChunkRow> = row(call.txn, CHUNK, &key)?;
     let new = found.is_none();
     let mut chunk = found.unwrap_or(ChunkRow { len, refs: BTreeMap::new() });
     if chunk.len != len {
-        return Err(damaged("chunk", &format!("{id} has {} bytes, an extent says {len}", chunk.len)));
+        return Err(damaged("chunk", &format!("{id} has {} bytes, an extent says {len}", chunk.len)).into());
     }
+    let wanted = most_wanted(&chunk);
     let count = chunk.refs.get(&target).copied().unwrap_or(0);
     let count =
         count.checked_add_signed(delta).ok_or_else(|| damaged("chunk", &format!("{id}: references below 0")))?;
@@ -208,7 +209,27 @@ fn refer(call: &mut Call<'_, '_>, id: &ChunkId, len: u32, target: u8, delta: i64
         call.counters.chunks += 1;
         call.counters.chunk_bytes += u64::from(len);
     }
+    if most_wanted(&chunk) < wanted && call.counters.degraded > 0 {
+        fewer_wanted(call, id, &chunk)?;
+    }
     Ok(false)
+}
+
+/// The target of a chunk: the most copies that anybody wants.
+pub(super) fn most_wanted(chunk: &ChunkRow) -> u8 {
+    chunk.refs.last_key_value().map_or(0, |(target, _)| *target)
+}
+
+/// Nobody re-makes copies of a chunk, and says that they are there, which are not wanted any more.
+fn fewer_wanted(call: &mut Call<'_, '_>, id: &ChunkId, chunk: &ChunkRow) -> Result<(), Fail> {
+    let pg_count = call.config()?.pg_count;
+    let Some(known) = row::<Degraded>(call.txn, DEGRADED, &keys::degraded(id.pg(pg_count), id))? else { return Ok(()) };
+    let out = super::keep::out(call.txn)?;
+    let counted = known.servers.iter().filter(|server| !out.contains(server)).count();
+    if counted >= usize::from(most_wanted(chunk)) {
+        forget_degraded(call, id, pg_count)?;
+    }
+    Ok(())
 }
 
 /// Removes the degraded row of a chunk, if there is one.
@@ -216,7 +237,7 @@ pub(super) fn forget_degraded(call: &mut Call<'_, '_>, id: &ChunkId, pg_count: u
     let key = keys::degraded(id.pg(pg_count), id);
     if call.txn.get(DEGRADED, &key)?.is_some() {
         call.txn.delete(DEGRADED, key);
-        call.counters.degraded -= 1;
+        call.counters.degraded = call.counters.degraded.saturating_sub(1); // fsck tells if it was off
     }
     Ok(())
 }

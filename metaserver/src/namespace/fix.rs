@@ -336,7 +336,7 @@ fn refs(call: &mut Call<'_, '_>, chunk: &ChunkId, len: u32, target: u8, delta: i
         count => drop(after.refs.insert(target, count)),
     }
     if let Some(before) = &before {
-        call.counters.chunks -= 1;
+        call.counters.chunks = call.counters.chunks.saturating_sub(1);
         call.counters.chunk_bytes = call.counters.chunk_bytes.saturating_sub(u64::from(before.len));
     }
     if after.refs.is_empty() {

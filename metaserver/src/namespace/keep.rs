@@ -4,7 +4,7 @@
 //! so that no commit whose puts are older can refer to it again.
 
 use super::command::{Done, Fail, refuse};
-use super::extents::forget_degraded;
+use super::extents::{forget_degraded, most_wanted};
 use super::rows::{Call, config, counters, row};
 use crate::store::keys::{self, CHUNK, CLUSTER, DEGRADED, EXTENT, HORIZON, SERVER};
 use crate::store::values::{
@@ -90,17 +90,12 @@ pub fn expected(read: &dyn KvRead, index: LogIndex, page: &Page) -> Result<Expec
                 Some((ChunkRow::decode(&value)?, false))
             };
             let Some((chunk, degraded)) = chunk else { continue };
-            if place < usize::from(target(&chunk)) {
+            if place < usize::from(most_wanted(&chunk)) {
                 told.chunks.push(ExpectedChunk { id, len: chunk.len, degraded });
             }
         }
     }
     Ok(told)
-}
-
-/// The target of a chunk: the largest that anybody wants.
-fn target(chunk: &ChunkRow) -> u8 {
-    chunk.refs.last_key_value().map_or(0, |(target, _)| *target)
 }
 
 fn layout(read: &dyn KvRead) -> Result<Layout, Fail> {
@@ -136,7 +131,7 @@ fn id_of(key: &[u8]) -> Result<ChunkId, KvError> {
 pub fn targets(read: &dyn KvRead, chunks: &[ChunkId]) -> Result<Vec<(ChunkId, u8)>, KvError> {
     let of = |id: &ChunkId| {
         let found: Option<ChunkRow> = row(read, CHUNK, &keys::chunk(id))?;
-        Ok((*id, found.map_or(0, |found| target(&found))))
+        Ok((*id, found.map_or(0, |found| most_wanted(&found))))
     };
     chunks.iter().map(of).collect()
 }
@@ -148,6 +143,9 @@ pub(super) fn condemn(call: &mut Call<'_, '_>, epoch: Epoch, chunks: &[ChunkId])
     if super::restore::held(call.txn)?.is_some() {
         let text = "deletion is held since the metadata was restored: `dfs admin fsck` lifts that when all is sound";
         return Err(refuse(Kind::Refused, text));
+    }
+    if settings(call.txn)?.delete_paused {
+        return Err(refuse(Kind::Refused, "deletion is paused")); // also for who asks because he has not heard of it
     }
     let mut granted = Vec::new();
     for id in chunks {
@@ -181,7 +179,7 @@ pub(super) fn holds(call: &mut Call<'_, '_>, server: ServerId, epoch: Epoch, chu
         let mut servers: BTreeSet<ServerId> = known.servers.into_iter().collect();
         servers.insert(server);
         let counted = servers.difference(&out).count();
-        if counted >= usize::from(target(&chunk)) {
+        if counted >= usize::from(most_wanted(&chunk)) {
             forget_degraded(call, id, pg_count)?;
         } else {
             call.txn.put(DEGRADED, key, Degraded { servers: servers.into_iter().collect() }.encode());
@@ -271,7 +269,7 @@ pub fn explain(read: &dyn KvRead, prefix: &[u8]) -> Result<Vec<Explained>, Fail>
         found.push(Explained {
             id,
             len: chunk.len,
-            owners: order.iter().take(usize::from(target(&chunk))).copied().collect(),
+            owners: order.iter().take(usize::from(most_wanted(&chunk))).copied().collect(),
             refs: chunk.refs.into_iter().collect(),
             files: Vec::new(),
             degraded: known.map(|known| known.servers),

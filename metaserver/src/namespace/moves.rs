@@ -227,6 +227,13 @@ fn start(call: &mut Call<'_, '_>, before: PlanRow, new: &NewPlan) -> Result<Plan
         let text = format!("the layout is {} by now, not {}: plan again", call.counters.layout, new.layout);
         return Err(refuse(Kind::Stale, text));
     }
+    let out = super::keep::out(call.txn)?;
+    for (id, row) in super::cluster::servers(call.txn)? {
+        let weight = if out.contains(&id) { 0 } else { row.weight };
+        if new.servers.iter().find(|one| one.server == id).map(|one| one.weight) != Some(weight) {
+            return Err(refuse(Kind::Stale, format!("{id} has another weight by now: plan again")));
+        }
+    }
     let mut moves = moves(call.txn)?;
     let keeps = new.by_itself && matches!(before.state, PlanState::Running | PlanState::Paused);
     for moving in moves.values_mut() {
@@ -271,6 +278,11 @@ pub(super) fn leaves(call: &mut Call<'_, '_>, server: ServerId) -> Result<(), Fa
     let mut left = left(call.txn)?;
     left.insert(server, its);
     call.txn.put(CLUSTER, keys::LEFT, LeftRow(left).encode());
+    let mut plan = plan(call.txn)?;
+    if plan.steps_left > 0 && !plan.wanted {
+        plan.wanted = true; // what was to go to it goes elsewhere
+        put_plan(call, &plan);
+    }
     Ok(())
 }
 

@@ -23,6 +23,7 @@ use super::rows::{Call, directory, entry, find_inode, row};
 use crate::store::keys::{self, CLUSTER, INODE, LIST, TRASH};
 use crate::store::trash::{TrashRow, TrashState, ino_of};
 use crate::store::values::{Body, Inode, Listed, Value};
+use bytes::Bytes;
 use common::fault::Kind;
 use common::id::InodeId;
 use common::kv::{KvError, KvRead, prefix_range};
@@ -207,10 +208,18 @@ fn is_due(state: &TrashState, removed: Time, now: Time) -> bool {
     end <= now || state.emptied.is_some_and(|emptied| removed <= emptied)
 }
 
-/// The first entries in the order of removal.
-fn oldest(read: &dyn KvRead, limit: usize) -> Result<Vec<InodeId>, KvError> {
+/// The keys of the first entries in the order of removal.
+fn oldest(read: &dyn KvRead, limit: usize) -> Result<Vec<Bytes>, KvError> {
     let rows = read.scan(TRASH, prefix_range(&keys::trash_times()), false).take(limit);
-    rows.map(|found| ino_of(&found?.0)).collect()
+    rows.map(|found| Ok(found?.0)).collect()
+}
+
+/// What was removed first.
+fn first(read: &dyn KvRead) -> Result<Option<TrashRow>, KvError> {
+    match oldest(read, 1)?.first() {
+        Some(key) => find(read, ino_of(key)?),
+        None => Ok(None),
+    }
 }
 
 /// True if there is work for [`super::Command::Expire`].
@@ -218,9 +227,10 @@ fn oldest(read: &dyn KvRead, limit: usize) -> Result<Vec<InodeId>, KvError> {
 /// # Errors
 /// The store failed.
 pub fn has_due(read: &dyn KvRead, now: Time) -> Result<bool, KvError> {
-    let Some(ino) = oldest(read, 1)?.first().copied() else { return Ok(false) };
+    let Some(key) = oldest(read, 1)?.pop() else { return Ok(false) };
     let state = state(read)?;
-    Ok(find(read, ino)?.is_none_or(|row| is_due(&state, row.at, now)))
+    // A key of nothing goes as well.
+    Ok(find(read, ino_of(&key)?)?.is_none_or(|row| is_due(&state, row.at, now)))
 }
 
 /// Lets up to `EXPIRE_MAX` entries go for good, oldest first: those that are due, and others until what has gone is
@@ -228,20 +238,20 @@ pub fn has_due(read: &dyn KvRead, now: Time) -> Result<bool, KvError> {
 pub(super) fn expire(call: &mut Call<'_, '_>, bytes: u64) -> Result<Done, Fail> {
     let (limits, mut gone) = (state(call.txn)?, 0);
     let oldest = oldest(call.txn, len_usize(EXPIRE_MAX.into()))?;
-    for ino in &oldest {
-        let (row, inode) = match find(call.txn, *ino)? {
-            Some(row) => match row.inode()? {
-                Some(inode) => (row, inode),
-                None => continue, // a key of nothing: fsck tells
-            },
-            None => continue,
+    for key in &oldest {
+        let ino = ino_of(key)?;
+        let row = find(call.txn, ino)?;
+        let inode = row.as_ref().map(TrashRow::inode).transpose()?.flatten();
+        let (Some(row), Some(inode)) = (row, inode) else {
+            call.txn.delete(TRASH, key.to_vec()); // of nothing: it would be the oldest for ever
+            continue;
         };
         if gone >= bytes && !is_due(&limits, row.at, call.at) {
             return Ok(Done::Purged { more: false });
         }
         gone = gone.saturating_add(allocated(&inode));
-        dig_out(call, *ino, &row, &inode)?;
-        drop_contents(call, *ino, &inode, EXTENTS_AT_ONCE)?;
+        dig_out(call, ino, &row, &inode)?;
+        drop_contents(call, ino, &inode, EXTENTS_AT_ONCE)?;
     }
     Ok(Done::Purged { more: oldest.len() == len_usize(EXPIRE_MAX.into()) })
 }
@@ -293,7 +303,8 @@ pub(super) fn fix_counts(call: &mut Call<'_, '_>, entries: i64, bytes: i64) -> R
     Ok(())
 }
 
-/// Changes what a buried entry was; fine if there is none.
+/// Changes what a buried entry was; fine if there is none. The counts are mended by what the extents add up to
+/// ([`fix_counts`]).
 pub(super) fn fix_buried(
     call: &mut Call<'_, '_>,
     ino: InodeId,
@@ -322,8 +333,7 @@ pub(super) fn counts(read: &dyn KvRead) -> Result<(u64, u64), KvError> {
 /// The store failed.
 pub fn trash_now(read: &dyn KvRead) -> Result<TrashNow, KvError> {
     let state = state(read)?;
-    let first = oldest(read, 1)?.first().map(|ino| find(read, *ino)).transpose()?.flatten();
-    let oldest = first.map(|row| row.at);
+    let oldest = first(read)?.map(|row| row.at);
     Ok(TrashNow { window_s: state.window_s, entries: state.entries, bytes: state.bytes, oldest })
 }
 

@@ -12,6 +12,7 @@ use common::proto::lease::{
     Recalls,
 };
 use common::proto::meta::{Answer, Answered, Ask, Query};
+use common::proto::trash::TrashAsk;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -19,6 +20,9 @@ use tokio::time::Instant;
 const LOOKS_MAX: u32 = 16;
 /// How often a call of a session that holds nothing looks whether this node still leads.
 const IDLE_LOOK: Duration = Duration::from_millis(500);
+/// How long who asks for the trash waits until it is known who has open what was removed, and how often that is looked at.
+const SETTLE_LIMIT: Duration = Duration::from_secs(3);
+const SETTLE_POLL: Duration = Duration::from_millis(50);
 
 /// Reads of a few rows, done at once; the others go to a thread where they may wait for the disk.
 fn is_small(query: &Query) -> bool {
@@ -81,6 +85,9 @@ impl Call {
         if let Query::LockWaits { ino, number } = ask.query {
             self.wait_for_lock(&member, &leading, ino, number).await?;
         }
+        if let Query::Trash(TrashAsk { after: None, .. }) = ask.query {
+            self.settled(&member, &leading, ask.session).await?;
+        }
         ask.cred = self.squashed(&member, ask.cred)?;
         let mut looked = reads(&ask.query);
         for _ in 0..LOOKS_MAX {
@@ -104,6 +111,21 @@ impl Call {
             looked.extend(new);
         }
         Err(Fault::new(Kind::Busy, "what was asked for changes all the time"))
+    }
+
+    /// Waits a while until it is known of everything that was removed whether somebody has it open: what nobody has is in
+    /// the trash then.
+    async fn settled(&self, member: &Member, leading: &Leading, session: SessionId) -> Result<(), Fault> {
+        self.while_leading(member, leading, leading.leases.look(session, None)).await?;
+        let end = Instant::now() + SETTLE_LIMIT;
+        while Instant::now() < end {
+            let unasked = namespace::orphans(member.state.mounted().kv(), 1).map(|(unasked, _)| unasked);
+            if unasked.map_err(|error| self.store_failed(&error))?.is_empty() {
+                break;
+            }
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+        Ok(())
     }
 
     /// A lease of a directory and what is in it.

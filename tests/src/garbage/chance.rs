@@ -132,6 +132,10 @@ pub(super) struct Run {
     pub(super) accepted: BTreeSet<(SessionId, u16)>,
     /// Servers that must have each chunk, while it is referred to.
     pub(super) must: Vec<BTreeSet<usize>>,
+    /// Of each chunk the servers that dropped it, in order, and who had it then for those that had relied on them.
+    pub(super) drops: Vec<Vec<(usize, BTreeSet<usize>)>>,
+    /// How many there were when a server confirmed a copy in a round.
+    pub(super) confirmed_at: BTreeMap<(usize, Nonced), usize>,
     /// Copies a commit needs; with two, one disk may be lost.
     pub(super) min: u8,
     pub(super) replicas: u8,
@@ -152,12 +156,13 @@ pub(super) struct Run {
 }
 
 /// Things that may happen next, each with how often.
-const ACTIONS: usize = 15;
+const ACTIONS: usize = 16;
 const RESTORE: usize = 13;
 const TELL: usize = 14;
+const EXPIRE: usize = 15;
 /// The first ones are in every mixture.
 const ALWAYS: usize = 3;
-const WEIGHTS: [u32; ACTIONS] = [24, 40, 12, 5, 3, 2, 1, 1, 3, 2, 2, 3, 1, 1, 2];
+const WEIGHTS: [u32; ACTIONS] = [24, 40, 12, 5, 3, 2, 1, 1, 3, 2, 2, 3, 1, 1, 2, 2];
 
 pub(super) fn names() -> [Name; CLIENTS] {
     ["a", "b"].map(|name| Name::new(name).expect("a good name"))
@@ -200,6 +205,9 @@ impl Run {
         let replicas = u8::try_from(rng.random_range(1..count)).expect("few");
         let min = rng.random_range(1..=replicas);
         let mut meta = Meta::new(rng.next_u64(), replicas, min);
+        if rng.random_range(0..2) == 0 {
+            meta.keep_what_is_removed();
+        }
         let sessions: Vec<SessionId> = (1..=2).map(SessionId).collect();
         sessions.iter().for_each(|session| meta.open_session(*session));
         let files = names().iter().map(|name| meta.create(sessions[0], name)).collect();
@@ -230,6 +238,8 @@ impl Run {
             messages: Vec::new(),
             accepted: BTreeSet::new(),
             must: vec![BTreeSet::new(); contents().len()],
+            drops: vec![Vec::new(); contents().len()],
+            confirmed_at: BTreeMap::new(),
             min,
             replicas,
             lost_disk: None,
@@ -329,6 +339,7 @@ impl Run {
             11 => self.learn(),
             12 => self.lose_disk().await,
             RESTORE => self.back_up_or_restore(),
+            EXPIRE => self.expire_trash(),
             _ => self.tell_and_check().await,
         }
         for line in &mut self.trace[before..] {

@@ -12,6 +12,7 @@ use common::layout::Layout;
 use common::name::Name;
 use common::proto::chunk::ChunkRef;
 use common::proto::meta::{Cred, NewNode, Op, Outcome, Request, SLOTS_MAX};
+use common::proto::trash::SettingsChange;
 use common::task::Tasks;
 use common::testing::SimDisk;
 use common::time::Time;
@@ -136,10 +137,26 @@ impl Meta {
         }
     }
 
-    /// Removes a file, and takes apart what it held.
+    /// What is removed from now on stays in the trash.
+    pub fn keep_what_is_removed(&mut self) {
+        let change = SettingsChange { undelete_window_s: Some(3600), ..SettingsChange::default() };
+        self.command(&Command::Change(change)).expect("a setting is set");
+    }
+
+    /// Everything in the trash goes for good, and what it held is taken apart.
+    pub fn expire_trash(&mut self) {
+        self.command(&Command::Expire { bytes: u64::MAX, at: Time::default() }).expect("the trash goes");
+        self.purge();
+    }
+
+    /// Removes a file, and takes apart what it held, unless that is kept.
     pub fn remove(&mut self, session: SessionId, name: &Name) {
         let op = Op::Unlink { parent: InodeId::ROOT, name: name.clone(), keep: false };
         self.now(session, op);
+        self.purge();
+    }
+
+    fn purge(&mut self) {
         while namespace::has_purge(&self.kv).expect("memory does not fail") {
             self.command(&Command::Purge { limit: PURGE }).expect("there is something to purge");
         }

@@ -38,6 +38,7 @@ impl Run {
         let keeps_all = self.is(Weakness::ConfirmingIsNoTouch);
         self.vouched(owner, chunk, keeps_all || self.is(Weakness::ConfirmingKeepsOwnRounds), keeps_all);
         self.note(format!("s{owner} confirms c{chunk} to s{to}"));
+        self.confirmed_at.insert((owner, round), self.drops[chunk].len());
         self.send(Message::Confirmed { owner, to, round });
     }
 
@@ -53,20 +54,37 @@ impl Run {
         let Some((owners, rounds)) = self.servers[server].rounds.get(&id) else { return };
         let (done, owners) = (rounds.split().0, owners.iter().copied().map(place).collect::<Vec<_>>());
         for (id, nonce) in done {
+            let now = self.relied_on(chunk_of(id), &owners, (id, nonce));
             let gone = self.delete(server, id, nonce).await;
             self.note(format!("s{server} is confirmed by {owners:?}: c{} is dropped: {gone}", chunk_of(id)));
             self.counts.dropped += u64::from(gone);
             if gone || self.servers[server].store.is_dark() {
-                self.rely_on_owners(chunk_of(id), server, &owners); // without power nobody knows whether it went
+                self.rely_on(chunk_of(id), server, now); // without power nobody knows whether it went
             }
         }
     }
 
-    /// Whoever relied on a copy that was dropped relies on the owners' from now on.
-    fn rely_on_owners(&mut self, chunk: usize, gone: usize, owners: &[usize]) {
+    /// Who is to have a chunk for these owners, who have confirmed it: one that has dropped its own copy since, as others
+    /// confirmed that to it, is replaced by those.
+    fn relied_on(&self, chunk: usize, owners: &[usize], round: Nonced) -> BTreeSet<usize> {
+        let follow = |owner: &usize| {
+            let mut relied = BTreeSet::from([*owner]);
+            let since = self.confirmed_at.get(&(*owner, round)).copied().unwrap_or(self.drops[chunk].len());
+            for (server, instead) in &self.drops[chunk][since..] {
+                if relied.remove(server) {
+                    relied.extend(instead);
+                }
+            }
+            relied
+        };
+        owners.iter().flat_map(follow).collect()
+    }
+
+    /// Whoever relied on a copy that was dropped relies on these from now on.
+    fn rely_on(&mut self, chunk: usize, gone: usize, now: BTreeSet<usize>) {
         let instead = |relied: &mut BTreeSet<usize>| {
             if relied.remove(&gone) {
-                relied.extend(owners);
+                relied.extend(&now);
             }
         };
         instead(&mut self.must[chunk]);
@@ -76,5 +94,6 @@ impl Run {
             _ => None,
         });
         tries.chain(sent).filter(|of| of.chunk == chunk).for_each(|of| instead(&mut of.relied));
+        self.drops[chunk].push((gone, now));
     }
 }

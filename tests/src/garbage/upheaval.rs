@@ -73,6 +73,13 @@ impl Run {
         self.note(format!("{}: file {file} is removed, and made again", self.meta.index()));
     }
 
+    /// What is in the trash goes for good.
+    pub(super) fn expire_trash(&mut self) {
+        self.meta.expire_trash();
+        self.forget_unreferenced();
+        self.note(format!("{}: the trash is emptied", self.meta.index()));
+    }
+
     pub(super) async fn restart(&mut self, at: usize) {
         self.counts.restarts += 1;
         self.note(format!("s{at} restarts"));
@@ -189,6 +196,7 @@ impl Run {
     /// All is well again: everybody hears of everything, and asks once more about what it has. What nothing refers to is
     /// gone then, whoever put it, and whether or not a commit ever came. What is left if not.
     pub(super) async fn collect(&mut self) -> Option<String> {
+        self.expire_trash();
         for at in 0..self.servers.len() {
             self.restart(at).await;
         }

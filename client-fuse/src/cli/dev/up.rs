@@ -8,6 +8,7 @@ use client_fuse::{Client, ClientConfig};
 use common::fault::Fault;
 use common::id::ServerId;
 use common::proto::backup::Members;
+use common::proto::keep::{KeepAdmin, KeepAdminReply};
 use common::proto::meta::{Admin, AdminReply, NodeStatus, Status};
 use common::world::World;
 use std::collections::BTreeSet;
@@ -197,13 +198,17 @@ pub(super) async fn status(cluster: &Cluster, json: bool) -> Outcome {
     let world = World::real();
     let processes = cluster.processes()?;
     let status = cluster_status(&world, &cluster.meta_addresses()).await;
+    let keeping = match admin::ask(&world, &cluster.meta_addresses(), Admin::Keep(KeepAdmin::Status), ASK_LIMIT).await {
+        Ok(AdminReply::Keep(KeepAdminReply::Status(keeping))) => Some(keeping),
+        _ => None,
+    };
     if json {
         let list: Vec<serde_json::Value> = processes
             .iter()
             .map(|p| serde_json::json!({"name": p.name, "pid": p.pid(), "up": p.pid().is_some(), "port": cluster.port(&p.name)}))
             .collect();
         let cluster = match &status {
-            Ok(status) => admin::status_json(status, &Members::default(), &[]),
+            Ok(status) => admin::status_json(status, &Members::default(), keeping.as_ref()),
             Err(failure) => serde_json::json!({ "error": failure.to_string() }),
         };
         say!("{}", serde_json::json!({ "processes": list, "cluster": cluster }));
@@ -217,7 +222,7 @@ pub(super) async fn status(cluster: &Cluster, json: bool) -> Outcome {
         say!("{:<10} {:>8} {:<5} {:>6}", process.name, shown, if pid.is_some() { "up" } else { "down" }, port);
     }
     match status {
-        Ok(status) => say!("\n{}", admin::status_text(&status, &Members::default(), &[]).trim_end()),
+        Ok(status) => say!("\n{}", admin::status_text(&status, &Members::default(), keeping.as_ref()).trim_end()),
         Err(failure) => say!("\ncluster: {failure}"),
     }
     Ok(())

@@ -58,7 +58,7 @@ async fn locks_of_a_file_that_nobody_else_locks_are_decided_and_said_when_somebo
     assert_eq!(decided(&leases, &exclusive(2)), Some(Locked::No));
     assert_eq!(decided(&leases, &unlock(1)), Some(Locked::Yes));
     assert_eq!(decided(&leases, &exclusive(2)), Some(Locked::Yes));
-    assert!(!leases.is_untold(None), "nobody wants to know");
+    assert!(leases.untold().is_empty(), "nobody wants to know");
     let Op::Lock(LockAsk { lock: wanted, .. }) = exclusive(1) else { unreachable!() };
     let holder = leases.lock_holder(A, wanted, AT).expect("it is certain");
     assert_eq!(holder.map(|holder| holder.lock.owner), Some(2));
@@ -73,7 +73,7 @@ async fn locks_of_a_file_that_nobody_else_locks_are_decided_and_said_when_somebo
 async fn before_a_lock_is_waited_for_those_decided_here_are_said() {
     let leases = locking();
     assert_eq!(decided(&leases, &lock(2, LockKind::Exclusive, true)), None);
-    assert!(!leases.is_untold(None), "what the metaservers know is not said again");
+    assert!(leases.untold().is_empty(), "what the metaservers know is not said again");
     assert_eq!(decided(&leases, &unlock(1)), Some(Locked::Yes));
     assert_eq!(decided(&leases, &exclusive(3)), Some(Locked::Yes));
     let op = lock(2, LockKind::Exclusive, true);
@@ -143,12 +143,12 @@ async fn a_lock_that_stays_is_said_and_others_are_still_decided() {
     assert_eq!(decided(&leases, &unlock(1)), Some(Locked::Yes));
     assert_eq!(decided(&leases, &exclusive(2)), Some(Locked::Yes));
     next(&leases);
-    assert!(!leases.is_untold(None), "it may not stay");
+    assert!(leases.untold().is_empty(), "it may not stay");
     tokio::time::advance(Duration::from_millis(300)).await;
     next(&leases);
     assert_eq!(said(&leases), [2]);
     next(&leases);
-    assert!(!leases.is_untold(None), "once");
+    assert!(leases.untold().is_empty(), "once");
     assert_eq!(decided(&leases, &unlock(2)), Some(Locked::Yes));
 }
 

@@ -1,13 +1,14 @@
 //! Placement groups move: begin, close, finish; the plan, and what stops it.
 
-use super::super::{NewPlan, PlanChange, Step, cluster_map, counters, moves, plan};
+use super::super::{NewPlan, PlanChange, Step, cluster_map, counters, moves, plan, servers};
 use super::*;
 use crate::store::keys::MOVED;
 use crate::store::moves::PlanStep;
+use crate::store::values::ServerRow;
 use common::id::PgId;
 use common::layout::{Candidate, Domain, Layout};
 use common::proto::meta::Register;
-use common::proto::rebalance::PlanState;
+use common::proto::rebalance::{PlanState, ServerPlan};
 
 fn candidates(ids: impl IntoIterator<Item = u32>) -> Vec<Candidate> {
     let one = |id| Candidate { server: ServerId(id), domain: Domain::default(), weight: 10 };
@@ -47,13 +48,30 @@ fn planned(world: &mut World) -> (InodeId, StoredChunk, PgId, Vec<ServerId>) {
 }
 
 fn start(world: &mut World, version: u64, steps: Vec<(PgId, PlanStep)>) -> Result<(), Fault> {
-    let (layout, servers) = (LayoutVersion(version), Vec::new());
+    let rows = servers(&*world.kv).unwrap();
+    let one = |(server, row): (ServerId, ServerRow)| ServerPlan { server, weight: row.weight, ..ServerPlan::default() };
+    let (layout, servers) = (LayoutVersion(version), rows.into_iter().map(one).collect());
     change(world, PlanChange::Start(NewPlan { layout, by_itself: false, rate: Some(5), steps, servers }))
 }
 
 fn change(world: &mut World, change: PlanChange) -> Result<(), Fault> {
     let at = world.now();
     world.command(&Command::Rebalance { change, at }).map(|done| assert_eq!(done, Done::Noted))
+}
+
+#[test]
+fn a_plan_that_was_made_before_a_weight_changed_does_not_take_its_place() {
+    let mut world = World::new();
+    let (_, _, pg, head) = planned(&mut world);
+    let rows = servers(&*world.kv).unwrap();
+    let one = |(server, row): (ServerId, ServerRow)| ServerPlan { server, weight: row.weight, ..ServerPlan::default() };
+    let before: Vec<ServerPlan> = rows.into_iter().map(one).collect();
+    world.command(&Command::SetServerWeight { server: ServerId(2), weight: 0 }).unwrap();
+    assert!(plan(&*world.kv).unwrap().wanted);
+    let (layout, steps) = (LayoutVersion(1), vec![(pg, PlanStep { head, bytes: 10 })]);
+    let late = NewPlan { layout, by_itself: true, rate: None, steps, servers: before };
+    assert_eq!(change(&mut world, PlanChange::Start(late)).unwrap_err().kind, Kind::Stale);
+    assert!(plan(&*world.kv).unwrap().wanted, "it is still due");
 }
 
 fn commit(world: &mut World, ino: InodeId, chunk: &StoredChunk, layout: u64) -> Result<(), Fault> {
