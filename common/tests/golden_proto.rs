@@ -357,6 +357,7 @@ fn trash(out: &mut Golden) {
     let change = SettingsChange { keep, min_replicas: Some(1), undelete_window_s: Some(0) };
     out.line("Order", &Order::Change(change));
     out.line("Order", &Order::EmptyTrash);
+    out.line("Order", &Order::Readmit { server: ServerId(2) });
 }
 
 fn keeping(out: &mut Golden) {

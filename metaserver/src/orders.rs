@@ -150,6 +150,10 @@ impl Orders {
                 leading.servers.rows_changed(true);
                 Ok(Ordered::Done)
             }
+            Order::Readmit { server } => {
+                let what = format!("chunkserver {server} may come back");
+                self.note(&member, by, what, Some(Command::Readmit { server })).await.map(|_| Ordered::Done)
+            }
             Order::TransferLeader { to } => self.transfer(&member, by, to).await,
             Order::Events { limit } => {
                 member.reads.wait().await?;

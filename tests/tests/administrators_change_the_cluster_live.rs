@@ -66,6 +66,12 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
     cluster.dfs(&["get", "/file", back.to_str().unwrap()]).must();
     content.check_file(&back, LEN).unwrap();
 
+    cluster.dfs(&["admin", "server", "readmit", &victim_text]).must();
+    wait_until("the server that was removed to be back", PROCESS_LIMIT, || {
+        let list = json(&cluster, &["admin", "server", "list", "--json"]);
+        list.as_array().unwrap().iter().any(|row| row["server"] == victim && row["up"] == true)
+    });
+
     let leader = cluster.status()["leader"].as_u64().unwrap();
     let other = (leader % 3 + 1).to_string();
     cluster.dfs(&["admin", "meta", "transfer-leader", &other]).must();
@@ -78,6 +84,7 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
         format!("weight of chunkserver s{victim}: 0"),
         format!("weight of chunkserver s{victim}: 0"),
         format!("chunkserver s{victim} removed"),
+        format!("chunkserver s{victim} may come back"),
         format!("metaserver m{other} shall lead"),
     ];
     assert_eq!(told, wanted, "what was refused is not noted");

@@ -67,6 +67,11 @@ pub(crate) enum ServerCommand {
     /// Announce that a server will be away, so that nobody takes over its share meanwhile
     #[command(subcommand)]
     Maintenance(MaintenanceCommand),
+    /// Take a server back that was removed, with what is on its disks. It gets a share as a new one does
+    Readmit {
+        /// The server's number
+        server: u32,
+    },
     /// Forget a server that was drained. Refused while it holds what others do not
     Remove {
         /// The server's number
@@ -195,6 +200,12 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
             if how.plan { Ok(()) } else { remove(target, ServerId(server)).await }
         }
         ServerCommand::Maintenance(command) => maintenance(target, &command).await,
+        ServerCommand::Readmit { server } => {
+            let order = Order::Readmit { server: ServerId(server) };
+            done(Orders::new(target)?.send("readmit", order).await?)?;
+            say!("s{server} may come back: start its process if it does not run");
+            Ok(())
+        }
         ServerCommand::Remove { server, yes } => {
             if !yes {
                 return Err(Failure::new(format!("remove s{server}: say --yes if you mean it")));
@@ -206,7 +217,11 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
 
 async fn remove(target: &Target, server: ServerId) -> Outcome {
     done(Orders::new(target)?.send("remove", Order::RemoveServer { server }).await?)?;
-    say!("{server} is forgotten: stop its process and keep its disks until `dfs admin fsck` is clean");
+    say!(
+        "{server} is forgotten: stop its process and keep its disks until `dfs admin fsck` is clean (`dfs admin server \
+         readmit {}` takes it back)",
+        server.0
+    );
     Ok(())
 }
 

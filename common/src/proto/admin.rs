@@ -102,6 +102,11 @@ pub enum Order {
     Change(SettingsChange),
     /// What is in the trash by now cannot be brought back any more. [`Ordered::Done`].
     EmptyTrash,
+    /// A chunkserver that was removed may come back, with what it has. [`Ordered::Done`].
+    Readmit {
+        /// Which.
+        server: ServerId,
+    },
 }
 
 /// Events in one answer, at most.

@@ -5,7 +5,7 @@ use super::moves;
 use super::restore;
 use super::rows::{Call, config, counters, row};
 use crate::store::keys::{self, CLUSTER, INSTANCE, SERVER};
-use crate::store::values::{Body, Config, Inode, InstanceRow, LayoutRow, ServerRow, Value, damaged};
+use crate::store::values::{Body, Config, Inode, InstanceRow, LayoutRow, RemovedRow, ServerRow, Value, damaged};
 use common::auth::Secret;
 use common::fault::Kind;
 use common::id::{Epoch, InodeId, LayoutVersion, ServerId};
@@ -86,13 +86,23 @@ pub(super) fn register(call: &mut Call<'_, '_>, register: &Register) -> Result<D
             let server = ServerId(call.counters.next_server);
             return Ok(new_server(call, register, server));
         }
-        (Some(claimed), None) if restore::is_of_an_earlier_life(call, claimed)? => {
-            return Ok(new_server(call, register, claimed));
-        }
-        (Some(claimed), _) => {
-            let message = format!("server {claimed} is not the one that registered here: its data is another server's");
-            return Err(refuse(Kind::Refused, message));
-        }
+        (Some(claimed), None) => match removed(call.txn)?.0.get(&claimed) {
+            Some(true) => {
+                let mut removed = removed(call.txn)?;
+                removed.0.remove(&claimed);
+                put_removed(call, removed);
+                return Ok(new_server(call, register, claimed));
+            }
+            None if restore::is_of_an_earlier_life(call, claimed)? => {
+                return Ok(new_server(call, register, claimed));
+            }
+            Some(false) => {
+                let text = format!("{claimed} was removed: `dfs admin server readmit {}` takes it back", claimed.0);
+                return Err(refuse(Kind::Refused, text));
+            }
+            None => return Err(not_the_one(claimed)),
+        },
+        (Some(claimed), Some(_)) => return Err(not_the_one(claimed)),
     };
     let key = keys::server(server);
     let before: ServerRow = row(call.txn, SERVER, &key)?.ok_or_else(|| damaged("server", "missing"))?;
@@ -103,6 +113,33 @@ pub(super) fn register(call: &mut Call<'_, '_>, register: &Register) -> Result<D
         call.counters.map_version += 1;
     }
     Ok(Done::Registered { server, new: false })
+}
+
+fn not_the_one(claimed: ServerId) -> Fail {
+    refuse(Kind::Refused, format!("server {claimed} is not the one that registered here: its data is another server's"))
+}
+
+fn removed(read: &dyn KvRead) -> Result<RemovedRow, KvError> {
+    Ok(row(read, CLUSTER, keys::REMOVED)?.unwrap_or_default())
+}
+
+fn put_removed(call: &mut Call<'_, '_>, removed: RemovedRow) {
+    match removed.0.is_empty() {
+        true => call.txn.delete(CLUSTER, keys::REMOVED),
+        false => call.txn.put(CLUSTER, keys::REMOVED, removed.encode()),
+    }
+}
+
+/// A chunkserver that was removed may come back with its number and its data: nothing that it has is worse than it was, as
+/// chunks are named by what they hold. It gets a share as a new one does.
+pub(super) fn readmit(call: &mut Call<'_, '_>, server: ServerId) -> Result<Done, Fail> {
+    let mut removed = removed(call.txn)?;
+    let Some(may) = removed.0.get_mut(&server) else {
+        return Err(refuse(Kind::NotFound, format!("{server} was not removed")));
+    };
+    *may = true;
+    put_removed(call, removed);
+    Ok(Done::Noted)
 }
 
 fn new_server(call: &mut Call<'_, '_>, register: &Register, server: ServerId) -> Done {
@@ -196,6 +233,9 @@ pub(super) fn remove_server(call: &mut Call<'_, '_>, server: ServerId) -> Result
         moves::set_away(call, server, None)?;
     }
     super::keep::forget_out(call, server)?;
+    let mut removed = removed(call.txn)?;
+    removed.0.insert(server, false);
+    put_removed(call, removed);
     call.txn.delete(SERVER, key);
     call.txn.delete(INSTANCE, keys::instance(found.instance));
     call.counters.map_version += 1;

@@ -194,6 +194,11 @@ pub enum Command {
         /// Now.
         at: Time,
     },
+    /// A chunkserver that was removed may register again, with what it has. [`Done::Noted`].
+    Readmit {
+        /// Which.
+        server: ServerId,
+    },
 }
 
 /// See [`Command::Step`] and `namespace/moves.rs`.

@@ -130,6 +130,7 @@ pub fn apply(txn: &mut Txn<'_>, index: LogIndex, command: &Command) -> Result<Re
         Command::RemoveServer { server } => {
             system(txn, index, Time::default(), |call| cluster::remove_server(call, *server))
         }
+        Command::Readmit { server } => system(txn, index, Time::default(), |call| cluster::readmit(call, *server)),
         Command::Purge { limit } => system(txn, index, Time::default(), |call| remove::purge(call, *limit)),
         Command::Settle { held, dropped, at } => system(txn, index, *at, |call| remove::settle(call, held, dropped)),
         Command::Condemn { epoch, chunks } => {

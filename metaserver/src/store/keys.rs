@@ -126,6 +126,8 @@ pub const PLAN: &[u8] = b"plan";
 pub const STEPS: &[u8] = b"plan-steps";
 /// In [`CLUSTER`]: servers that are announced to be away.
 pub const AWAY: &[u8] = b"away";
+/// In [`CLUSTER`]: chunkservers that were removed.
+pub const REMOVED: &[u8] = b"removed";
 /// In [`CLUSTER`]: the groups of servers that went out.
 pub const LEFT: &[u8] = b"left";
 /// In [`CLUSTER`]: how long what was removed stays, and how much there is of it.

@@ -486,6 +486,15 @@ impl Value for OutRow {
     const VERSION: u8 = 1;
 }
 
+/// Chunkservers that were removed, and whether they may register again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedRow(pub BTreeMap<ServerId, bool>);
+
+impl Value for RemovedRow {
+    const WHAT: &'static str = "removed";
+    const VERSION: u8 = 1;
+}
+
 /// Numbers of inodes that a session has reserved and not used: ranges of the next one and the end, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reserved(pub Vec<(u64, u64)>);

@@ -141,7 +141,17 @@ fn a_server_with_a_place_in_the_layout_stays() {
     world.command(&Command::SetLayout(layout.next(3, &[]))).unwrap();
     assert_eq!(world.command(&remove), Ok(Done::Noted));
     assert_eq!(world.command(&remove), Ok(Done::Noted), "asked again");
+    let back = register(Some(1), 100, "a:1");
+    let refused = world.command(&back).unwrap_err();
+    assert!(refused.kind == Kind::Refused && refused.message.contains("server readmit 1"), "{refused}");
     assert_eq!(registered(world.command(&register(None, 100, "a:1"))), (2, true), "it comes as another one");
+    let readmit = |server| Command::Readmit { server: ServerId(server) };
+    assert_eq!(world.command(&readmit(3)).unwrap_err().kind, Kind::NotFound);
+    assert_eq!(world.command(&readmit(1)), Ok(Done::Noted));
+    let again = register(Some(1), 101, "a:1");
+    assert_eq!(registered(world.command(&again)), (1, true), "it has its number again");
+    assert_eq!(registered(world.command(&again)), (1, false));
+    assert_eq!(world.command(&readmit(1)).unwrap_err().kind, Kind::NotFound, "once");
 }
 
 #[test]
