@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 /// Rounds of reading and waiting for the inodes that the answer then shows; more, and the caller asks again.
 const LOOKS_MAX: u32 = 16;
+/// How often a directory is read whose lease did not last meanwhile.
+const LISTINGS_MAX: u32 = 3;
 /// How often a call of a session that holds nothing looks whether this node still leads.
 const IDLE_LOOK: Duration = Duration::from_millis(500);
 /// How long who asks for the trash waits until it is known who has open what was removed, and how often that is looked at.
@@ -161,22 +163,28 @@ impl Call {
         ask: &LeaseAsk,
         arrived: Instant,
     ) -> Result<Option<LeasedListing>, Fault> {
-        let Some(lease) = leading.leases.grant(ask.session, ask.dir, arrived) else { return Ok(None) };
-        let listing = match self.confirmed(member, leading).await {
-            Ok(()) => {
-                let (reading, ask) = (self.reading(member, leading, ask.session, arrived), ask.clone());
-                let read = self.node().world.blocking(move || reading.listing(&ask, lease.number)).await;
-                read.map_err(|fail| self.fault(fail))
-            }
-            Err(fault) => Err(fault),
-        };
-        match listing {
-            Ok(listing @ Some(_)) if leading.leases.stands(lease) => Ok(listing),
-            other => {
-                leading.leases.undo(lease);
-                other.map(|_| None)
+        for _ in 0..LISTINGS_MAX {
+            let Some(lease) = leading.leases.grant(ask.session, ask.dir, arrived) else { return Ok(None) };
+            let listing = match self.confirmed(member, leading).await {
+                Ok(()) => {
+                    let (reading, ask) = (self.reading(member, leading, ask.session, arrived), ask.clone());
+                    let read = self.node().world.blocking(move || reading.listing(&ask, lease.number)).await;
+                    read.map_err(|fail| self.fault(fail))
+                }
+                Err(fault) => Err(fault),
+            };
+            let stands = leading.leases.stands(lease);
+            match listing {
+                Ok(listing @ Some(_)) if stands => return Ok(listing),
+                // It was asked to forget it; or it has got another one with an answer to something else.
+                Ok(Some(_)) => leading.leases.undo(lease),
+                other => {
+                    leading.leases.undo(lease);
+                    return other;
+                }
             }
         }
+        Ok(None)
     }
 
     /// Makes leases write leases. None while the metadata cannot grow, or where root is somebody else here than where it
