@@ -124,7 +124,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
             }
             let request = format_request(&world, &config.metaservers, shape);
             ask(&world, &config.metaservers[..1], request, FORMAT_LIMIT).await?;
-            say!("formatted: {} metaservers, {} replicas", config.metaservers.len(), shape.replicas);
+            say_done!("formatted: {} metaservers, {} replicas", config.metaservers.len(), shape.replicas);
             Ok(0)
         }
         AdminCommand::Status { json } => {

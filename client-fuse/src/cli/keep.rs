@@ -157,20 +157,20 @@ pub(crate) async fn scrub(target: &Target, command: ScrubCommand) -> Outcome {
     let paused = match command {
         ScrubCommand::Run => {
             keep(target, KeepAdmin::Scrub, ASK_LIMIT).await?;
-            say!("scrub begins");
+            say_done!("scrub begins");
             return Ok(());
         }
         ScrubCommand::Pause => true,
         ScrubCommand::Resume => false,
     };
     set(target, KeepChange { scrub_paused: Some(paused), ..KeepChange::default() }).await?;
-    say!("scrub is {}", if paused { "paused" } else { "on" });
+    say_done!("scrub is {}", if paused { "paused" } else { "on" });
     Ok(())
 }
 
 async fn pause(target: &Target, paused: bool) -> Outcome {
     set(target, KeepChange { delete_paused: Some(paused), ..KeepChange::default() }).await?;
-    say!("deletion is {}", if paused { "paused" } else { "on" });
+    say_done!("deletion is {}", if paused { "paused" } else { "on" });
     Ok(())
 }
 
@@ -180,7 +180,7 @@ async fn resume(target: &Target, unchecked: bool) -> Outcome {
     }
     pause(target, false).await?;
     if let Some(held) = held(target).await? {
-        say!("but {}", held_text(&held));
+        say_done!("but {}", held_text(&held));
     }
     Ok(())
 }
@@ -208,11 +208,11 @@ async fn run(target: &Target) -> Outcome {
         if waiting == 0 && !now.reports.is_empty() {
             let (was, is) = (deleted(&before), deleted(&now));
             let (copies, bytes) = (is.0.saturating_sub(was.0), is.1.saturating_sub(was.1));
-            say!("{copies} copies deleted, {}", size_text(bytes));
+            say_done!("{copies} copies deleted, {}", size_text(bytes));
             let trash = trash(target).await?;
             if trash.entries > 0 {
                 let (entries, bytes) = (trash.entries, size_text(trash.bytes));
-                say!("not touched: {entries} entries of the trash, {bytes}; `dfs trash empty` lets them go");
+                say_done!("not touched: {entries} entries of the trash, {bytes}; `dfs trash empty` lets them go");
             }
             return Ok(());
         }

@@ -132,7 +132,7 @@ async fn transfer(target: &Target, to: u64) -> Outcome {
     done(orders.send("transfer", Order::TransferLeader { to: NodeId(to) }).await?)?;
     for _ in 0..TRANSFER_LOOKS {
         if cluster_status(target).await.is_ok_and(|status| status.leader.node == NodeId(to)) {
-            say!("m{to} leads");
+            say_done!("m{to} leads");
             return Ok(());
         }
         tokio::time::sleep(LOOK_EVERY).await;

@@ -10,6 +10,13 @@ macro_rules! say {
     };
 }
 
+/// What a command has done, in a line; with `--json` as `{"done": "..."}`.
+macro_rules! say_done {
+    ($($words:tt)*) => {
+        $crate::cli::say_done(&format!($($words)*))
+    };
+}
+
 mod admin;
 mod backup;
 mod change;
@@ -45,6 +52,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use connect::Target;
 use failure::Outcome;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// dfs: a distributed file system. Put, get and manage files; mount it; run a cluster.
 #[derive(Debug, Parser)]
@@ -96,8 +104,13 @@ enum Command {
     /// Unmount it and wait until everything is saved
     Umount(umount::UmountArgs),
     /// Administer a cluster
-    #[command(subcommand)]
-    Admin(admin::AdminCommand),
+    Admin {
+        /// What it says is JSON
+        #[arg(long, global = true)]
+        json: bool,
+        #[command(subcommand)]
+        command: admin::AdminCommand,
+    },
     /// A whole cluster of real processes on this machine
     #[command(subcommand)]
     Dev(dev::DevCommand),
@@ -112,6 +125,17 @@ fn say(line: std::fmt::Arguments<'_>) {
             eprintln!("dfs: write standard output: {error}");
         }
         std::process::exit(1);
+    }
+}
+
+/// `dfs admin --json` was asked for.
+static AS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// See `say_done!`.
+fn say_done(line: &str) {
+    match AS_JSON.load(Ordering::Relaxed) {
+        true => say!("{}", serde_json::json!({ "done": line })),
+        false => say!("{line}"),
     }
 }
 
@@ -168,7 +192,10 @@ async fn dispatch_async(cli: Cli) -> Outcome<ExitCode> {
         Command::Chown(args) => target.with_client(async move |shell| change::chown(shell, args).await).await?,
         Command::Mount(_) => unreachable!("handled before the runtime was made"),
         Command::Umount(args) => umount::run(args).await.map(|()| 0)?,
-        Command::Admin(command) => admin::run(target, command).await?,
+        Command::Admin { json, command } => {
+            AS_JSON.store(json, Ordering::Relaxed);
+            admin::run(target, command).await?
+        }
         Command::Dev(command) => dev::run(command).await.map(|()| 0)?,
     };
     Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

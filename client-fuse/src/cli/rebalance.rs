@@ -130,7 +130,7 @@ fn at_most(plan: Plan, rate: Option<u64>) -> Plan {
 
 async fn order(target: &Target, what: RebalanceOrder, said: &str) -> Outcome {
     done(Orders::new(target)?.send("rebalance", Order::Rebalance(what)).await?)?;
-    say!("{said}");
+    say_done!("{said}");
     Ok(())
 }
 

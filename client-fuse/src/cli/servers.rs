@@ -186,7 +186,7 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
         ServerCommand::Weight { server, weight } => {
             let order = Order::SetWeight { server: ServerId(server), weight };
             done(Orders::new(target)?.send("set the weight", order).await?)?;
-            say!("s{server} has weight {weight}; the layout follows, and the data with it");
+            say_done!("s{server} has weight {weight}; the layout follows, and the data with it");
             Ok(())
         }
         ServerCommand::Add { server, how } => add(target, ServerId(server), &how).await,
@@ -203,7 +203,7 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
         ServerCommand::Readmit { server } => {
             let order = Order::Readmit { server: ServerId(server) };
             done(Orders::new(target)?.send("readmit", order).await?)?;
-            say!("s{server} may come back: start its process if it does not run");
+            say_done!("s{server} may come back: start its process if it does not run");
             Ok(())
         }
         ServerCommand::Remove { server, yes } => {
@@ -217,7 +217,7 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
 
 async fn remove(target: &Target, server: ServerId) -> Outcome {
     done(Orders::new(target)?.send("remove", Order::RemoveServer { server }).await?)?;
-    say!(
+    say_done!(
         "{server} is forgotten: stop its process and keep its disks until `dfs admin fsck` is clean (`dfs admin server \
          readmit {}` takes it back)",
         server.0
@@ -267,8 +267,10 @@ async fn maintenance(target: &Target, command: &MaintenanceCommand) -> Outcome {
     };
     done(Orders::new(target)?.send("maintenance", Order::Away { server, until }).await?)?;
     match until {
-        Some(until) => say!("{server} may be away until {} UTC: nobody takes over its share before", time_text(until)),
-        None => say!("{server} is expected to be there"),
+        Some(until) => {
+            say_done!("{server} may be away until {} UTC: nobody takes over its share before", time_text(until))
+        }
+        None => say_done!("{server} is expected to be there"),
     }
     Ok(())
 }
@@ -293,7 +295,7 @@ async fn wait_empty(target: &Target, server: ServerId) -> Outcome {
         bar.set(most - found.chunks, most, if is_paused { "chunks moved (paused)" } else { "chunks moved" });
         if found.chunks == 0 && found.up && !in_layout {
             bar.finish();
-            say!("{server} is empty: `dfs admin server remove {} --yes`", server.0);
+            say_done!("{server} is empty: `dfs admin server remove {} --yes`", server.0);
             return Ok(());
         }
         if let Some(text) = hinders(found, in_layout, &moves) {

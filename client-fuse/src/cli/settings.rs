@@ -76,7 +76,7 @@ pub(crate) async fn run(target: &Target, command: SettingsCommand) -> Outcome {
         SettingsCommand::Set { changes } => {
             let change = parse(&changes)?;
             done(Orders::new(target)?.send("set", Order::Change(change)).await?)?;
-            say!("set: {}", changes.join(" "));
+            say_done!("set: {}", changes.join(" "));
             Ok(())
         }
     }

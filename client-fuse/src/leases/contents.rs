@@ -2,11 +2,13 @@
 
 use common::id::{DataVersion, InodeId};
 use common::proto::meta::{Commit, Extent, ExtentRun, Source};
-use common::units::{len_u64, len_usize};
+use common::units::len_usize;
 use std::collections::{HashMap, VecDeque};
 
 /// Bytes of contents kept; beyond it the oldest go.
-const BYTES_MAX: usize = 16 << 20;
+const BYTES_MAX: usize = 64 << 20;
+/// A file that grows here is kept up to this many bytes: each growth copies what is known of it.
+const GROWN_MAX: u64 = 1 << 20;
 /// What an entry costs beside its bytes, about.
 const ENTRY_COST: usize = 256;
 
@@ -62,7 +64,7 @@ impl Contents {
             run.extents.push(Extent { at, len, data, chunk_len: 0, token: Default::default(), holders: Vec::new() });
         }
         let whole: u64 = run.extents.iter().map(|extent| extent.len).sum();
-        match whole <= len_u64(BYTES_MAX / 16) {
+        match whole <= GROWN_MAX {
             true => self.keep(commit.ino, after, run),
             false => self.forget(commit.ino),
         }
@@ -73,6 +75,7 @@ impl Contents {
 mod tests {
     use super::*;
     use common::id::ChunkId;
+    use common::units::len_u64;
 
     fn run(len: usize) -> ExtentRun {
         let data = Source::Inline { id: ChunkId([0; 32]), offset: 0, bytes: vec![0; len].into() };

@@ -52,6 +52,9 @@ impl FileMap {
             let end = at + row.len;
             if end > from {
                 left = self.cut(txn, (at, row), from, to);
+                if end >= to {
+                    return Ok(left); // extents do not overlap: no other one starts in there
+                }
             } else if end == from {
                 left = Some((at, row));
             }
