@@ -143,7 +143,7 @@ impl Core {
     ) -> Result<(), Fault> {
         let replicas = inode.lock().attr.replicas;
         let stored = self.chunks.store(self.meta.attempt(), replicas, chunks, false, deadline).await?;
-        let ranges: Vec<Range<u64>> = edits.iter().map(|edit| edit.at..edit.at + edit.len).collect();
+        let placed: Vec<_> = edits.iter().map(|edit| (edit.at..edit.at + edit.len, Some(edit.data.clone()))).collect();
         let commit = Commit {
             ino: inode.ino,
             base: Some(base),
@@ -158,7 +158,7 @@ impl Core {
         match self.change(&Cred::default(), Op::Commit(commit), deadline).await? {
             Outcome::Committed { attr, .. } => {
                 let mut state = inode.lock();
-                state.extents.committed(attr.version, ranges.into_iter());
+                state.extents.committed(attr.version, placed.into_iter());
                 state.adopt(&attr);
                 state.inlined = 0;
                 Ok(())

@@ -44,7 +44,7 @@ impl Core {
             match self.leases.decide(op, maker) {
                 Decision::Done(outcome) => {
                     add(&self.counters.decided, 1);
-                    outcome.attrs().into_iter().for_each(|attr| self.adopt(attr));
+                    self.adopt_all(op, &outcome);
                     return Ok(Some(*outcome));
                 }
                 Decision::Ask => return Ok(None),
@@ -69,6 +69,13 @@ impl Core {
             }
         }
         Ok(None)
+    }
+
+    /// Brings open files up to date with an outcome. Who committed does so himself: he knows what became of the extents.
+    pub(crate) fn adopt_all(&self, op: &Op, outcome: &Outcome) {
+        if !matches!(op, Op::Commit(_)) {
+            outcome.attrs().into_iter().for_each(|attr| self.adopt(attr));
+        }
     }
 
     /// The inode that may lose a name, if it is certainly closed here, and what keeps it so.

@@ -69,9 +69,14 @@ impl Extents {
         self.add_known(from, run.covered);
     }
 
-    /// Our own commit changed these ranges and made `version`. Everything else stays known if nothing else happened
-    /// in between.
-    pub(crate) fn committed(&mut self, version: DataVersion, ranges: impl Iterator<Item = Range<u64>>) {
+    /// Our own commit put this into these ranges and made `version`. Everything else stays known if nothing else happened
+    /// in between, and holes and inline bytes are known as well; where chunks are read the metaservers say. `None`: they say
+    /// what was put there.
+    pub(crate) fn committed(
+        &mut self,
+        version: DataVersion,
+        edits: impl Iterator<Item = (Range<u64>, Option<Source>)>,
+    ) {
         if version <= self.version {
             return; // learnt from a later answer already
         }
@@ -80,8 +85,19 @@ impl Extents {
             return;
         }
         self.version = version;
-        for range in ranges {
-            self.forget(range);
+        for (range, data) in edits.filter(|(range, _)| !range.is_empty()) {
+            self.forget(range.clone());
+            match data {
+                None | Some(Source::Chunk { .. }) => continue,
+                Some(Source::Hole) => {}
+                Some(Source::Inline { .. }) if self.map.len() >= self.most => continue,
+                Some(data @ Source::Inline { .. }) => {
+                    let (at, len) = (range.start, range.end - range.start);
+                    let (token, holders) = Default::default();
+                    self.map.insert(at, Extent { at, len, data, chunk_len: 0, token, holders });
+                }
+            }
+            self.add_known(range.start, range.end);
         }
     }
 
@@ -212,11 +228,21 @@ mod tests {
                 match kind {
                     0 => cache.learn(version, at, &run_of(&model, at, end)),
                     1 => {
+                        let id = ChunkId([tag; 32]);
+                        let data = match tag % 4 {
+                            0 => None,
+                            1 => Some(Source::Chunk { id, offset }),
+                            2 => Some(Source::Inline { id, offset, bytes: Default::default() }),
+                            _ => Some(Source::Hole),
+                        };
                         for i in at..end {
-                            model[i as usize] = Some((tag, offset + (i - at) as u32));
+                            let cell = (tag, offset + (i - at) as u32);
+                            model[i as usize] = Some(cell).filter(|_| data != Some(Source::Hole));
                         }
                         version = DataVersion(version.0 + 1);
-                        cache.committed(version, std::iter::once(at..end));
+                        let known = cache.version().0 + 1 == version.0 && tag % 4 >= 2;
+                        cache.committed(version, std::iter::once((at..end, data)));
+                        prop_assert!(cache.find(at..end).is_ok() || !known);
                     }
                     _ => {
                         // Another client's change, noticed through a newer answer only.
@@ -233,7 +259,9 @@ mod tests {
                             prop_assert_eq!(range.start, at);
                             for i in range.clone() {
                                 let cell = part.as_ref().map(|e| match &e.data {
-                                    Source::Chunk { id, offset } => (id.0[0], offset + (i - e.at) as u32),
+                                    Source::Chunk { id, offset } | Source::Inline { id, offset, .. } => {
+                                        (id.0[0], offset + (i - e.at) as u32)
+                                    }
                                     _ => unreachable!(),
                                 });
                                 prop_assert_eq!(cell, model[i as usize]);
@@ -256,10 +284,10 @@ mod tests {
         assert_eq!(cache.find(0..1 << 40).unwrap().len(), 3);
         cache.learn(DataVersion(2), 0, &ExtentRun { extents: Vec::new(), covered: 20 });
         assert_eq!(cache.find(0..20).unwrap().len(), 3, "an older answer changes nothing");
-        cache.committed(DataVersion(4), std::iter::once(7..8));
+        cache.committed(DataVersion(4), std::iter::once((7..8, None)));
         assert_eq!(cache.find(0..20).unwrap_err(), 7);
         assert!(cache.find(8..20).is_ok());
-        cache.committed(DataVersion(6), std::iter::once(0..1));
+        cache.committed(DataVersion(6), std::iter::once((0..1, None)));
         assert!(cache.find(8..20).is_err(), "somebody else committed in between");
     }
 }

@@ -384,7 +384,7 @@ impl Core {
         match self.change(&Cred::default(), Op::Commit(commit), deadline).await? {
             Outcome::Committed { attr, .. } => {
                 let mut state = inode.lock();
-                state.extents.committed(attr.version, Some(hole).into_iter().filter(|hole| !hole.is_empty()));
+                state.extents.committed(attr.version, std::iter::once((hole, Some(Source::Hole))));
                 state.adopt(&attr);
                 Ok(())
             }
@@ -407,7 +407,7 @@ impl Core {
             Outcome::Cloned { attr, len } => {
                 let mut state = target.lock();
                 if len > 0 {
-                    state.extents.committed(attr.version, std::iter::once(range.at..range.at + len));
+                    state.extents.committed(attr.version, std::iter::once((range.at..range.at + len, None)));
                 }
                 state.adopt(&attr);
                 Ok(len)

@@ -440,7 +440,7 @@ impl Core {
             Err(fault) => (Err(fault), self.meta.session().id),
         };
         if let Ok(submitted) = &result {
-            submitted.applied.outcome.attrs().into_iter().for_each(|attr| self.adopt(attr));
+            self.adopt_all(&op, &submitted.applied.outcome);
         }
         change.done(&op, &result, session, self.world.uptime());
         result.map(|submitted| submitted.applied.outcome)

@@ -539,13 +539,13 @@ impl Core {
                 state.shift_appended(moved);
             }
         }
-        let ranges = batch.edits.iter().map(|edit| {
+        let placed = batch.edits.iter().map(|edit| {
             let at = edit.at.saturating_add_signed(moved);
-            at..at + edit.len
+            (at..at + edit.len, Some(edit.data.clone()))
         });
-        let ranges: Vec<Range<u64>> = ranges.collect();
-        state.count_fragments(ranges.iter().cloned());
-        state.extents.committed(attr.version, ranges.into_iter());
+        let placed: Vec<(Range<u64>, Option<Source>)> = placed.collect();
+        state.count_fragments(placed.iter().map(|(range, _)| range.clone()));
+        state.extents.committed(attr.version, placed.into_iter());
         state.adopt(&attr);
         let inline = batch.edits.iter().filter(|e| matches!(e.data, Source::Inline { .. })).map(|e| e.len);
         state.inlined += inline.sum::<u64>();
