@@ -23,6 +23,9 @@ pub struct ClientConfig {
     pub write_leases: bool,
     /// Reads change access times, as with `relatime`: the metaservers hear of it some seconds later. Without, as with `noatime`.
     pub relatime: bool,
+    /// Small pieces that are written together share chunks. Without, each is one of its own, which the same bytes elsewhere are,
+    /// too.
+    pub pack: bool,
     /// Unsaved data is written back at the latest this long after it was written.
     pub write_behind: Duration,
 }
@@ -39,6 +42,7 @@ impl ClientConfig {
             leases: false,
             write_leases: false,
             relatime: false,
+            pack: false,
             write_behind: Duration::from_secs(1),
         }
     }

@@ -7,6 +7,9 @@
 //! With write leases ([`common::proto::batch`]) it also decides changes ([`local`]), answers for them at once and tells them
 //! later, in order ([`journal`], [`crate::deferred`]); and about locks of programs ([`locks`]).
 //!
+//! What is known and forgotten is in [`inside`], with whole directories in [`listing`], changes that the metaservers decide in
+//! [`changing`], those that are decided here in [`own`], and the calls that renew and recall in [`calls`].
+//!
 //! Invariants, kept under one lock:
 //! 1. What is in `known` is leased by the leader of `term`, and good until `good_until` on [`World::uptime`]'s clock. What has
 //!    run out is forgotten before anything is renewed or added: the leader does not recall what it takes for run out.
@@ -19,9 +22,12 @@
 //! 5. What was decided under a write lease is applied, or lost, before the leader hears that the lease is given up. It is
 //!    decided, what is known follows, and it is in the journal, in one step.
 
+mod calls;
+mod changing;
 mod contents;
 mod inside;
 mod journal;
+mod listing;
 mod local;
 mod locks;
 mod own;
@@ -30,6 +36,8 @@ mod tests;
 
 use crate::core::Core;
 use crate::session::Session;
+use calls::Next;
+use changing::Own;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, SessionId};
 use common::name::Name;
@@ -39,7 +47,7 @@ use common::proto::lease::{
 };
 use common::proto::lock::{Lock, LockAsk, LockHolder, LockKind};
 use common::proto::meta::{Answer, Attr, Cred, ExtentRun, Op, Outcome, Query, Submitted};
-use inside::{Inside, Next, Own};
+use inside::Inside;
 pub(crate) use journal::Lost;
 pub(crate) use local::{Decision, Maker, is_candidate, may_open};
 use locks::OwnLock;

@@ -29,6 +29,8 @@ pub(crate) struct Job {
     pub(crate) window: u64,
     pub(crate) replicas: u8,
     pub(crate) inline: bool,
+    /// Small runs share chunks.
+    pub(crate) pack: bool,
 }
 
 /// What became of them.
@@ -64,8 +66,11 @@ pub(crate) fn plan(job: Job) -> Planned {
             packs.push(Pack { len, runs: vec![(at, len)], bytes: parts });
         }
     }
+    if job.pack {
+        packs = packed(packs, job.window.min(PACK_MAX));
+    }
     let mut chunks: BTreeMap<ChunkId, Outgoing> = BTreeMap::new();
-    for Pack { len, runs, bytes } in packed(packs, job.window.min(PACK_MAX)) {
+    for Pack { len, runs, bytes } in packs {
         let mut hasher = blake3::Hasher::new();
         for part in &bytes {
             hasher.update(part);
@@ -143,7 +148,7 @@ mod tests {
             pieces.push((at, Bytes::from(vec![byte; *len])));
             at += len_u64(*len) + 1;
         }
-        let plan = plan(Job { pieces: pieces.clone(), window: 4 << 20, replicas: 1, inline: false });
+        let plan = plan(Job { pieces: pieces.clone(), window: 4 << 20, replicas: 1, inline: false, pack: true });
         let chunk = |id| {
             let chunk = plan.chunks.iter().find(|out| out.chunk.id == id).unwrap();
             let bytes = chunk.bytes.concat();

@@ -183,7 +183,8 @@ impl Core {
         let (window, replicas) = (u64::from(state.attr.chunk_size), state.attr.replicas);
         for flight in state.flights.iter_mut().filter(|flight| matches!(flight.upload, Upload::No)) {
             flight.shift = 0; // these edits are planned where the bytes are now
-            let job = Job { pieces: flight.pieces.clone(), window, replicas, inline: flight.inline };
+            let (pieces, inline, pack) = (flight.pieces.clone(), flight.inline, self.config.pack);
+            let job = Job { pieces, window, replicas, inline, pack };
             if flight.inline {
                 // A few KiB and nothing to send: no task is worth it.
                 flight.upload = Upload::Done(self.counted(plan(job)).uploaded(None));

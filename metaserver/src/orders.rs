@@ -31,11 +31,14 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// The longest name of who ordered something, in bytes.
 const BY_LEN_MAX: usize = 255;
 
-/// How often a leader that does not know yet looks whether it does.
+/// How long a leader that does not know yet waits until it does: longer than [`DOWN_AFTER`], and shorter than who orders.
+const KNOWN_WAIT: Duration = Duration::from_secs(12);
+/// How often it looks.
 const KNOWN_POLL: Duration = Duration::from_millis(500);
 /// Chunks that are named when a server cannot be removed, at most.
 const LAST_COPIES_MAX: usize = 20;
@@ -255,12 +258,14 @@ impl Orders {
         Ok(Ordered::Done)
     }
 
-    /// Refuses if a server may hold what nobody else does. A leader that has not led long enough to know waits until it has.
+    /// Refuses if a server may hold what nobody else does. Waits a while for what is not known yet: a leader must have led for
+    /// some time, and the others have compared what they have by the layout in which that server has no place.
     async fn refuse_needed(&self, member: &Member, leading: &Leading, server: ServerId) -> Result<(), Fault> {
+        let end = Instant::now() + KNOWN_WAIT;
         loop {
             match self.needed(member, leading, server).await? {
                 Needed::No => return Ok(()),
-                Needed::NotKnown(_) if !leading.servers.knows_all() => tokio::time::sleep(KNOWN_POLL).await,
+                Needed::NotKnown(_) if Instant::now() < end => tokio::time::sleep(KNOWN_POLL).await,
                 Needed::Yes(text) | Needed::NotKnown(text) => return Err(Fault::new(Kind::Refused, text)),
             }
         }

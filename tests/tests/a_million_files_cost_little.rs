@@ -105,7 +105,7 @@ fn restore(cluster: &Cluster, backup: &str, count: u64) {
 }
 
 fn make(cluster: &mut Cluster, count: u64) {
-    let root = cluster.mount("m").join("many");
+    let root = cluster.mount_with("m", &["-o", "nopack"]).join("many");
     std::fs::create_dir(&root).unwrap();
     let begun = Instant::now();
     make_files(&root, count).unwrap();

@@ -23,6 +23,8 @@ const READY: &str = "ready";
 const SYNCED: [&str; 3] = ["sync_metadata", "sync", "dirsync"];
 /// The option with which reads change access times.
 const RELATIME: &str = "relatime";
+/// The option with which small pieces do not share chunks.
+const NO_PACK: &str = "nopack";
 /// How long the kernel may take to end the mount after it was unmounted.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
@@ -40,7 +42,7 @@ pub(crate) struct MountArgs {
     #[arg(long, default_value = "info")]
     log_level: String,
     /// ro, dev, suid, noexec, sync, relatime (reads change access times), sync_metadata (each change is durable when it
-    /// returns), ...
+    /// returns), nopack (small pieces do not share chunks: equal ones are stored once), ...
     #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS", value_parser = option)]
     options: Vec<String>,
     /// For the background process: report on standard output
@@ -66,10 +68,10 @@ impl MountArgs {
 }
 
 fn option(name: &str) -> Result<String, String> {
-    if fuse::mount_option(name).is_some() || SYNCED.contains(&name) || name == RELATIME {
+    if fuse::mount_option(name).is_some() || SYNCED.contains(&name) || [RELATIME, NO_PACK].contains(&name) {
         return Ok(name.to_owned());
     }
-    let known = "ro, rw, (no)dev, (no)suid, (no)exec, (no)atime, relatime, sync, dirsync, sync_metadata";
+    let known = "ro, rw, (no)dev, (no)suid, (no)exec, (no)atime, relatime, sync, dirsync, sync_metadata, nopack";
     Err(format!("{name} is not known; there are {known}"))
 }
 
@@ -155,7 +157,8 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
     let is_given = |name| args.options.iter().any(|option| option == name);
     let relatime = is_given(RELATIME) && !is_given("noatime") && !is_given("ro");
     let config = target.client_config(&format!("mount {}", point.display()))?;
-    let config = ClientConfig { leases: true, write_leases: !synced, relatime, ..config };
+    let pack = !is_given(NO_PACK);
+    let config = ClientConfig { leases: true, write_leases: !synced, relatime, pack, ..config };
     let options = Options {
         source: format!("dfs:{}", config.metaservers.join("+")),
         flags: args.options.clone(),

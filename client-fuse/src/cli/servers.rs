@@ -4,6 +4,7 @@ use super::admin::{Orders, cluster_map, cluster_status, done, server_json};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
+use super::keep;
 use super::progress::Progress;
 use super::rebalance;
 use super::remote::Remote;
@@ -18,6 +19,7 @@ use common::world::World;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The longest absence that can be announced, in seconds: a month.
 const AWAY_S_MAX: u64 = 31 * 86_400;
@@ -197,7 +199,11 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
             }
             let waits = How { wait: true, ..how.clone() };
             drain(target, ServerId(server), &waits).await?;
-            if how.plan { Ok(()) } else { remove(target, ServerId(server)).await }
+            if how.plan {
+                return Ok(());
+            }
+            wait_known(target).await?;
+            remove(target, ServerId(server)).await
         }
         ServerCommand::Maintenance(command) => maintenance(target, &command).await,
         ServerCommand::Readmit { server } => {
@@ -303,6 +309,24 @@ async fn wait_empty(target: &Target, server: ServerId) -> Outcome {
                 Failure::new(format!("{server} is not empty yet: {text}")).advice("then run this again: it goes on")
             );
         }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// How long that may take: then the metaservers are asked, and say what is not known.
+const KNOWN_LIMIT: Duration = Duration::from_secs(600);
+
+/// Waits until all others have said, by the layout of now, that they miss nothing: in a large cluster that takes a while.
+async fn wait_known(target: &Target) -> Outcome {
+    let (bar, end) = (Progress::counts(), Instant::now() + KNOWN_LIMIT);
+    loop {
+        let (status, keeping) = (cluster_status(target).await?, keep::status(target).await?);
+        let lacks = keep::lacks(&keeping, &status);
+        if lacks.is_empty() || Instant::now() > end {
+            bar.finish();
+            return Ok(());
+        }
+        bar.set(0, 1, &lacks.join(", "));
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
