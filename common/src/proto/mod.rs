@@ -13,6 +13,7 @@ pub mod lease;
 pub mod lock;
 pub mod meta;
 pub mod opens;
+pub mod query;
 pub mod rebalance;
 pub mod servers;
 pub mod squash;
