@@ -1,6 +1,6 @@
 mod locks;
 
-use super::inside::ALONE_MIN;
+use super::listing::ALONE_MIN;
 use super::*;
 use common::id::{DataVersion, LogIndex};
 use common::proto::batch::Deferred;
