@@ -25,8 +25,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::debug;
 
-/// Pieces in one window that make it worth rewriting.
+/// Pieces in one window that make it worth rewriting, when nothing was saved of the file for [`QUIET`] ...
 const FRAGMENTS_MAX: u32 = 128;
+/// ... or at once: somebody who never pauses.
+const FRAGMENTS_AT_ONCE: u32 = 1024;
+/// See there. Who syncs many small writes does not wait for the rewriting of what he is about to change again.
+const QUIET: Duration = Duration::from_secs(1);
 /// Extents shorter than this are merged, in bytes.
 const SMALL_EXTENT: u64 = 256 << 10;
 /// Fewer neighbours than this are left alone.
@@ -52,9 +56,17 @@ impl State {
         }
     }
 
-    /// A window that is worth rewriting; it is counted from 0 again.
+    /// How long to wait before a window is rewritten. `None`: there is none that is worth it.
+    pub(crate) fn compact_in(&self, now: Instant) -> Option<Duration> {
+        let most = self.fragments.values().max().filter(|most| **most >= FRAGMENTS_MAX)?;
+        let quiet = self.landed_at.map_or(Duration::ZERO, |at| (at + QUIET).saturating_duration_since(now));
+        Some(if *most >= FRAGMENTS_AT_ONCE { Duration::ZERO } else { quiet })
+    }
+
+    /// A window that is worth rewriting, the most broken one; it is counted from 0 again.
     fn take_fragmented(&mut self) -> Option<Range<u64>> {
-        let number = *self.fragments.iter().find(|(_, count)| **count >= FRAGMENTS_MAX)?.0;
+        let broken = self.fragments.iter().filter(|(_, count)| **count >= FRAGMENTS_MAX);
+        let number = *broken.max_by_key(|(_, count)| **count)?.0;
         self.fragments.remove(&number);
         let window = u64::from(self.attr.chunk_size);
         Some(number * window..(number + 1) * window)

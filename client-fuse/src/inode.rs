@@ -40,6 +40,8 @@ pub(crate) struct Inode {
     pub(crate) state: Mutex<State>,
     /// A flight landed or failed.
     pub(crate) changed: Notify,
+    /// There is more for the task that lands flights.
+    pub(crate) arrived: Notify,
     /// Writers share it; what changes size or ranges on the metaserver at once (truncate, punch) has it alone.
     pub(crate) gate: RwLock<()>,
 }
@@ -65,6 +67,8 @@ pub(crate) struct State {
     pub(crate) landed: u64,
     /// A task is landing flights.
     pub(crate) pumping: bool,
+    /// When flights landed last.
+    pub(crate) landed_at: Option<Instant>,
     /// A commit is under way: where the first flights come is being decided.
     pub(crate) committing: bool,
     /// It is to wait: a truncate is under way that may make them needless.
@@ -139,6 +143,7 @@ impl Inode {
             sealed: 0,
             landed: 0,
             pumping: false,
+            landed_at: None,
             committing: false,
             held: false,
             errors: 0,
@@ -153,7 +158,8 @@ impl Inode {
             refreshed: false,
             attr,
         };
-        Inode { ino: state.attr.ino, state: Mutex::new(state), changed: Notify::new(), gate: RwLock::new(()) }
+        let (changed, arrived) = (Notify::new(), Notify::new());
+        Inode { ino: state.attr.ino, state: Mutex::new(state), changed, arrived, gate: RwLock::new(()) }
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {

@@ -172,7 +172,9 @@ impl Core {
         if !state.is_held() {
             self.start_uploads(inode, &mut state);
         }
-        if !state.pumping && !state.flights.is_empty() {
+        if state.pumping {
+            inode.arrived.notify_one(); // it may be waiting for a time to compact
+        } else if !state.flights.is_empty() {
             state.pumping = true;
             let (core, inode) = (self.clone(), inode.clone());
             self.tasks.spawn_until_stop(async move { land(&core, &inode).await });
@@ -255,9 +257,15 @@ async fn land(core: &Arc<Core>, inode: &Arc<Inode>) {
     let mut open: Option<(Pending, Batch)> = None;
     let mut pause = RETRY_PAUSE;
     loop {
-        let waiting = !inode.lock().flights.is_empty();
-        if !waiting && core.compact(inode).await {
-            continue;
+        let due = {
+            let state = inode.lock();
+            Some(()).filter(|()| state.flights.is_empty()).and_then(|()| state.compact_in(Instant::now()))
+        };
+        if let Some(pause) = due {
+            let more = timeout_at(Instant::now() + pause, inode.arrived.notified()).await.is_ok();
+            if more || core.compact(inode).await {
+                continue;
+            }
         }
         let held = {
             let mut state = inode.lock();
@@ -533,6 +541,7 @@ impl Core {
         };
         let mut state = inode.lock();
         let bytes = state.drop_front(batch.count);
+        state.landed_at = Some(Instant::now());
         let mut moved = 0;
         if batch.append {
             moved = i64::try_from(offset).expect("below 2^60") - i64::try_from(batch.base).expect("below 2^60");
