@@ -12,6 +12,10 @@ use std::ops::Range;
 /// The most extents kept of one file; beyond that it starts anew with the last answer. (Few in tests, so that they see it.)
 const EXTENTS_KEPT_MAX: usize = if cfg!(test) { 700 } else { 16_384 };
 
+/// With so many extents, inline bytes of own commits are not kept but asked for when they are read: they take memory that no
+/// budget counts, up to 16 KiB each.
+const OWN_KEPT_MAX: usize = 64;
+
 /// A range and the extent that covers it, cut to it; `None`: a hole.
 pub(crate) type Part = (Range<u64>, Option<Extent>);
 
@@ -90,7 +94,7 @@ impl Extents {
             match data {
                 None | Some(Source::Chunk { .. }) => continue,
                 Some(Source::Hole) => {}
-                Some(Source::Inline { .. }) if self.map.len() >= self.most => continue,
+                Some(Source::Inline { .. }) if self.map.len() >= OWN_KEPT_MAX.min(self.most) => continue,
                 Some(data @ Source::Inline { .. }) => {
                     let (at, len) = (range.start, range.end - range.start);
                     let (token, holders) = Default::default();
@@ -240,7 +244,7 @@ mod tests {
                             model[i as usize] = Some(cell).filter(|_| data != Some(Source::Hole));
                         }
                         version = DataVersion(version.0 + 1);
-                        let known = cache.version().0 + 1 == version.0 && tag % 4 >= 2;
+                        let known = cache.version().0 + 1 == version.0 && tag % 4 >= 2 && cache.map.len() < OWN_KEPT_MAX - 2;
                         cache.committed(version, std::iter::once((at..end, data)));
                         prop_assert!(cache.find(at..end).is_ok() || !known);
                     }
