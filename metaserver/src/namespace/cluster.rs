@@ -88,9 +88,7 @@ pub(super) fn register(call: &mut Call<'_, '_>, register: &Register) -> Result<D
         }
         (Some(claimed), None) => match removed(call.txn)?.0.get(&claimed) {
             Some(true) => {
-                let mut removed = removed(call.txn)?;
-                removed.0.remove(&claimed);
-                put_removed(call, removed);
+                change_removed(call, |removed| removed.remove(&claimed))?;
                 return Ok(new_server(call, register, claimed));
             }
             None if restore::is_of_an_earlier_life(call, claimed)? => {
@@ -123,22 +121,26 @@ fn removed(read: &dyn KvRead) -> Result<RemovedRow, KvError> {
     Ok(row(read, CLUSTER, keys::REMOVED)?.unwrap_or_default())
 }
 
-fn put_removed(call: &mut Call<'_, '_>, removed: RemovedRow) {
-    match removed.0.is_empty() {
+fn change_removed(
+    call: &mut Call<'_, '_>,
+    change: impl FnOnce(&mut BTreeMap<ServerId, bool>) -> Option<bool>,
+) -> Result<(), KvError> {
+    let mut row = removed(call.txn)?;
+    let _before = change(&mut row.0);
+    match row.0.is_empty() {
         true => call.txn.delete(CLUSTER, keys::REMOVED),
-        false => call.txn.put(CLUSTER, keys::REMOVED, removed.encode()),
+        false => call.txn.put(CLUSTER, keys::REMOVED, row.encode()),
     }
+    Ok(())
 }
 
 /// A chunkserver that was removed may come back with its number and its data: nothing that it has is worse than it was, as
 /// chunks are named by what they hold. It gets a share as a new one does.
 pub(super) fn readmit(call: &mut Call<'_, '_>, server: ServerId) -> Result<Done, Fail> {
-    let mut removed = removed(call.txn)?;
-    let Some(may) = removed.0.get_mut(&server) else {
+    if !removed(call.txn)?.0.contains_key(&server) {
         return Err(refuse(Kind::NotFound, format!("{server} was not removed")));
-    };
-    *may = true;
-    put_removed(call, removed);
+    }
+    change_removed(call, |removed| removed.insert(server, true))?;
     Ok(Done::Noted)
 }
 
@@ -233,9 +235,7 @@ pub(super) fn remove_server(call: &mut Call<'_, '_>, server: ServerId) -> Result
         moves::set_away(call, server, None)?;
     }
     super::keep::forget_out(call, server)?;
-    let mut removed = removed(call.txn)?;
-    removed.0.insert(server, false);
-    put_removed(call, removed);
+    change_removed(call, |removed| removed.insert(server, false))?;
     call.txn.delete(SERVER, key);
     call.txn.delete(INSTANCE, keys::instance(found.instance));
     call.counters.map_version += 1;

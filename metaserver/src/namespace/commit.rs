@@ -7,7 +7,7 @@
 
 use super::access;
 use super::command::{Fail, refuse};
-use super::extents::{FileMap, forget_degraded};
+use super::extents::{FileMap, forget_degraded, most_wanted};
 use super::rows::{Call, inode, row};
 use crate::store::keys::{self, CHUNK, DEGRADED, HORIZON, MOVED};
 use crate::store::values::{Body, ChunkRow, Config, Data, Degraded, ExtentRow, Horizon, Inode, Moved, Value};
@@ -249,7 +249,7 @@ fn note_copies(call: &mut Call<'_, '_>, chunk: &StoredChunk, config: &Config, re
     let Some(there) = row::<ChunkRow>(call.txn, CHUNK, &keys::chunk(&chunk.id))? else {
         return Ok(()); // a later edit of the same commit has overwritten it
     };
-    let target = there.refs.last_key_value().map_or(replicas, |(target, _)| *target);
+    let target = most_wanted(&there);
     if chunk.receipts.len() >= usize::from(target) {
         return Ok(forget_degraded(call, &chunk.id, config.pg_count)?);
     }

@@ -278,10 +278,8 @@ pub(super) fn leaves(call: &mut Call<'_, '_>, server: ServerId) -> Result<(), Fa
     let mut left = left(call.txn)?;
     left.insert(server, its);
     call.txn.put(CLUSTER, keys::LEFT, LeftRow(left).encode());
-    let mut plan = plan(call.txn)?;
-    if plan.steps_left > 0 && !plan.wanted {
-        plan.wanted = true; // what was to go to it goes elsewhere
-        put_plan(call, &plan);
+    if plan(call.txn)?.steps_left > 0 {
+        want_plan(call)?; // what was to go to it goes elsewhere
     }
     Ok(())
 }
