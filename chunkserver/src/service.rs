@@ -46,6 +46,8 @@ pub(crate) const BODY_MAX: Duration = Duration::from_secs(60);
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes of puts in memory, for each number of servers that follow in the chain.
 const PUT_ROOM: usize = 96 << 20;
+/// Bytes of chunks in memory that this server fetches for itself: one of the greatest length fits, as received and as stored.
+const PULL_ROOM: usize = 160 << 20;
 /// Bytes of reads in memory.
 const GET_ROOM: usize = 128 << 20;
 
@@ -80,18 +82,25 @@ pub(crate) struct Registration {
 /// last waits for nobody, who is last but one only for those, and so on.
 pub(crate) struct Room {
     puts: Vec<Arc<Semaphore>>,
+    pulls: Arc<Semaphore>,
     gets: Arc<Semaphore>,
 }
 
 impl Room {
-    fn new() -> Room {
+    pub(crate) fn new() -> Room {
         let puts = (0..CHAIN_MAX).map(|_| Arc::new(Semaphore::new(PUT_ROOM))).collect();
-        Room { puts, gets: Arc::new(Semaphore::new(GET_ROOM)) }
+        let [pulls, gets] = [PULL_ROOM, GET_ROOM].map(|room| Arc::new(Semaphore::new(room)));
+        Room { puts, pulls, gets }
     }
 
     /// Room for a put of `len` bytes with `behind` servers still to come.
     pub(crate) async fn put(&self, behind: usize, len: u64) -> Result<OwnedSemaphorePermit, Fault> {
         reserve(&self.puts[behind.min(CHAIN_MAX - 1)], len).await
+    }
+
+    /// Room for a chunk that this server fetches: clients' puts do not wait behind it.
+    pub(crate) async fn pull(&self, len: u64) -> Result<OwnedSemaphorePermit, Fault> {
+        reserve(&self.pulls, len).await
     }
 
     async fn get(&self, len: u64) -> Result<OwnedSemaphorePermit, Fault> {
@@ -202,6 +211,9 @@ async fn connection(shared: &Shared, mut conn: Conn, from: &str) {
             Ok(Ok(None)) | Err(_) => return,
             Ok(Err(error)) => return closed(&peer, &error),
         };
+        if peer.hello.role == Role::Client {
+            shared.client_requests.fetch_add(1, Ordering::Relaxed);
+        }
         let handled = match request {
             ChunkRequest::Get { session, token, chunk, offset, len } => {
                 match get(shared, wire, id, (session, token), chunk, offset, len).await {
@@ -231,9 +243,6 @@ fn closed(peer: &Peer, error: &io::Error) {
 /// Carries out one request and answers it. An error means that the connection is of no more use.
 async fn handle(shared: &Shared, peer: &Peer, wire: &mut Wire, id: u32, request: ChunkRequest) -> io::Result<()> {
     debug!(%peer, op = name(&request), req = id, "request");
-    if peer.hello.role == Role::Client {
-        shared.client_requests.fetch_add(1, Ordering::Relaxed);
-    }
     let answer = match request {
         ChunkRequest::Put { auth, chunk, chain } => chain::put(shared, wire, id, auth, chunk, chain).await?,
         ChunkRequest::PutSmall { auth, chunks } => put_small(shared, wire, id, auth, chunks).await?,

@@ -77,8 +77,12 @@ impl Orders {
                 Some(s) => format!("root squash on: {}:{}, not on {:?}", s.uid, s.gid, s.allowed),
             };
             // Who decides for root under write leases decides as before: nobody does from here on.
-            let _changing = leading.leases.change_all().await;
-            self.note(member, by, what, Some(Command::SetSquash(squash))).await?;
+            let changing = leading.leases.change_all().await;
+            let noted = self.note(member, by, what, Some(Command::SetSquash(squash))).await;
+            if noted.as_ref().is_err_and(|fault| matches!(fault.kind, Kind::Unsure | Kind::Internal)) {
+                changing.without_end(); // it may still come
+            }
+            noted?;
             leading.leases.no_claims();
         }
         member.reads.wait().await?;

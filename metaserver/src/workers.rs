@@ -38,6 +38,8 @@ const EXPIRE_MAX: usize = 64;
 const ORPHANS_MAX: usize = 512;
 /// Extents taken apart by one command.
 const PURGE_EXTENTS: u32 = 2048;
+/// Such commands in one look, at most: sessions, servers and moves are looked after as well.
+const PURGES_MAX: u32 = 64;
 /// Pieces of the trash that go in one look, at most.
 const TRASH_PIECES: u32 = 16;
 /// How long another metaserver may take to say whether it has room.
@@ -238,7 +240,7 @@ fn space_now(node: &Shared, leading: &Leading, kv: &dyn KvRead) -> Result<Space,
     })
 }
 
-/// Takes files that are gone apart, a piece at a time, until there are none.
+/// Takes files that are gone apart, a piece at a time.
 async fn purge(member: &Member, stop: &CancellationToken) -> Result<(), Fault> {
     let mounted = member.state.mounted();
     let failed = |error: common::kv::KvError| Fault::new(Kind::Internal, error.to_string());
@@ -246,7 +248,10 @@ async fn purge(member: &Member, stop: &CancellationToken) -> Result<(), Fault> {
         return Ok(());
     }
     drop(mounted);
-    while !stop.is_cancelled() {
+    for _ in 0..PURGES_MAX {
+        if stop.is_cancelled() {
+            break;
+        }
         match member.propose(&Command::Purge { limit: PURGE_EXTENTS }).await? {
             Done::Purged { more: true } => {}
             _ => break,

@@ -33,6 +33,11 @@ impl Missing {
     fn rank(&self) -> Rank {
         (self.spare, self.holders.len(), self.chunk.id)
     }
+
+    /// The loss of one more server may lose it.
+    pub(super) fn is_endangered(&self) -> bool {
+        !self.spare && self.holders.len() <= 1
+    }
 }
 
 #[derive(Debug)]
@@ -50,6 +55,8 @@ enum State {
     Taken,
     /// Nobody gave it; the next pass makes it wait again.
     Unavailable,
+    /// This server cannot take it, as when its disks are full; the next pass makes it wait again.
+    NotNow,
 }
 
 /// See the module. Time is an argument.
@@ -140,10 +147,10 @@ impl Queue {
         self.forget_old(now);
     }
 
-    /// Nobody gave it. The next pass asks again.
-    pub(super) fn failed(&mut self, id: ChunkId) {
+    /// It is not here: nobody gave it, or else this server cannot take it. The next pass asks again.
+    pub(super) fn failed(&mut self, id: ChunkId, nobody_gave: bool) {
         if let Some(entry) = self.entries.get_mut(&id) {
-            entry.state = State::Unavailable;
+            entry.state = if nobody_gave { State::Unavailable } else { State::NotNow };
         }
     }
 
@@ -210,7 +217,8 @@ mod tests {
         }
         assert_eq!(taken, [3, 2, 4, 1]);
         queue.made(missing(2, 1).chunk, now);
-        queue.failed(ChunkId([3; 32]));
+        queue.failed(ChunkId([3; 32]), true);
+        queue.failed(ChunkId([1; 32]), false); // full here: that is no lost chunk
         tokio::time::advance(Duration::from_secs(5)).await;
         let later = Instant::now();
         let numbers = queue.numbers(later);
@@ -221,7 +229,7 @@ mod tests {
         queue.found(missing(3, 0), 2, later);
         queue.passed(2);
         assert_eq!(queue.take(true).map(|next| next.chunk.id.0[0]), Some(3));
-        assert_eq!(queue.numbers(later).missing, 3, "1 and 4 are still being fetched");
+        assert_eq!(queue.numbers(later).missing, 2, "4 is still being fetched");
     }
 
     #[tokio::test(start_paused = true)]

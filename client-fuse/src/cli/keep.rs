@@ -53,7 +53,7 @@ enum GcCommand {
 /// `dfs admin keep ...`
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(crate) struct KeepFlags {
-    /// MiB per second that one server re-makes while clients use it
+    /// MiB per second that one server re-makes while clients use it (four times as many of what has one copy left)
     #[arg(long)]
     repair_busy_mib: Option<u64>,
     /// MiB per second that one server re-makes while no client does

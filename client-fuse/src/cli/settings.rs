@@ -37,7 +37,11 @@ fn rows(map: &ClusterMap, keep: &KeepSettings, trash: &TrashNow) -> Vec<Row> {
     vec![
         ("replicas", "copies of each chunk, by default; fixed", map.replicas.into()),
         ("min_replicas", "durable copies below which a write is not acknowledged", map.min_replicas.into()),
-        ("repair_busy_mib_s", "MiB/s that one server re-makes while clients use it", mib(keep.repair_busy_rate)),
+        (
+            "repair_busy_mib_s",
+            "MiB/s that one server re-makes while clients use it; four times as many of what has one copy left",
+            mib(keep.repair_busy_rate),
+        ),
         ("repair_idle_mib_s", "MiB/s that one server re-makes while no client does", mib(keep.repair_idle_rate)),
         ("grace_s", "seconds that an unreferenced chunk stays after it was put", keep.grace_s.into()),
         ("scrub_period_s", "seconds within which every stored byte is verified", keep.scrub_period_s.into()),

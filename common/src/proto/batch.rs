@@ -18,7 +18,8 @@ use crate::proto::lease::Touched;
 use crate::proto::lock::LOCKS_MAX;
 use crate::proto::meta::{Cred, Op, Outcome};
 use crate::time::Time;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use std::cell::Cell;
 
 /// Changes in one batch, at most.
 pub const BATCH_MAX: usize = 1024;
@@ -37,7 +38,22 @@ pub struct Batch {
     /// The term of the leader that lets it through; set by the leader.
     pub checked: u64,
     /// The changes: at most [`BATCH_MAX`].
+    #[serde(deserialize_with = "flat")]
     pub changes: Vec<Deferred>,
+}
+
+thread_local! {
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The changes of a batch, none of which is a batch: else a short message could nest them as deep as the stack ends.
+fn flat<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Deferred>, D::Error> {
+    if INSIDE.replace(true) {
+        return Err(D::Error::custom("a batch in a batch"));
+    }
+    let changes = Vec::deserialize(from);
+    INSIDE.set(false);
+    changes
 }
 
 /// One of them.
@@ -134,5 +150,34 @@ impl Digest {
     /// Of all so far.
     pub fn value(self) -> u32 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::meta::Op;
+
+    #[test]
+    fn a_batch_in_a_batch_is_refused_before_it_is_read_deep() {
+        let nested = |inner: Batch| Deferred {
+            cred: Cred::default(),
+            at: Time::default(),
+            op: Op::Batch(inner),
+            leads: Vec::new(),
+        };
+        let mut batch = Batch::default();
+        for _ in 0..100 {
+            let bytes = postcard::to_allocvec(&batch).unwrap();
+            let is_flat = batch.changes.is_empty();
+            assert_eq!(postcard::from_bytes::<Batch>(&bytes).is_ok(), is_flat);
+            batch = Batch { changes: vec![nested(batch)], ..Batch::default() };
+        }
+        let empty = postcard::to_allocvec(&Batch::default()).unwrap();
+        assert_eq!(
+            postcard::from_bytes::<Batch>(&empty),
+            Ok(Batch::default()),
+            "what was refused leaves nothing behind"
+        );
     }
 }

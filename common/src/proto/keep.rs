@@ -155,7 +155,7 @@ pub struct KeepOrders {
 /// Settings of repair, garbage collection and scrub, for the whole cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeepSettings {
-    /// Bytes per second that one server re-makes while clients use it.
+    /// Bytes per second that one server re-makes while clients use it; four times this of what has one copy left.
     pub repair_busy_rate: u64,
     /// Bytes per second that one server re-makes while no client does.
     pub repair_idle_rate: u64,
@@ -174,7 +174,7 @@ pub struct KeepSettings {
 impl Default for KeepSettings {
     fn default() -> KeepSettings {
         KeepSettings {
-            repair_busy_rate: 64 << 20,
+            repair_busy_rate: 16 << 20,
             repair_idle_rate: 2 << 30,
             grace_s: 60,
             scrub_period_s: 14 * 24 * 3600,

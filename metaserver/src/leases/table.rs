@@ -436,7 +436,8 @@ impl Table {
 
     pub(super) fn is_quiet(&self, session: SessionId, now: Instant) -> bool {
         let others = self.writers.len() > usize::from(self.writers.contains_key(&session));
-        !others && self.grace(now).is_none()
+        // Who has not reported may tell changes of before: what others saw meanwhile has to be noted.
+        !others && self.unreported.keys().all(|other| *other == session) && self.grace(now).is_none()
     }
 
     /// Somebody else wants an inode that this session holds: asks it to forget. Until when it may not have; `None`: it has.

@@ -20,6 +20,8 @@ use common::id::{Epoch, NodeId, ServerId};
 use common::kv::{KvError, KvRead};
 use common::proto::backup::Held;
 
+/// Likewise numbers of inodes: more than any cluster makes between two backups, few beside all there are.
+const INODES_LATER: u64 = 1 << 32;
 /// Numbers of chunkservers that are left to those which joined after the backup was made.
 const SERVERS_LATER: u32 = 1024;
 
@@ -42,6 +44,8 @@ pub(super) fn restored(call: &mut Call<'_, '_>, epoch: Epoch, metaservers: &[(No
     let row = RestoredRow { epoch, index: call.index, at: call.at, held: true, servers_from };
     call.txn.put(CLUSTER, keys::RESTORED, row.encode());
     call.counters.next_server = servers_from.0.saturating_add(SERVERS_LATER);
+    // Mounts of before may have files open that were made after the backup: their numbers mean nothing else now.
+    call.counters.next_ino += INODES_LATER;
     call.counters.map_version += 1;
     Ok(Done::Noted)
 }

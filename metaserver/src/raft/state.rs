@@ -259,6 +259,10 @@ impl State {
     fn keep(&self, snapshot: Snapshot) -> io::Result<()> {
         let name = snapshot.dir.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let mut newest = self.snapshot.lock().expect("no panic holds this lock");
+        if newest.as_ref().is_some_and(|newest| newest.applied.last > snapshot.applied.last) {
+            snapshot.dir.give_up(); // one was installed while this was made
+            return Ok(());
+        }
         let file = SnapshotFile { version: VERSION, name, applied: snapshot.applied.clone() };
         write_checked(&*self.world.disk, &self.root, "SNAPSHOT", &encode(&file)?)?;
         if let Some(old) = newest.replace(snapshot) {
