@@ -374,7 +374,7 @@ fn keeping(out: &mut Golden) {
         out.line("KeepAsk", &ask);
     }
     let chunks = vec![ExpectedChunk { id, len: 10, degraded: true }];
-    let settings = KeepSettings::default();
+    let settings = KeepSettings { repair_busy_rate: 64 << 20, ..KeepSettings::default() };
     for answer in [
         KeepAnswer::Expected(Expected { chunks, upto: Some(id), index: LogIndex(8) }),
         KeepAnswer::Noted,
