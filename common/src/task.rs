@@ -10,6 +10,19 @@ use tracing::{Instrument, info_span};
 /// serves several cores' worth of them, and a request that never changes threads costs no wake-up between cores.
 const CORES_PER_THREAD: usize = 4;
 
+/// Lets this program open as many files as it may be allowed to: the usual limit of 1024 is for those who use `select`, and a
+/// server with many segments, tables and peers meets it.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(now, max)| match now < max {
+        true => setrlimit(Resource::RLIMIT_NOFILE, max, max),
+        false => Ok(()),
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// The runtime of one program, with `threads` asynchronous threads; 0: one for each [`CORES_PER_THREAD`] cores.
 ///
 /// One thread runs everything in place: a hop from task to task is then a push to a queue, not a futex and a wake-up.
@@ -18,6 +31,7 @@ const CORES_PER_THREAD: usize = 4;
 /// # Errors
 /// The system gives no threads.
 pub fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    raise_file_limit();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if threads == 0 { cores.div_ceil(CORES_PER_THREAD) } else { threads };
     let mut builder = match threads {

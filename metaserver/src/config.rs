@@ -36,6 +36,9 @@ pub struct Config {
     /// How reads know that this is still the leader: `index` asks a majority (one round for all reads that wait), `lease`
     /// relies on a majority's answer of the last 0.6 s, which is sound while no clock runs twice as fast as another.
     pub read_policy: ReadPolicy,
+    /// The log's length, in MiB, above which a snapshot is made and what it covers is purged, whatever the two below say. At
+    /// least 192: it goes in whole segments of 64.
+    pub log_mib: u32,
     /// Log entries between two snapshots.
     pub snapshot_entries: u64,
     /// Log entries kept behind a snapshot for followers that are a little late.
@@ -75,6 +78,7 @@ impl Default for Config {
             cache_mib: 192,
             memtable_mib: 64,
             read_policy: ReadPolicy::Index,
+            log_mib: 1024,
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
             keep_entries: KEEP_ENTRIES_DEFAULT,
             down_out_s: 600,
@@ -102,6 +106,9 @@ impl Config {
         }
         if self.memtable_mib >= self.cache_mib || self.memtable_mib == 0 {
             return Err(format!("memtable_mib = {}: must be 1 to less than cache_mib", self.memtable_mib));
+        }
+        if self.log_mib < 192 {
+            return Err(format!("log_mib = {}: must be at least 192", self.log_mib));
         }
         if self.snapshot_entries == 0 {
             return Err("snapshot_entries = 0: must be at least 1".into());

@@ -6,8 +6,9 @@
 //! the file has no name and fails. So a session that did not name an inode in a round that began after its last name
 //! went will never have it open, however late the command comes that says so.
 //!
-//! A round ends when every session has answered, or has ended. What it learnt is in memory only: the next leader asks
-//! again.
+//! A round ends when every session has answered, or has ended. One that lives and does not answer is taken to hold
+//! everything after [`ROUND_MAX`], so that it keeps from the trash only what it may have open; later rounds ask it again.
+//! What a round learnt is in memory only: the next leader asks again.
 
 use crate::namespace::Noted;
 use common::id::{InodeId, SessionId};
@@ -19,6 +20,8 @@ use tokio::time::Instant;
 
 /// What sessions were noted to hold is verified this often: one may have closed a file before that was noted.
 const VERIFY_EVERY: Duration = Duration::from_secs(10);
+/// A round waits for answers this long.
+const ROUND_MAX: Duration = Duration::from_secs(30);
 
 /// What a round is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,9 +43,10 @@ pub(crate) struct Found {
     pub(crate) dropped: Vec<Noted>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Round {
     number: u64,
+    began: Instant,
     held: BTreeMap<InodeId, Vec<SessionId>>,
     noted: BTreeMap<SessionId, BTreeSet<InodeId>>,
     waiting: BTreeSet<SessionId>,
@@ -93,13 +97,18 @@ impl Opens {
         }
         table.last += 1;
         table.verified = now;
-        let mut round = Round { number: table.last, ..Round::default() };
-        round.held = asked.unasked.into_iter().map(|ino| (ino, Vec::new())).collect();
+        let mut noted: BTreeMap<SessionId, BTreeSet<InodeId>> = BTreeMap::new();
         for (session, ino) in asked.noted {
-            round.noted.entry(session).or_default().insert(ino);
+            noted.entry(session).or_default().insert(ino);
         }
-        round.waiting = asked.attending.into_iter().collect();
-        table.running = Some(round);
+        table.running = Some(Round {
+            number: table.last,
+            began: now,
+            held: asked.unasked.into_iter().map(|ino| (ino, Vec::new())).collect(),
+            noted,
+            waiting: asked.attending.into_iter().collect(),
+            dropped: Vec::new(),
+        });
         drop(table);
         self.began.notify_waiters();
     }
@@ -121,10 +130,13 @@ impl Opens {
         round.dropped.extend(noted.into_iter().map(|ino| (session, ino)));
     }
 
-    /// What the round found, once everybody has answered. It is over then.
-    pub(crate) fn finished(&self) -> Option<Found> {
+    /// What the round found, once everybody has answered, or nobody waits any longer. It is over then.
+    pub(crate) fn finished(&self, now: Instant) -> Option<Found> {
         let mut table = self.table();
-        let round = table.running.take_if(|round| round.waiting.is_empty())?;
+        let is_over =
+            |round: &mut Round| round.waiting.is_empty() || now.saturating_duration_since(round.began) >= ROUND_MAX;
+        let mut round = table.running.take_if(is_over)?;
+        round.held.values_mut().for_each(|holders| holders.extend(&round.waiting));
         Some(Found { held: round.held.into_iter().collect(), dropped: round.dropped })
     }
 
@@ -159,19 +171,34 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_round_ends_when_everybody_has_answered_or_is_gone() {
         let opens = Opens::new(Instant::now());
-        assert_eq!(opens.finished(), None);
+        let finished = |opens: &Opens| opens.finished(Instant::now());
+        assert_eq!(finished(&opens), None);
         opens.begin(asked(), Instant::now());
         let number = opens.wait_for_round(A).await;
         opens.report(A, number - 1, &[]);
-        assert!(opens.is_running(&[A, B]) && opens.finished().is_none(), "an answer to an earlier round");
+        assert!(opens.is_running(&[A, B]) && finished(&opens).is_none(), "an answer to an earlier round");
         opens.report(A, number, &[InodeId(6), InodeId(7), InodeId(99)]);
         opens.report(A, number, &[]);
-        assert!(opens.finished().is_none(), "B has said nothing");
+        assert!(finished(&opens).is_none(), "B has said nothing");
         assert!(tokio::time::timeout(VERIFY_EVERY, opens.wait_for_round(A)).await.is_err(), "asked once");
         assert!(opens.is_running(&[A]));
         let held = vec![(InodeId(7), vec![A]), (InodeId(8), vec![])];
-        assert_eq!(opens.finished(), Some(Found { held, dropped: vec![(A, InodeId(5))] }));
-        assert!(opens.finished().is_none() && !opens.is_running(&[A]));
+        assert_eq!(finished(&opens), Some(Found { held, dropped: vec![(A, InodeId(5))] }));
+        assert!(finished(&opens).is_none() && !opens.is_running(&[A]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_answers_may_have_everything_open() {
+        let opens = Opens::new(Instant::now());
+        opens.begin(asked(), Instant::now());
+        let number = opens.wait_for_round(A).await;
+        opens.report(A, number, &[InodeId(7)]);
+        tokio::time::advance(ROUND_MAX - Duration::from_secs(1)).await;
+        assert_eq!(opens.finished(Instant::now()), None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let held = vec![(InodeId(7), vec![A, B]), (InodeId(8), vec![B])];
+        let dropped = vec![(A, InodeId(5)), (A, InodeId(6))];
+        assert_eq!(opens.finished(Instant::now()), Some(Found { held, dropped }));
     }
 
     #[tokio::test(start_paused = true)]

@@ -121,14 +121,7 @@ impl Orders {
             Order::Keep(_) | Order::Restore(_) => {
                 Err(Fault::new(Kind::Internal, "this order is carried out elsewhere"))
             }
-            Order::Backup(ask) => {
-                let begins = ask == BackupAsk::Begin;
-                let answer = self.backups.step(&self.node, &member, ask).await?;
-                if let (true, BackupAnswer::Begun { head, .. }) = (begins, &answer) {
-                    self.note(&member, by, format!("backup of the metadata at index {}", head.index.0), None).await?;
-                }
-                Ok(Ordered::Backup(answer))
-            }
+            Order::Backup(ask) => self.backup(&member, &leading, by, ask).await,
             Order::Settings { keep, min_replicas } => {
                 let change = SettingsChange { keep, min_replicas, ..SettingsChange::default() };
                 self.change(&member, &leading, by, change).await
@@ -179,6 +172,19 @@ impl Orders {
                 Ok(Ordered::Chunks(self.node.world.blocking(read).await?))
             }
         }
+    }
+
+    /// The next step of a backup of the metadata.
+    async fn backup(&self, member: &Member, leading: &Leading, by: String, ask: BackupAsk) -> Result<Ordered, Fault> {
+        let begins = ask == BackupAsk::Begin;
+        if begins {
+            leading.leases.look(NOBODY, None).await; // what mounts have answered for is part of it
+        }
+        let answer = self.backups.step(&self.node, member, ask).await?;
+        if let (true, BackupAnswer::Begun { head, .. }) = (begins, &answer) {
+            self.note(member, by, format!("backup of the metadata at index {}", head.index.0), None).await?;
+        }
+        Ok(Ordered::Backup(answer))
     }
 
     /// A chunkserver is announced to be away, or no more.

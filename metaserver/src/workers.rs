@@ -196,7 +196,7 @@ async fn orphans(node: &Shared, member: &Member, leading: &Leading) -> Result<()
     if !leading.opens.is_running(&attending) {
         leading.opens.begin(Asked { unasked, noted, attending }, tokio::time::Instant::now());
     }
-    let Some(Found { held, dropped }) = leading.opens.finished() else { return Ok(()) };
+    let Some(Found { held, dropped }) = leading.opens.finished(tokio::time::Instant::now()) else { return Ok(()) };
     if !held.is_empty() || !dropped.is_empty() {
         member.propose(&Command::Settle { held, dropped, at: node.world.now() }).await?;
     }

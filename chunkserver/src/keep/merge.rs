@@ -72,7 +72,7 @@ mod tests {
                 want.iter().map(|(n, degraded)| ExpectedChunk { id: id(*n), len: 5, degraded: *degraded }).collect();
             let actual: Vec<Kept> = have
                 .iter()
-                .map(|(n, (put_secs, damaged))| Kept { id: id(*n), len: 5, put_secs: *put_secs, damaged: *damaged })
+                .map(|(n, (put_secs, damaged))| Kept { id: id(*n), len: 5, put_secs: *put_secs, damaged: *damaged, unreadable: false })
                 .collect();
             let difference = compare(&expected, &actual, 10);
             let mut told: BTreeMap<ChunkId, &str> = BTreeMap::new();

@@ -86,7 +86,11 @@ impl Keeper {
                 Err(here) => return Err(here),
             }
         }
-        Err(Failed::Source(last))
+        // A copy that could not be read is not one; where nobody else has it, the disk may have another look.
+        match self.shared.stores().verify(missing.chunk.id).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Failed::Source(last)),
+        }
     }
 
     async fn fetch_from(&self, of: &Arc<Registration>, missing: &Missing, from: &Target) -> Result<(), Failed> {

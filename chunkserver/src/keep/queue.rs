@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Missing chunks remembered, at most: more are counted, and found again when these are here.
+/// Missing chunks remembered, at most: of more, those that come last are only counted, and found again when there is room.
 pub(super) const QUEUE_MAX: usize = 64 << 10;
 /// The rate is that of the last so many seconds.
 const RATE_OVER: Duration = Duration::from_secs(10);
@@ -65,6 +65,8 @@ pub(super) struct Queue {
     entries: BTreeMap<ChunkId, Entry>,
     /// Those that wait.
     order: BTreeSet<Rank>,
+    /// Those that failed.
+    failed: BTreeSet<ChunkId>,
     /// Seen in the present pass beyond [`QUEUE_MAX`], and in the last whole one: chunks, bytes.
     beyond: (u64, u64),
     beyond_last: (u64, u64),
@@ -92,13 +94,14 @@ impl Queue {
             entry.pass = pass;
             if entry.state != State::Taken {
                 self.order.remove(&entry.missing.rank());
+                self.failed.remove(&id);
                 entry.missing = missing;
                 entry.state = State::Waiting;
                 self.order.insert(rank);
             }
             return;
         }
-        if self.entries.len() >= QUEUE_MAX {
+        if self.entries.len() >= QUEUE_MAX && !self.make_room(&rank, pass) {
             self.beyond.0 += 1;
             self.beyond.1 += u64::from(missing.chunk.len);
             return;
@@ -107,14 +110,35 @@ impl Queue {
         self.order.insert(rank);
     }
 
+    /// Lets go of something that this one comes before: what could not be had, else the last of those that wait.
+    fn make_room(&mut self, rank: &Rank, pass: u64) -> bool {
+        let (waits, ..) = *rank;
+        let failed = if waits { None } else { self.failed.pop_first() };
+        let id = match failed {
+            Some(id) => id,
+            None if self.order.last().is_some_and(|last| last > rank) => {
+                let (_, _, id) = self.order.pop_last().expect("just seen");
+                id
+            }
+            None => return false,
+        };
+        let gone = self.entries.remove(&id).expect("what failed or is in order is an entry");
+        if gone.pass == pass {
+            self.beyond.0 += 1;
+            self.beyond.1 += u64::from(gone.missing.chunk.len);
+        }
+        true
+    }
+
     /// A pass over everything is through: what it did not see is not missing any more. True: there was more than the
     /// queue takes.
     pub(super) fn passed(&mut self, pass: u64) -> bool {
         let gone = |entry: &Entry| entry.pass != pass && entry.state != State::Taken;
-        let order = &mut self.order;
-        self.entries.retain(|_, entry| {
+        let (order, failed) = (&mut self.order, &mut self.failed);
+        self.entries.retain(|id, entry| {
             if gone(entry) {
                 order.remove(&entry.missing.rank());
+                failed.remove(id);
             }
             !gone(entry)
         });
@@ -151,6 +175,7 @@ impl Queue {
     pub(super) fn failed(&mut self, id: ChunkId, nobody_gave: bool) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.state = if nobody_gave { State::Unavailable } else { State::NotNow };
+            self.failed.insert(id);
         }
     }
 
@@ -255,5 +280,41 @@ mod tests {
         }
         assert!(queue.passed(1), "there is more");
         assert_eq!(queue.numbers(now).missing, common::units::len_u64(QUEUE_MAX + 10));
+    }
+
+    /// In the order of a pass, which is that of the ids: what is endangered may come last.
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_takes_what_is_more_endangered_and_what_may_be_had() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let numbered = |n: usize, holders: u32, spare| {
+            let mut id = ChunkId([0; 32]);
+            id.0[..8].copy_from_slice(&common::units::len_u64(n).to_be_bytes());
+            let chunk = ChunkRef { id, len: 1 };
+            Missing { chunk, holders: (1..=holders).map(ServerId).collect(), degraded: false, spare }
+        };
+        let all = QUEUE_MAX + 3;
+        for n in 0..QUEUE_MAX {
+            queue.found(numbered(n, 2, false), 1, now);
+        }
+        queue.found(numbered(QUEUE_MAX, 2, false), 1, now);
+        queue.found(numbered(QUEUE_MAX + 1, 1, false), 1, now);
+        queue.found(numbered(QUEUE_MAX + 2, 2, true), 1, now);
+        assert!(queue.passed(1));
+        assert_eq!(queue.numbers(now).missing, common::units::len_u64(all), "all of them are counted, once");
+        let first = queue.take(true).unwrap();
+        assert_eq!(first, numbered(QUEUE_MAX + 1, 1, false));
+        // Chunks that nobody has keep no other from being fetched.
+        queue.made(first.chunk, now);
+        while let Some(next) = queue.take(true) {
+            queue.failed(next.chunk.id, true);
+        }
+        queue.begin();
+        queue.found(numbered(all, 2, false), 2, now);
+        queue.found(numbered(all + 1, 2, true), 2, now);
+        queue.found(numbered(all + 2, 2, false), 2, now);
+        let mut taken = std::iter::from_fn(|| queue.take(true));
+        assert_eq!(taken.next(), Some(numbered(all, 2, false)));
+        assert_eq!(taken.next(), Some(numbered(all + 2, 2, false)));
+        assert_eq!(taken.next(), None, "what can wait does not take the place of what is lost");
     }
 }

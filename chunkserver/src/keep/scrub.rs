@@ -79,7 +79,7 @@ impl Keeper {
                     continue;
                 }
             };
-            for copy in copies.iter().filter(|copy| !copy.damaged) {
+            for copy in copies.iter().filter(|copy| !copy.damaged || copy.unreadable) {
                 last = Read { at: self.turn(last).await, len: copy.len.into() };
                 self.check(copy.id).await;
                 self.scrub().done += u64::from(copy.len);

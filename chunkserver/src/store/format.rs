@@ -12,7 +12,7 @@
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 1 | version, 1 |
-//! | 1 | 1 | flags: bit 0 = damaged |
+//! | 1 | 1 | flags: bit 0 = damaged, bit 1 = the disk did not read it |
 //! | 2 | 4 | segment |
 //! | 6 | 8 | offset of the record in it |
 //! | 14 | 4 | length of the chunk |
@@ -52,6 +52,7 @@ pub(super) const STORE_KEY: &[u8] = b"store";
 const VERSION: u8 = 1;
 const LOG_VERSION: u8 = 2;
 const FLAG_DAMAGED: u8 = 1;
+const FLAG_UNREADABLE: u8 = 2;
 const ROW_LEN: usize = 34;
 const LOG_ROW_LEN: usize = 29;
 const SEGMENT_ROW_LEN: usize = 25;
@@ -111,7 +112,11 @@ impl fmt::Display for Log {
 /// Where a chunk is and how far it is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Row {
+    /// Nobody is given these bytes any more.
     pub(super) damaged: bool,
+    /// The disk did not read them the last time. It may the next time, so whoever asks is given them; but the copy does not
+    /// count as one, is fetched anew, and the next put replaces it.
+    pub(super) unreadable: bool,
     pub(super) position: Position,
     pub(super) len: u32,
     pub(super) put_secs: u64,
@@ -146,10 +151,16 @@ pub(super) struct SegmentRow {
 pub(super) struct BadRow;
 
 impl Row {
+    /// It counts as a copy, as far as is known.
+    pub(super) fn counts(&self) -> bool {
+        !self.damaged && !self.unreadable
+    }
+
     pub(super) fn encode(&self) -> [u8; ROW_LEN] {
         let mut out = [0; ROW_LEN];
         out[0] = VERSION;
-        out[1] = if self.damaged { FLAG_DAMAGED } else { 0 };
+        let flag = |holds, flag| if holds { flag } else { 0 };
+        out[1] = flag(self.damaged, FLAG_DAMAGED) | flag(self.unreadable, FLAG_UNREADABLE);
         out[2..14].copy_from_slice(&position_value(self.position));
         out[14..18].copy_from_slice(&self.len.to_le_bytes());
         out[18..26].copy_from_slice(&self.put_secs.to_le_bytes());
@@ -158,11 +169,12 @@ impl Row {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Row, BadRow> {
-        if bytes.len() != ROW_LEN || bytes[0] != VERSION || bytes[1] & !FLAG_DAMAGED != 0 {
+        if bytes.len() != ROW_LEN || bytes[0] != VERSION || bytes[1] & !(FLAG_DAMAGED | FLAG_UNREADABLE) != 0 {
             return Err(BadRow);
         }
         Ok(Row {
             damaged: bytes[1] & FLAG_DAMAGED != 0,
+            unreadable: bytes[1] & FLAG_UNREADABLE != 0,
             position: position_of(&bytes[2..14]).ok_or(BadRow)?,
             len: u32::from_le_bytes(bytes[14..18].try_into().expect("4 bytes")),
             put_secs: u64_at(bytes, 18),
@@ -293,11 +305,14 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let position = Position { segment: 0x0102_0304, offset: 0x0506_0708_090a_0b0c };
-        let row = Row { damaged: true, position, len: 0x0d0e_0f10, put_secs: 0x11, checked_in: 0x12 };
+        let row =
+            Row { damaged: true, unreadable: false, position, len: 0x0d0e_0f10, put_secs: 0x11, checked_in: 0x12 };
         let mut expected = vec![1, 1, 4, 3, 2, 1, 12, 11, 10, 9, 8, 7, 6, 5, 16, 15, 14, 13, 17, 0, 0, 0, 0, 0, 0, 0];
         expected.extend([18, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(row.encode().to_vec(), expected);
         assert_eq!(Row::decode(&expected).unwrap(), row);
+        expected[1] = 2;
+        assert_eq!(Row::decode(&expected).unwrap(), Row { damaged: false, unreadable: true, ..row });
         for bad in [&expected[1..], &[], &[expected.as_slice(), &[0]].concat()] {
             assert!(Row::decode(bad).is_err());
         }

@@ -141,7 +141,7 @@ impl Inner {
             let (key, value) = entry.map_err(|e| self.index_failed(&e))?;
             let id = format::chunk_of(&key).ok_or_else(|| self.index_failed(&bad_row()))?;
             let row = Row::decode(&value).map_err(|_| self.index_failed(&bad_row()))?;
-            if row.damaged {
+            if !row.counts() {
                 continue;
             }
             if found.len() == limit {
@@ -162,8 +162,10 @@ pub struct Kept {
     pub len: u32,
     /// When it was put, in seconds since 1970 (after an index was rebuilt: when that was).
     pub put_secs: u64,
-    /// It is known to be damaged.
+    /// It is known to be damaged, or the disk did not read it.
     pub damaged: bool,
+    /// The latter: reading it once more may succeed.
+    pub unreadable: bool,
 }
 
 impl Inner {
@@ -184,7 +186,13 @@ impl Inner {
             if found.len() == limit {
                 return Ok((found, Some(id)));
             }
-            found.push(Kept { id, len: row.len, put_secs: row.put_secs, damaged: row.damaged });
+            found.push(Kept {
+                id,
+                len: row.len,
+                put_secs: row.put_secs,
+                damaged: !row.counts(),
+                unreadable: row.unreadable && !row.damaged,
+            });
         }
         Ok((found, None))
     }

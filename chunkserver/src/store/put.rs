@@ -220,7 +220,8 @@ impl Inner {
             match &change.what {
                 What::Put { len, old, .. } => {
                     let (position, len) = (change.position, *len);
-                    let row = Row { damaged: false, position, len, put_secs: now, checked_in: self.run };
+                    let row =
+                        Row { damaged: false, unreadable: false, position, len, put_secs: now, checked_in: self.run };
                     batch.put(CHUNK, change.id.0, row.encode());
                     if let Some(old) = old {
                         held.remove(old.len);
@@ -240,7 +241,7 @@ impl Inner {
                 }
                 // The old record goes with its segment: who reads it now may finish.
                 What::Move { old, .. } => {
-                    let row = Row { position: change.position, checked_in: self.run, ..*old };
+                    let row = Row { position: change.position, checked_in: self.run, unreadable: false, ..*old };
                     batch.put(CHUNK, change.id.0, row.encode());
                     counts.replace(old.position, old.len);
                     counts.add(row.position, row.len);

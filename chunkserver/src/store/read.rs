@@ -189,8 +189,7 @@ impl Inner {
         }
     }
 
-    /// The disk did not read a copy. It may the next time, so the copy is not damaged, but nobody vouches for it before
-    /// it was read and hashed. Unless somebody is at the chunk or it was replaced meanwhile.
+    /// The disk did not read a copy ([`Row::unreadable`]). Unless somebody is at the chunk or it was replaced meanwhile.
     fn found_unreadable(&self, id: ChunkId, row: &Row) {
         self.lane(Log::of(row.len)).if_free(id, || {
             if matches!(self.index.row(id), Ok(Some(now)) if now == *row) {

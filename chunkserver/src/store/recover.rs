@@ -215,7 +215,7 @@ impl<'a> Replay<'a> {
         if had.is_some_and(|had| had.position >= position) {
             return; // known, or replaced since
         }
-        let row = Row { damaged: false, position, len, put_secs: self.now_secs, checked_in: 0 };
+        let row = Row { damaged: false, unreadable: false, position, len, put_secs: self.now_secs, checked_in: 0 };
         self.set(id, had, Some(row));
     }
 

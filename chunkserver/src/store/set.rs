@@ -253,13 +253,21 @@ impl StoreSet {
     /// [`Store::verify`] of every copy.
     ///
     /// # Errors
-    /// As there, the first one; `NotFound` only if no directory has it.
+    /// As there, the first one; `NotFound` only if no directory has it, `Slow` if a silent one may.
     pub async fn verify(&self, id: ChunkId) -> Result<(), StoreError> {
         let mut outcome = Err(StoreError::NotFound { chunk: id });
-        for store in self.stores.iter() {
+        for store in self.stores.iter().filter(|store| !store.is_silent()) {
             outcome = first_of(outcome, store.verify(id).await);
         }
-        outcome
+        self.unless_silent("verify", outcome)
+    }
+
+    /// That the others do not have it says nothing while one does not answer.
+    fn unless_silent<T>(&self, doing: &'static str, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        match (outcome, self.stores.iter().find(|store| store.is_silent())) {
+            (Err(StoreError::NotFound { .. }), Some(silent)) => Err(silent.slow(doing)),
+            (outcome, _) => outcome,
+        }
     }
 
     /// [`Store::wish`] for every copy. False: for none.
@@ -282,19 +290,21 @@ impl StoreSet {
     /// length.
     ///
     /// # Errors
-    /// As there, the first one; `NotFound` only if no directory has it.
+    /// As there, the first one; `NotFound` only if no directory has it, `Slow` if a silent one may: what that has is found to
+    /// be garbage once more.
     pub async fn delete(&self, id: ChunkId, nonce: u64) -> Result<u32, StoreError> {
         let mut outcome = Err(StoreError::NotFound { chunk: id });
-        for store in self.stores.iter() {
+        for store in self.stores.iter().filter(|store| !store.is_silent()) {
             outcome = first_of(outcome, store.delete(id, nonce).await);
         }
-        outcome
+        self.unless_silent("delete", outcome)
     }
 
-    /// [`Store::range`] over all directories that are not fenced: each chunk once, as damaged only if every copy is.
+    /// [`Store::range`] over all directories that are not fenced or given up: each chunk once, as damaged only if every copy
+    /// is.
     ///
     /// # Errors
-    /// `Slow`: one of them does not answer. `Fenced`: all of them are.
+    /// `Slow`: one of them does not answer. `Fenced`, `Slow`: none is left.
     pub async fn range(
         &self,
         from: ChunkId,
@@ -302,8 +312,12 @@ impl StoreSet {
         limit: usize,
     ) -> Result<(Vec<Kept>, Option<ChunkId>), StoreError> {
         let mut all: BTreeMap<ChunkId, Kept> = BTreeMap::new();
-        let (mut next, mut fenced) = (None, Vec::new());
+        let (mut next, mut passed_over) = (None, Vec::new());
         for store in self.stores.iter() {
+            if store.is_given_up() {
+                passed_over.push(store.slow("list"));
+                continue;
+            }
             if store.is_silent() {
                 return Err(store.slow("list"));
             }
@@ -313,15 +327,16 @@ impl StoreSet {
                     for copy in found {
                         let known = all.entry(copy.id).or_insert(copy);
                         known.damaged &= copy.damaged;
+                        known.unreadable |= copy.unreadable;
                         known.put_secs = known.put_secs.max(copy.put_secs);
                     }
                 }
-                Err(error @ StoreError::Fenced { .. }) => fenced.push(error),
+                Err(error @ StoreError::Fenced { .. }) => passed_over.push(error),
                 Err(error) => return Err(error),
             }
         }
-        match fenced.pop() {
-            Some(error) if fenced.len() + 1 == self.stores.len() => return Err(error),
+        match passed_over.pop() {
+            Some(error) if passed_over.len() + 1 == self.stores.len() => return Err(error),
             _ => {}
         }
         // Behind where the shortest list ends, some of the others' chunks may be missing.

@@ -98,7 +98,7 @@ impl Inner {
                 self.index_failed(&error);
                 Quick::Absent
             }
-            Ok(Some(row)) if !row.damaged && row.len == chunk.len && row.checked_in != self.run => Quick::Slow(chunk),
+            Ok(Some(row)) if row.counts() && row.len == chunk.len && row.checked_in != self.run => Quick::Slow(chunk),
             Ok(_) => {
                 let (reply, answer) = oneshot::channel();
                 self.check(chunk, false, reply);
@@ -136,7 +136,7 @@ impl Inner {
     /// What is here of a chunk. The caller has its lock. `anew`: reads it even if it was written or verified in this run.
     pub(super) fn copy_of(&self, lane: &Lane, chunk: ChunkRef, anew: bool) -> Result<Copy, StoreError> {
         let Some(row) = self.index.row(chunk.id).map_err(|e| self.index_failed(&e))? else { return Ok(Copy::Absent) };
-        if row.damaged {
+        if row.damaged || (row.unreadable && !anew) {
             return Ok(Copy::Bad(row));
         }
         if row.len != chunk.len {
@@ -147,7 +147,7 @@ impl Inner {
         }
         match self.hash_copy(lane, chunk, &row) {
             Ok(true) => {
-                self.write_row(chunk.id, Row { checked_in: self.run, ..row })?;
+                self.write_row(chunk.id, Row { checked_in: self.run, unreadable: false, ..row })?;
                 Ok(Copy::Sound)
             }
             Ok(false) => {
@@ -187,9 +187,9 @@ impl Inner {
         self.write_row(id, Row { damaged: true, checked_in: 0, ..row })
     }
 
-    /// Takes back that the copy was written or verified in this run. The caller has the chunk's lock.
+    /// The disk did not read the copy ([`Row::unreadable`]). The caller has the chunk's lock.
     pub(super) fn doubt(&self, id: ChunkId, row: Row) -> Result<(), StoreError> {
-        if row.checked_in == self.run { self.write_row(id, Row { checked_in: 0, ..row }) } else { Ok(()) }
+        if row.unreadable { Ok(()) } else { self.write_row(id, Row { unreadable: true, checked_in: 0, ..row }) }
     }
 
     fn write_row(&self, id: ChunkId, row: Row) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@
 //! | `state`, `state_machine` | the store, its snapshots; applying entries |
 //! | `message`, `network`, `snapshot` | what members say to each other |
 //! | `reads` | linearizable reads |
+//! | `short` | the log is bounded by bytes |
 //! | `restore` | the first state of a new life, from a backup |
 //!
 //! This file opens all of it for one node, proposes commands, and answers other members.
@@ -20,6 +21,7 @@ mod reads;
 mod records;
 mod restore;
 pub mod runtime;
+mod short;
 mod snapshot;
 mod state;
 mod state_machine;
@@ -198,6 +200,8 @@ impl Member {
         }
         group.run();
         let reads = ReadBarrier::start(tasks, group.clone(), config.read_policy);
+        let log_bytes_max = u64::from(config.log_mib) << 20;
+        tasks.spawn("keep the log short", |stop| short::keep(group.clone(), log.clone(), log_bytes_max, stop));
         let receiving = Arc::new(Mutex::new(None));
         Ok(Member { identity, group, state, log, reads, receiving, world: world.clone() })
     }

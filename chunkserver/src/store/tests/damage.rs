@@ -1,9 +1,9 @@
 //! Flipped bytes, unreadable blocks, lost files.
 
 use super::{Store, bytes, chunk, name, open, read, segment_files, world};
-use crate::store::StoreError;
 use crate::store::format::{CHUNK, LOG, Log};
-use common::id::PgId;
+use crate::store::{Kept, StoreError};
+use common::id::{ChunkId, PgId};
 use common::kv::{Batch, Family};
 use common::testing::SimDisk;
 use std::path::{Path, PathBuf};
@@ -145,9 +145,27 @@ async fn a_copy_that_could_not_be_read_is_not_vouched_for_and_the_next_put_repla
             assert!(store.read(name(bytes).id, 20_000, 20_000).await.is_err());
         }
         assert_eq!(store.touch(&[name(bytes)]).await.unwrap(), [false]);
+        let kept = |copies: Vec<Kept>| copies.into_iter().find(|copy| copy.id == name(bytes).id).unwrap();
+        let (copies, _) = store.range(ChunkId([0; 32]), None, 100).await.unwrap();
+        assert!(kept(copies).damaged && store.has(name(bytes).id), "it is to be fetched anew, to the same place");
         store.put(chunk(bytes)).await.unwrap();
+        let (copies, _) = store.range(ChunkId([0; 32]), None, 100).await.unwrap();
+        assert!(!kept(copies).damaged);
         assert_eq!(bad_ones(&store, "repaired").await, 0);
     }
+}
+
+/// It may be the last copy: a disk that has another look at it gets it back.
+#[tokio::test]
+async fn a_copy_that_can_be_read_again_is_one_once_it_was_verified() {
+    let (_, store) = filled(5).await;
+    let bytes = &chunks()[3];
+    let row = store.inner.index.row(name(bytes).id).unwrap().unwrap();
+    store.inner.doubt(name(bytes).id, row).unwrap();
+    assert!(read(&store, name(bytes)).await.is_some(), "whoever asks is given it");
+    assert_eq!(store.touch(&[name(bytes)]).await.unwrap(), [false]);
+    store.verify(name(bytes).id).await.unwrap();
+    assert_eq!(store.touch(&[name(bytes)]).await.unwrap(), [true]);
 }
 
 /// A row of the index that means nothing, durable.
