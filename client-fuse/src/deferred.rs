@@ -3,8 +3,9 @@
 //! Count of one create under write leases: no round trip, no sync, no wake-up of another task but the kernel's; it goes
 //! with up to a thousand others in one Raft command, at most 200 ms later.
 
+use crate::chunks::Outgoing;
 use crate::core::{Core, Removal};
-use crate::leases::{Decision, Entry, Maker, is_candidate};
+use crate::leases::{Again, Decision, Entry, Maker, is_candidate};
 use crate::stats::add;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, SessionId};
@@ -28,19 +29,36 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How long a batch is sent to whoever leads before that begins anew: attempts get longer and longer, and a new leader waits for
 /// only so long.
 const SEND_LIMIT: Duration = Duration::from_secs(2);
+/// How long chunks may take to be stored again, before it is looked whether a server is to be gone round: less than others wait
+/// for what was decided here. Twice as long each time, and so are the pauses of [`PAUSE`], up to so many times.
+const STORE_LIMIT: Duration = Duration::from_secs(2);
+const STORE_DOUBLINGS: u32 = 4;
+/// Rounds in a row in which chunks could not be stored again for a reason that may stay (full servers), at most: about a minute.
+const STORES_MAX: u32 = 60;
 /// How long a claim may take: what it is for can be asked for instead.
 const CLAIM_LIMIT: Duration = Duration::from_millis(900);
 
 impl Core {
     /// Decides a change here. `None`: the metaservers decide.
     pub(crate) async fn decide(&self, cred: &Cred, op: &Op, deadline: Instant) -> Result<Option<Outcome>, Fault> {
+        self.decide_with(cred, op, &[], deadline).await
+    }
+
+    /// As [`Core::decide`], with the bytes of the chunks that the change refers to.
+    pub(crate) async fn decide_with(
+        &self,
+        cred: &Cred,
+        op: &Op,
+        chunks: &[Outgoing],
+        deadline: Instant,
+    ) -> Result<Option<Outcome>, Fault> {
         if !self.config.write_leases || !is_candidate(op) {
             return Ok(None);
         }
         for _ in 0..STEPS_MAX {
             let removal = self.closed(op);
             let closed = removal.as_ref().map(|(ino, _)| *ino);
-            let maker = Maker { cred, uptime: self.world.uptime(), now: self.world.now(), closed };
+            let maker = Maker { cred, uptime: self.world.uptime(), now: self.world.now(), closed, chunks };
             match self.leases.decide(op, maker) {
                 Decision::Done(outcome) => {
                     add(&self.counters.decided, 1);
@@ -168,6 +186,7 @@ impl Core {
 
     /// Tells what was decided, batch after batch.
     pub(crate) async fn tell_loop(self: Arc<Self>, stop: CancellationToken) {
+        let mut round = 0;
         loop {
             let (session, batch) = tokio::select! {
                 biased;
@@ -179,20 +198,81 @@ impl Core {
                 () = stop.cancelled() => return,
                 told = self.tell(session, &batch) => told,
             };
-            let lost = match told {
+            let refused = match told {
                 Ok((done, grants)) => {
                     if !self.leases.batch_done(&batch, &done, &grants) {
                         add(&self.counters.misjudged, 1);
                         error!(changes = batch.changes.len(), "changes turned out otherwise than was answered for");
                     }
+                    round = if done.done > 0 { 0 } else { round };
                     done.fault
                 }
                 Err(fault) => Some(fault),
+            };
+            let lost = match refused {
+                Some(fault) if matches!(fault.kind, Kind::TouchAgain | Kind::PutAgain) => {
+                    round += 1;
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return,
+                        stored = self.store_decided(session, fault, round) => stored.err(),
+                    }
+                }
+                refused => refused,
             };
             if let Some(fault) = lost {
                 self.lose(fault);
             }
         }
+    }
+
+    /// Stores chunks of what was decided here once more, as the metaservers ask, for the `round`th time in a row. Where that
+    /// fails for now, they are asked again all the same: they may have let others pass meanwhile.
+    ///
+    /// # Errors
+    /// All is lost: why. The session has ended; nothing can be stored, or could be in [`STORES_MAX`] rounds.
+    async fn store_decided(&self, made_in: SessionId, refused: Fault, round: u32) -> Result<(), Fault> {
+        add(&self.counters.commit_retries, 1);
+        let again = self.leases.to_store_again();
+        if again.is_empty() {
+            return Err(refused);
+        }
+        let times = 1 << round.min(STORE_DOUBLINGS + 1) >> 1;
+        if round > 1 {
+            tokio::time::sleep(PAUSE * times).await;
+        }
+        let session = self.meta.session();
+        if session.id != made_in {
+            return Err(Fault::new(Kind::NoSession, "the session that made them has ended"));
+        }
+        let deadline = self.meta.deadline().min(Instant::now() + STORE_LIMIT * times);
+        match self.store_each(&again, refused.kind == Kind::PutAgain, deadline).await {
+            Ok(()) => Ok(()),
+            Err(fault) if fault.kind == Kind::NoSession => {
+                let _ = self.meta.reopen(&session, deadline).await; // the next request says why not
+                Err(fault)
+            }
+            Err(fault) if fault.kind.is_transient() || round < STORES_MAX => {
+                warn!(error = %fault, "chunks of changes made here cannot be stored again yet");
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    async fn store_each(&self, again: &[Again], insist: bool, deadline: Instant) -> Result<(), Fault> {
+        let auth = self.meta.new_attempt(deadline).await?;
+        self.meta.refresh_map(self.meta.map().version, deadline).await?;
+        let replicas = again.iter().map(|change| change.replicas).max().unwrap_or(0);
+        let mut chunks: Vec<Outgoing> = Vec::new();
+        for out in again.iter().flat_map(|change| &change.chunks) {
+            if chunks.iter().all(|there| there.chunk.id != out.chunk.id) {
+                chunks.push(out.clone());
+            }
+        }
+        let stored = self.chunks.store(auth, replicas, &chunks, insist, deadline).await?;
+        self.leases.stored_again(again, &stored);
+        Ok(())
     }
 
     /// Sends a batch until it is known what became of it.
@@ -207,11 +287,12 @@ impl Core {
                 Err(fault) => warn!(error = %fault, "changes made here are not told yet"),
             }
         };
+        let mut refused = None;
         loop {
             let deadline = Instant::now() + SEND_LIMIT;
-            let answer = match pending.guard.is_settling() {
-                false => self.meta.send(&mut pending, deadline).await,
-                true => Err(Fault::new(Kind::Stale, "changes made here were refused")),
+            let answer = match refused.take() {
+                None => self.meta.send(&mut pending, deadline).await,
+                Some(fault) => Err(fault), // it is being settled: that it was sent again could bring back something else
             };
             match answer {
                 Ok(submitted) => return batch_done(submitted.applied.outcome, submitted.grants),
@@ -225,7 +306,7 @@ impl Core {
                     Ok(Some(applied)) => return batch_done(applied.outcome, Grants::default()),
                     Ok(None) => return Err(fault),
                     Err(unsettled) if unsettled.kind == Kind::NoSession => return Err(unsettled),
-                    Err(_) => {}
+                    Err(_) => refused = Some(fault),
                 },
             }
             tokio::time::sleep(PAUSE).await;

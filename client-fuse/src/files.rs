@@ -153,7 +153,7 @@ impl Client {
     }
 
     /// `close(2)`: commits what is unsaved of the file, so that every mount sees it. Durable like `fsync`, unless the commit
-    /// was decided here, under a write lease.
+    /// was decided here, under a write lease: then its chunks are, and the commit will be within a second.
     pub async fn flush(&self, handle: &Handle) -> Result<(), Fault> {
         let inside = &handle.0;
         if !inside.flags.write || self.core.is_orphan(inside.inode.ino) {

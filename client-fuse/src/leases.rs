@@ -34,6 +34,7 @@ mod own;
 #[cfg(test)]
 mod tests;
 
+use crate::chunks::Stored;
 use crate::core::Core;
 use crate::session::Session;
 use calls::Next;
@@ -48,7 +49,7 @@ use common::proto::lease::{
 use common::proto::lock::{Lock, LockAsk, LockHolder, LockKind};
 use common::proto::meta::{Answer, Attr, Cred, ExtentRun, Op, Outcome, Query, Submitted};
 use inside::Inside;
-pub(crate) use journal::Lost;
+pub(crate) use journal::{Again, Lost};
 pub(crate) use local::{Decision, Maker, is_candidate, may_open};
 use locks::OwnLock;
 use std::collections::{BTreeSet, HashSet};
@@ -280,6 +281,16 @@ impl Leases {
         self.told.notify_waiters();
         self.wake.notify_one();
         agreed
+    }
+
+    /// Changes whose chunks the metaservers want stored again.
+    pub(crate) fn to_store_again(&self) -> Vec<Again> {
+        self.inside().journal.to_store_again()
+    }
+
+    /// They are.
+    pub(crate) fn stored_again(&self, again: &[Again], stored: &Stored) {
+        self.inside().journal.stored_again(again, stored);
     }
 
     /// What was decided here and not told is lost.

@@ -11,15 +11,16 @@ use common::fault::{Fault, Kind};
 use common::hash::{hash_chunk, proof};
 use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, LogIndex, ServerId, SessionId};
 use common::layout::{Candidate, ClusterMap, Domain, Layout, ServerInfo};
+use common::proto::batch::{Batch, BatchDone, Deferred, Digest};
 use common::proto::chunk::{ChunkRef, WriteAuth};
-use common::proto::lease::{Claim, Claimed, Grants, LeaseAsk, Leased, RecallCall, Recalls};
+use common::proto::lease::{Claim, Claimed, Grants, LeaseAsk, Leased, LeasedListing, RecallCall, Recalls, WRITE};
 use common::proto::meta::{
     Alive, Answer, Answered, Applied, Ask, Attr, Commit, Extent, ExtentRun, FileKind, Op, Outcome, Query, Request,
     Source, Submitted,
 };
 use common::proto::opens::{OpenAsk, OpenReport};
 use common::time::Time;
-use common::units::{HASH_GROUP_LEN, len_u32, len_u64, len_usize};
+use common::units::{ENTRY_SIZE, HASH_GROUP_LEN, len_u32, len_u64, len_usize};
 use common::wire::{Got, Target};
 use futures::future::BoxFuture;
 use rand::rngs::StdRng;
@@ -68,6 +69,8 @@ pub(crate) struct Cluster {
     pub(crate) lose_settling: u32,
     /// How long a removal takes.
     pub(crate) slow_unlink: Duration,
+    /// The root, if it is leased to whoever asks, and written to whoever claims.
+    pub(crate) leased: Option<Attr>,
 }
 
 #[derive(Default)]
@@ -102,6 +105,7 @@ impl FakeCluster {
             held: None,
             lose_settling: 0,
             slow_unlink: Duration::ZERO,
+            leased: None,
         }))
     }
 
@@ -127,6 +131,58 @@ impl Cluster {
     /// Everything put or touched before now has to be touched again.
     pub(crate) fn condemn(&mut self) {
         self.horizon = self.index;
+    }
+
+    /// No chunk has a reference: all are deleted.
+    pub(crate) fn collect(&mut self) {
+        self.index += 1;
+        self.condemn();
+        self.servers.values_mut().for_each(|server| server.chunks.clear());
+    }
+
+    /// Leases the root to one client.
+    pub(crate) fn lease_root(&mut self) {
+        let (attr, _) = new_file(InodeId::ROOT, self.chunk_size);
+        self.leased = Some(Attr { kind: FileKind::Dir, mode: 0o755, nlink: 2, ..attr });
+    }
+
+    /// Changes up to the first that is refused.
+    fn batch(&mut self, batch: &Batch) -> BatchDone {
+        let (mut done, mut digest) = (0, Digest::default());
+        for change in &batch.changes {
+            match self.deferred(change) {
+                Ok(outcome) => digest.add(&outcome),
+                Err(fault) => return BatchDone { done, fault: Some(fault), digest: digest.value() },
+            }
+            done += 1;
+        }
+        BatchDone { done, fault: None, digest: digest.value() }
+    }
+
+    fn deferred(&mut self, change: &Deferred) -> Result<Outcome, Fault> {
+        let at = change.at;
+        match &change.op {
+            Op::Create { name, mode, .. } | Op::CreateUnmasked { name, mode, .. } => {
+                let ino = change.makes().unwrap();
+                let root = self.leased.as_mut().unwrap();
+                (root.size, root.mtime, root.ctime) = (root.size + ENTRY_SIZE, at, at);
+                let (attr, mut extents) = new_file(ino, self.chunk_size);
+                let version = DataVersion(0);
+                let attr = Attr { mode: *mode, atime: at, mtime: at, ctime: at, version, ..attr };
+                extents.learn(version, 0, &ExtentRun { extents: Vec::new(), covered: END });
+                self.names.insert(name.as_bytes().to_vec(), ino);
+                self.files.insert(ino, (attr.clone(), extents));
+                Ok(Outcome::Created { attr, new: true, parent: self.leased.clone().unwrap() })
+            }
+            Op::Commit(commit) => {
+                let Outcome::Committed { offset, .. } = self.commit(commit)? else { unreachable!("it is one") };
+                let attr = &mut self.files.get_mut(&commit.ino).unwrap().0;
+                attr.ctime = at;
+                attr.allocated += commit.edits.iter().map(|edit| edit.len).sum::<u64>();
+                Ok(Outcome::Committed { attr: attr.clone(), offset })
+            }
+            other => panic!("not in this fake: {other:?}"),
+        }
     }
 
     /// How many extents a file has.
@@ -247,6 +303,8 @@ impl Cluster {
             }
             Op::CloseSession => Ok(Outcome::Done),
             Op::Commit(commit) => self.commit(commit),
+            Op::Reserve { .. } => Ok(Outcome::Reserved(InodeId(1000))),
+            Op::Batch(batch) => Ok(Outcome::Batch(self.batch(batch))),
             other => panic!("not in this fake: {other:?}"),
         }
     }
@@ -399,7 +457,16 @@ fn new_file(ino: InodeId, chunk_size: u32) -> (Attr, Extents) {
 
 impl Servers for FakeCluster {
     fn lease<'a>(&'a self, _: &'a LeaseAsk, _: Instant) -> BoxFuture<'a, Result<Leased, Fault>> {
-        Box::pin(async { Ok(Leased { term: 1, listing: None }) })
+        Box::pin(async {
+            let leased = |attr| LeasedListing {
+                attr,
+                parent: InodeId::ROOT,
+                entries: Vec::new(),
+                leases: vec![2 * WRITE],
+                contents: Vec::new(),
+            };
+            Ok(Leased { term: 1, listing: self.lock().leased.clone().map(leased) })
+        })
     }
 
     fn opens<'a>(&'a self, _: &'a OpenReport, _: Instant) -> BoxFuture<'a, Result<OpenAsk, Fault>> {
@@ -416,7 +483,11 @@ impl Servers for FakeCluster {
     }
 
     fn claim<'a>(&'a self, claim: &'a Claim, _: Instant) -> BoxFuture<'a, Result<Claimed, Fault>> {
-        Box::pin(async { Ok(Claimed { term: claim.term, leases: Vec::new(), announced: true, index: LogIndex(0) }) })
+        Box::pin(async {
+            let write = |(_, lease): &(InodeId, u64)| lease | WRITE;
+            let leases = claim.leases.iter().filter(|_| self.lock().leased.is_some()).map(write).collect();
+            Ok(Claimed { term: claim.term, leases, announced: true, index: LogIndex(0) })
+        })
     }
 
     fn submit<'a>(&'a self, request: &'a Request, _: Instant) -> BoxFuture<'a, Result<Submitted, Fault>> {

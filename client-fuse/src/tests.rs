@@ -18,6 +18,7 @@ use futures::future::BoxFuture;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 const CHUNK: u32 = 64 << 10;
@@ -26,7 +27,12 @@ const READ_WRITE: OpenFlags =
 const APPEND: OpenFlags = OpenFlags { append: true, ..READ_WRITE };
 
 async fn client(cluster: &Arc<FakeCluster>) -> Client {
+    client_with(cluster, |config| config).await
+}
+
+async fn client_with(cluster: &Arc<FakeCluster>, change: impl Fn(ClientConfig) -> ClientConfig) -> Client {
     let config = ClientConfig { op_timeout: Duration::from_secs(20), ..ClientConfig::new(vec!["fake".into()]) };
+    let config = change(config);
     let tasks = Tasks::new();
     let reports = Reports::new(cluster.clone(), tasks.clone());
     Client::over(cluster.clone(), reports, config, World::real(), tasks).await.unwrap()
@@ -387,6 +393,35 @@ async fn refused_changes_leave_their_slots_free() {
     }
     client.release(&handle).await.unwrap();
     assert_eq!(len(client.core.unsaved.available_permits()), client.core.unsaved_max, "the budget is whole again");
+}
+
+/// `close` waits for the puts only. Should the metaservers want the chunks stored again later, nobody else has the bytes.
+#[tokio::test(start_paused = true)]
+async fn chunks_of_a_decided_commit_are_stored_again_if_the_metaservers_ask() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    cluster.lock().lease_root();
+    let client = client_with(&cluster, |config| ClientConfig { leases: true, write_leases: true, ..config }).await;
+    for _ in 0..2 {
+        let found = client.lookup(&Cred::default(), InodeId::ROOT, &Name::new("f").unwrap()).await;
+        assert_eq!(found.unwrap_err().kind, Kind::NotFound); // asked for so often it is leased
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let bytes = noise(&mut StdRng::seed_from_u64(1), 100_000);
+    for name in ["f", "g"] {
+        let handle = create(&client, name, READ_WRITE).await;
+        client.write(&handle, 0, bytes.clone()).await.unwrap();
+        client.flush(&handle).await.unwrap();
+        client.release(&handle).await.unwrap();
+    }
+    assert_eq!((client.stats().decided, cluster.lock().commits), (4, 0), "nothing is told yet");
+    cluster.lock().collect();
+    client.sync_changes(&AtomicU64::new(0)).await.unwrap();
+    let stats = client.stats();
+    assert_eq!((cluster.lock().commits, stats.commit_retries, stats.misjudged), (2, 1, 0), "both at once");
+    for name in ["f", "g"] {
+        let handle = create(&client, name, READ_WRITE).await;
+        assert_eq!(bytes_of(&client, &handle, 0, 200_000).await.unwrap(), bytes);
+    }
 }
 
 /// A truncate that was told to have failed does not come true after what was written since.

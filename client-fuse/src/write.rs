@@ -399,8 +399,11 @@ impl Core {
         let deadline = self.meta.deadline();
         for _ in 0..ATTEMPTS_MAX {
             let op = Op::Commit(batch.commit(inode, self.meta.attempt().attempt));
-            if let Some(outcome) = self.decide(&Cred::default(), &op, deadline).await? {
-                return self.landed(inode, &batch, outcome);
+            if batch.is_full(inode) {
+                let decided = self.decide_with(&Cred::default(), &op, &batch.chunks, deadline).await;
+                if let Some(outcome) = decided.map_err(|fault| self.of_others(session, fault))? {
+                    return self.landed(inode, &batch, outcome);
+                }
             }
             let change = match self.config.leases {
                 true => Some(self.begin(&op, deadline).await.map_err(|fault| self.of_others(session, fault))?),
@@ -616,6 +619,12 @@ impl Batch {
                 self.stored.get_or_insert_with(empty).chunks.push(its.chunks[i].clone());
             }
         }
+    }
+
+    /// Every chunk has all the copies that the file wants: with fewer, the metaservers say whether that will do.
+    fn is_full(&self, inode: &Inode) -> bool {
+        let replicas = usize::from(inode.lock().attr.replicas);
+        self.stored.iter().flat_map(|stored| &stored.chunks).all(|chunk| chunk.receipts.len() >= replicas)
     }
 
     fn commit(&self, inode: &Inode, now: Attempt) -> Commit {

@@ -5,14 +5,15 @@
 //! A server that answers it is not down: the client puts the chunk there, too.
 
 use crate::leading::Leading;
-use crate::namespace::{self, Fail};
+use crate::namespace;
 use common::fault::{Fault, Kind};
-use common::id::{LogIndex, ServerId};
-use common::kv::KvRead;
+use common::id::{InodeId, ServerId};
+use common::kv::{KvError, KvRead};
 use common::layout::ClusterMap;
-use common::proto::meta::{Answer, Ask, Commit, Cred, Query};
+use common::proto::batch::Deferred;
+use common::proto::meta::{Commit, Op};
 use common::wire::{Pool, Target};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -46,19 +47,12 @@ impl Copies {
     /// other refusals of a commit for the state machine's, which its slot has kept.
     pub(crate) async fn check(
         &self,
-        read: &dyn KvRead,
         leading: &Leading,
         map: &ClusterMap,
         commit: &Commit,
-    ) -> Result<(), Fail> {
-        let missing = match commit.chunks.is_empty() {
-            true => return Ok(()),
-            false => match replicas_of(read, leading, commit) {
-                Ok(replicas) => missing(map, commit, replicas, |id| leading.servers.is_unknown(id)),
-                Err(Fail::Fault(_)) => return Ok(()), // gone, perhaps: `apply` will say so
-                Err(failed) => return Err(failed),
-            },
-        };
+        replicas: u8,
+    ) -> Result<(), Fault> {
+        let missing = missing(map, commit, replicas, |id| leading.servers.is_unknown(id));
         let now = Instant::now();
         let is_silent = |asked: &Instant| now.saturating_duration_since(*asked) < SILENT_FOR;
         let known = self.silent.lock().expect("no panic holds this lock").clone();
@@ -75,7 +69,7 @@ impl Copies {
                     silent().remove(&server);
                     heartbeat_of(server, leading).await;
                     let text = format!("chunkserver {server} is up and should hold a copy: put it there");
-                    return Err(Fail::Fault(Fault::new(Kind::PutAgain, text)));
+                    return Err(Fault::new(Kind::PutAgain, text));
                 }
                 Err(fault) => {
                     tracing::info!(%server, error = %fault, "a commit goes on with fewer copies");
@@ -87,13 +81,30 @@ impl Copies {
     }
 }
 
-fn replicas_of(read: &dyn KvRead, leading: &Leading, commit: &Commit) -> Result<u8, Fail> {
-    let (session, query) = (commit.attempt.session, Query::GetAttr { ino: commit.ino });
-    let ask = Ask { session, cred: Cred::default(), query, lease: false };
-    match namespace::query(read, LogIndex(0), &ask, &leading.ctx)?.answer {
-        Answer::Attr(attr) => Ok(attr.replicas),
-        other => Err(Fail::Fault(Fault::new(Kind::Internal, format!("attributes: answered {other:?}")))),
+/// What the changes of one batch make, up to some place in it: each inode with the directory that it is made in.
+#[derive(Debug, Default)]
+pub(crate) struct Made(HashMap<InodeId, InodeId>);
+
+impl Made {
+    /// One more change.
+    pub(crate) fn note(&mut self, change: &Deferred) {
+        if let (Some(ino), Op::Create { parent, .. } | Op::CreateUnmasked { parent, .. }) = (change.makes(), &change.op)
+        {
+            self.0.insert(ino, *parent);
+        }
     }
+}
+
+/// How many copies the chunks of a file are to have; of one that is made in the same batch: what its directory says.
+/// `None`: it is gone, perhaps; `apply` will say so.
+pub(crate) fn replicas_of(read: &dyn KvRead, made: &Made, mut ino: InodeId) -> Result<Option<u8>, KvError> {
+    for _ in 0..=made.0.len() {
+        match made.0.get(&ino) {
+            Some(parent) => ino = *parent,
+            None => return Ok(namespace::attr(read, ino)?.map(|attr| attr.replicas)),
+        }
+    }
+    Ok(None) // directories that are made in each other: refused
 }
 
 /// Waits for the first heartbeat of a server that is up: until then the map would send the client elsewhere again.
@@ -124,19 +135,19 @@ fn missing(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::namespace::QueryCtx;
+    use crate::namespace::Command;
     use crate::servers::Servers;
-    use crate::sessions::Sessions;
+    use crate::store::Txn;
     use crate::store::keys::FAMILIES;
-    use crate::store::values::Config;
     use common::auth::{Attempt, Mac, Receipt, Secret};
     use common::disk::RealDisk;
-    use common::hello::{Me, Role};
-    use common::id::{ChunkId, ClusterId, DataVersion, Epoch, InodeId, LayoutVersion, SessionId};
+    use common::id::{ChunkId, ClusterId, DataVersion, Epoch, LayoutVersion, LogIndex, SessionId};
+    use common::kv::Kv;
     use common::kv::memory::MemoryKv;
     use common::layout::{Domain, Layout, ServerInfo};
-    use common::proto::meta::StoredChunk;
-    use common::world::World;
+    use common::name::Name;
+    use common::proto::meta::{Cred, NewNode, StoredChunk};
+    use common::time::Time;
     use std::sync::Arc;
 
     fn map() -> ClusterMap {
@@ -205,27 +216,35 @@ mod tests {
     }
 
     /// Only `apply` may answer "gone": the client takes that for a reply that its slot has kept.
-    #[tokio::test]
-    async fn whether_the_file_is_there_is_not_said_here() {
+    #[test]
+    fn what_a_batch_makes_has_as_many_copies_as_its_directory_says() {
         let dir = tempfile::tempdir().unwrap();
         let kv = MemoryKv::open(Arc::new(RealDisk), dir.path(), &FAMILIES).unwrap();
-        let config = Config {
+        let format = Command::Format {
             cluster: ClusterId(1),
-            epoch: Epoch(1),
             secret: Secret([1; 32]),
             pg_count: 16,
-            replicas: 3,
-            min_replicas: 2,
+            replicas: 2,
+            min_replicas: 1,
             metaservers: vec![],
+            at: Time::default(),
         };
-        let sessions = Sessions::new(std::iter::empty(), Instant::now());
-        let leases = Arc::new(crate::leases::Leases::new(std::iter::empty(), Instant::now()));
-        let (ctx, keep) = (QueryCtx::new(&config), crate::keep::Keep::new(1));
-        let (opens, lock_news) = (crate::opens::Opens::new(Instant::now()), tokio::sync::Notify::new());
-        let (servers, movers) = (Servers::new(1), crate::movers::Movers::default());
-        let trash = Default::default();
-        let leading = Leading { term: 1, ctx, servers, keep, movers, sessions, leases, opens, trash, lock_news };
-        let copies = Copies::new(Pool::new(&World::real(), &Me::unknown(Role::Metaserver)));
-        assert!(copies.check(&kv, &leading, &map(), &commit(&[1, 2])).await.is_ok());
+        let mut txn = Txn::new(&kv);
+        namespace::apply(&mut txn, LogIndex(1), &format).unwrap().unwrap();
+        let batch = txn.into_batch();
+        kv.write(batch).unwrap();
+        let create = |parent, ino| {
+            let name = Name::new("n").unwrap();
+            let op = Op::Create { parent, name, node: NewNode::Dir, mode: 0o755, exclusive: true, access: 0 };
+            Deferred { cred: Cred::default(), at: Time::default(), op, leads: vec![ino] }
+        };
+        let mut made = Made::default();
+        let of = |made: &Made, ino| replicas_of(&kv, made, InodeId(ino)).unwrap();
+        assert_eq!((of(&made, InodeId::ROOT.0), of(&made, 50)), (Some(2), None));
+        for (parent, ino) in [(InodeId::ROOT, 50), (InodeId(50), 51), (InodeId(60), 61), (InodeId(61), 60)] {
+            made.note(&create(parent, InodeId(ino)));
+        }
+        assert_eq!((of(&made, 50), of(&made, 51)), (Some(2), Some(2)));
+        assert_eq!((of(&made, 60), of(&made, 52)), (None, None), "made in each other; of nobody");
     }
 }

@@ -7,7 +7,8 @@ use crate::raft::State;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::proto::lease::{Grants, LEASE_ATTRS_MAX, LEASE_CONTENTS_MAX, LEASE_FILE_MAX, LeaseAsk, LeasedListing};
-use common::proto::meta::{Answer, Answered, Ask, Attr, DirEntry, ExtentRun, FileKind, Query};
+use common::proto::meta::{Answer, Answered, Ask, Attr, DirEntry, Extent, ExtentRun, FileKind, Query};
+use common::units::len_u64;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -125,11 +126,10 @@ impl Reading {
                 }
                 leases.push(lease.number);
                 if let (Some(contents), Some(attr), true) = (&mut contents, &entry.attr, lease.number != 0)
-                    && contents.takes(attr)
-                    && let Some(run) = namespace::inline_run(&*view, attr.ino)?
+                    && contents.may_take(attr)
+                    && let Some(run) = namespace::few_extents(&*view, &self.ctx, self.session, attr.ino)?
                 {
-                    contents.bytes += attr.allocated;
-                    contents.runs.push((attr.ino, run));
+                    contents.take(attr.ino, run);
                 }
             }
             kept.push(entry);
@@ -151,7 +151,10 @@ impl Reading {
     }
 }
 
-/// What small files hold, up to a limit.
+/// An extent's length in an answer beside its bytes, about, in bytes.
+const EXTENT_COST: u64 = 96;
+
+/// What small files hold, and where others' chunks are, up to a limit.
 #[derive(Default)]
 struct Contents {
     runs: Vec<(InodeId, ExtentRun)>,
@@ -159,8 +162,17 @@ struct Contents {
 }
 
 impl Contents {
-    fn takes(&self, attr: &Attr) -> bool {
-        let small = attr.kind == FileKind::File && attr.size <= LEASE_FILE_MAX && attr.allocated <= LEASE_FILE_MAX;
-        small && self.bytes + attr.allocated <= LEASE_CONTENTS_MAX
+    /// A cheap look, before extents are read.
+    fn may_take(&self, attr: &Attr) -> bool {
+        attr.kind == FileKind::File && self.bytes < LEASE_CONTENTS_MAX
+    }
+
+    fn take(&mut self, ino: InodeId, run: ExtentRun) {
+        let inline: u64 = run.extents.iter().map(Extent::inline_len).sum();
+        let bytes = inline + EXTENT_COST * len_u64(run.extents.len());
+        if inline <= LEASE_FILE_MAX && self.bytes + bytes <= LEASE_CONTENTS_MAX {
+            self.bytes += bytes;
+            self.runs.push((ino, run));
+        }
     }
 }

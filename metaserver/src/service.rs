@@ -3,7 +3,7 @@
 mod believed;
 mod changes;
 
-use crate::copies::Copies;
+use crate::copies::{Copies, Made};
 use crate::keep;
 use crate::leading::Leading;
 use crate::movers;
@@ -20,8 +20,8 @@ use common::proto::admin::{Order, Ordered};
 use common::proto::keep::{KEEP_BATCH_MAX, KeepAdmin, KeepAdminReply, KeepAnswer, KeepAsk, KeepOrders, KeepStatus};
 use common::proto::lease::{Claim, Claimed, LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
-    Admin, AdminReply, Alive, Answered, Ask, Commit, Cred, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus,
-    Op, Register, Registered, Request, Status, Submitted,
+    Admin, AdminReply, Alive, Answered, Ask, Cred, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus, Op,
+    Register, Registered, Request, Status, Submitted,
 };
 use common::proto::opens::{OPENS_HOLD, OpenAsk, OpenReport};
 use common::proto::squash::Squash;
@@ -209,13 +209,6 @@ impl Call {
         Fault::new(Kind::Internal, format!("the metadata store failed: {error}"))
     }
 
-    async fn check_copies(&self, member: &Member, leading: &Leading, commit: &Commit) -> Result<(), Fault> {
-        let map = leading.map(member)?;
-        let mounted = member.state.mounted();
-        let checked = self.service.copies.check(mounted.kv(), leading, &map, commit).await;
-        checked.map_err(|fail| self.fault(fail))
-    }
-
     /// What a read that failed answers; a store that failed is the end of this process.
     fn fault(&self, fail: Fail) -> Fault {
         match fail {
@@ -390,28 +383,12 @@ fn too_long() -> Fault {
     Fault::new(Kind::Invalid, format!("more than {KEEP_BATCH_MAX} chunks at once"))
 }
 
-/// Checks the receipts of a commit against the secret, and what else needs no state.
-fn check_commit(commit: &Commit, leading: &Leading) -> Result<(), Fault> {
-    namespace::validate_commit(commit)?;
-    for chunk in &commit.chunks {
-        for receipt in &chunk.receipts {
-            if !leading.ctx.secret.receipt_is_valid(receipt, chunk.id, chunk.len, commit.attempt) {
-                let text =
-                    format!("chunk {}: the receipt of {} does not hold for this commit", chunk.id, receipt.server);
-                return Err(Fault::new(Kind::Invalid, text));
-            }
-        }
-    }
-    Ok(())
-}
-
 impl Meta for Call {
     async fn submit(self, _: Context, mut request: Request) -> Result<Submitted, Fault> {
         let (member, leading) = self.leading().await?;
         request.cred = self.squashed(&member, request.cred)?;
         if let Op::Commit(commit) = &request.op {
-            check_commit(commit, &leading)?;
-            self.check_copies(&member, &leading, commit).await?;
+            self.check_commit(&member, &leading, commit, &Made::default()).await?;
         }
         let session = request.session;
         let (opens, closes) = match &request.op {

@@ -1,4 +1,5 @@
-//! What small files hold, as it came with their leases or was decided here: enough to open and read them without asking.
+//! What files hold, as it came with their leases or was decided here: the bytes of small ones, and where the chunks of others
+//! are. Enough to open them without asking.
 
 use common::id::{DataVersion, InodeId};
 use common::proto::meta::{Commit, Extent, ExtentRun, Source};
@@ -9,8 +10,9 @@ use std::collections::{HashMap, VecDeque};
 const BYTES_MAX: usize = 64 << 20;
 /// A file that grows here is kept up to this many bytes: each growth copies what is known of it.
 const GROWN_MAX: u64 = 1 << 20;
-/// What an entry costs beside its bytes, about.
-const ENTRY_COST: usize = 256;
+/// What an entry costs beside its extents, and each of those beside its bytes, about.
+const ENTRY_COST: usize = 160;
+const EXTENT_COST: usize = 160;
 
 /// See the module. An entry is of use only while the file's attributes are certain and of the same version.
 #[derive(Debug, Default)]
@@ -22,7 +24,7 @@ pub(super) struct Contents {
 }
 
 fn cost(run: &ExtentRun) -> usize {
-    ENTRY_COST + run.extents.iter().map(|extent| len_usize(extent.len)).sum::<usize>()
+    ENTRY_COST + run.extents.iter().map(|extent| EXTENT_COST + len_usize(extent.inline_len())).sum::<usize>()
 }
 
 impl Contents {
@@ -63,7 +65,7 @@ impl Contents {
             let (at, len, data) = (offset + edit.at, edit.len, edit.data.clone());
             run.extents.push(Extent { at, len, data, chunk_len: 0, token: Default::default(), holders: Vec::new() });
         }
-        let whole: u64 = run.extents.iter().map(|extent| extent.len).sum();
+        let whole: u64 = run.extents.iter().map(Extent::inline_len).sum();
         match whole <= GROWN_MAX {
             true => self.keep(commit.ino, after, run),
             false => self.forget(commit.ino),

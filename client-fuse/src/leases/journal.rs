@@ -4,12 +4,16 @@
 //! 1. Changes leave from the front, when they are known to be applied; or all at once, when they are lost.
 //! 2. `pending` counts for each inode the changes in the queue that touch it.
 //! 3. Inode numbers are handed out in rising order within a range, each once.
+//! 4. The bytes of every chunk that a change in the queue refers to are kept with it: should the metaservers want them stored
+//!    again, nobody else here has them.
 
+use crate::chunks::{Outgoing, Stored};
 use common::fault::Fault;
 use common::id::{InodeId, LogIndex, SessionId};
 use common::proto::batch::{BATCH_BYTES_MAX, BATCH_MAX, Batch, BatchDone, Deferred, Digest};
 use common::proto::meta::{Op, Outcome};
 use common::time::Time;
+use common::units::{len_u64, len_usize};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -20,6 +24,12 @@ const WAITING_MAX: usize = 8 * BATCH_MAX;
 const WAITING_BYTES_MAX: usize = 8 * BATCH_BYTES_MAX;
 /// So many changes are sent without waiting for more.
 const ENOUGH: usize = 256;
+/// Bytes of chunks kept, at most, but for those of one change.
+const KEPT_BYTES_MAX: usize = 16 << 20;
+/// So many are not kept for longer than it takes to tell of them.
+const KEPT_ENOUGH: usize = 4 << 20;
+/// Chunks that are stored again at once, in bytes, but for those of one change.
+const AGAIN_BYTES_MAX: usize = 4 << 20;
 /// A change waits for others to go with it at most this long. (What a crash of this client loses is younger than this, but
 /// for what the metaservers take to answer.)
 pub(super) const AGE_MAX: Duration = Duration::from_millis(200);
@@ -29,6 +39,8 @@ pub(super) const AGE_MAX: Duration = Duration::from_millis(200);
 pub(super) struct Journal {
     queue: VecDeque<Entry>,
     bytes: usize,
+    /// Bytes of chunks.
+    kept: usize,
     pending: HashMap<InodeId, usize>,
     /// All changes ever made, and those of them that are over.
     made: u64,
@@ -60,7 +72,28 @@ struct Entry {
     /// What this client has answered.
     outcome: Outcome,
     bytes: usize,
+    chunks: Vec<Outgoing>,
     since: Instant,
+}
+
+impl Entry {
+    fn kept(&self) -> usize {
+        kept_bytes(&self.chunks)
+    }
+}
+
+fn kept_bytes(chunks: &[Outgoing]) -> usize {
+    chunks.iter().map(|out| len_usize(u64::from(out.chunk.len))).sum()
+}
+
+/// A change whose chunks are to be stored again.
+#[derive(Debug)]
+pub(crate) struct Again {
+    /// Which one: see [`Journal::stored_again`].
+    number: u64,
+    /// Copies that the file wants.
+    pub(crate) replicas: u8,
+    pub(crate) chunks: Vec<Outgoing>,
 }
 
 /// Changes that are lost.
@@ -92,7 +125,7 @@ impl Journal {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.queue.len() >= WAITING_MAX || self.bytes >= WAITING_BYTES_MAX
+        self.queue.len() >= WAITING_MAX || self.bytes >= WAITING_BYTES_MAX || self.kept >= KEPT_BYTES_MAX
     }
 
     /// A change of this inode is not known to be applied.
@@ -155,15 +188,18 @@ impl Journal {
         self.numbers.push_back((first.0, first.0 + u64::from(count)));
     }
 
-    /// A change was made and answered for.
-    pub(super) fn push(&mut self, under: Under, change: Deferred, outcome: Outcome) {
+    /// A change was made and answered for. `chunks`: all that it refers to.
+    pub(super) fn push(&mut self, under: Under, change: Deferred, outcome: Outcome, chunks: Vec<Outgoing>) {
+        let ids = change.chunks().iter().map(|chunk| chunk.id);
+        debug_assert!(ids.eq(chunks.iter().map(|out| out.chunk.id)), "invariant 4");
         for ino in change.touches() {
             *self.pending.entry(ino).or_default() += 1;
         }
         let bytes = change.encoded_len();
         self.bytes += bytes;
+        self.kept += kept_bytes(&chunks);
         self.made += 1;
-        self.queue.push_back(Entry { under, change, outcome, bytes, since: Instant::now() });
+        self.queue.push_back(Entry { under, change, outcome, bytes, chunks, since: Instant::now() });
     }
 
     /// Somebody waits for all that was made by now: its number.
@@ -180,7 +216,8 @@ impl Journal {
     /// When the first of them is to be sent. `None`: there is none.
     pub(super) fn due(&self) -> Option<Instant> {
         let first = self.queue.front()?;
-        let now = self.wanted > self.over || self.queue.len() >= ENOUGH || self.bytes >= BATCH_BYTES_MAX;
+        let many = self.queue.len() >= ENOUGH || self.bytes >= BATCH_BYTES_MAX || self.kept >= KEPT_ENOUGH;
+        let now = self.wanted > self.over || many;
         Some(if now { first.since } else { first.since + AGE_MAX })
     }
 
@@ -205,6 +242,44 @@ impl Journal {
             digest.add(&entry.outcome);
         }
         digest.value() == done.digest
+    }
+
+    /// Changes whose chunks the metaservers want stored again: the first of the queue, and others behind it, whose attempts
+    /// are as old. None: the first one has no chunks.
+    pub(super) fn to_store_again(&self) -> Vec<Again> {
+        let mut bytes = 0;
+        let fits = |(at, entry): &(usize, &Entry)| {
+            bytes += entry.kept();
+            match at {
+                0 => !entry.chunks.is_empty(),
+                _ => bytes <= AGAIN_BYTES_MAX,
+            }
+        };
+        let taken = self.queue.iter().take(BATCH_MAX).enumerate().take_while(fits);
+        let with_chunks = taken.filter(|(_, entry)| !entry.chunks.is_empty());
+        let again = with_chunks.map(|(at, entry)| {
+            let Outcome::Committed { attr, .. } = &entry.outcome else { unreachable!("only commits have chunks") };
+            let (number, replicas) = (self.over + len_u64(at), attr.replicas);
+            Again { number, replicas, chunks: entry.chunks.clone() }
+        });
+        again.collect()
+    }
+
+    /// They are, and this is the proof.
+    pub(super) fn stored_again(&mut self, again: &[Again], stored: &Stored) {
+        for Again { number, .. } in again {
+            let entry = number.checked_sub(self.over).and_then(|at| self.queue.get_mut(len_usize(at)));
+            let Some(entry) = entry else { continue }; // lost meanwhile
+            let Op::Commit(commit) = &mut entry.change.op else { unreachable!("only commits have chunks") };
+            (commit.attempt, commit.layout) = (stored.attempt, stored.layout);
+            for chunk in &mut commit.chunks {
+                let new = stored.chunks.iter().find(|new| new.id == chunk.id);
+                *chunk = new.expect("all chunks that were to be stored are").clone();
+            }
+            let bytes = entry.change.encoded_len();
+            self.bytes = self.bytes - entry.bytes + bytes;
+            entry.bytes = bytes;
+        }
     }
 
     /// All that is left will never be applied.
@@ -242,6 +317,7 @@ impl Journal {
             }
         }
         self.bytes -= entry.bytes;
+        self.kept -= entry.kept();
         self.over += 1;
         Some(entry)
     }

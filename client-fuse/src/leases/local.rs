@@ -6,6 +6,7 @@
 
 use super::inside::{Inside, Known};
 use super::journal::Under;
+use crate::chunks::Outgoing;
 use common::id::{DataVersion, InodeId};
 use common::name::Name;
 use common::perm::{self, Bits};
@@ -22,6 +23,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const NANOS: u32 = 1_000_000_000;
+/// A commit of more bytes of chunks is asked for: what it takes to store them is long against that.
+const CHUNK_BYTES_MAX: u64 = 1 << 20;
 
 /// What becomes of a change.
 #[derive(Debug, PartialEq)]
@@ -72,12 +75,17 @@ pub(crate) struct Maker<'a> {
     pub(crate) now: Time,
     /// An inode that is certainly not open here, nor will be before this is decided.
     pub(crate) closed: Option<InodeId>,
+    /// The chunks that the change refers to, with their bytes.
+    pub(crate) chunks: &'a [Outgoing],
 }
 
 /// Whether a kind of change is ever decided here: a cheap look before the lock is taken.
 pub(crate) fn is_candidate(op: &Op) -> bool {
     match op {
-        Op::Commit(commit) => commit.chunks.is_empty() && commit.base.is_none(),
+        Op::Commit(commit) => {
+            let bytes: u64 = commit.chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+            commit.base.is_none() && bytes <= CHUNK_BYTES_MAX
+        }
         Op::Lock(_) => true,
         Op::Create { .. }
         | Op::CreateUnmasked { .. }
@@ -130,7 +138,12 @@ impl Inside {
                 self.carry_out(plan, &change);
                 let session = self.session.expect("what is known is of a session");
                 let since = self.since.expect("what only this client writes was claimed");
-                self.journal.push(Under { session, term: self.term, since }, change, outcome.clone());
+                self.journal.push(
+                    Under { session, term: self.term, since },
+                    change,
+                    outcome.clone(),
+                    maker.chunks.to_vec(),
+                );
                 outcome
             }),
         };
@@ -165,7 +178,12 @@ impl Inside {
                 Ok(Plan { attrs: vec![attr.clone()], ..Plan::new(Outcome::Attr(attr)) })
             }
             Op::Commit(commit) => {
-                let before = self.own(commit.ino)?;
+                only_if(commit.chunks.len() == maker.chunks.len())?; // who has not got their bytes cannot store them again
+                only_if(commit.chunks.is_empty() || Some(commit.attempt.session) == self.session)?;
+                let before = self.own(commit.ino).map_err(|not| match not {
+                    Not::Claimed(_) if !commit.chunks.is_empty() => Not::Here, // a file of others: a claim is as long as a commit
+                    not => not,
+                })?;
                 let (attr, offset) = committed(&before, commit, cred, at)?;
                 self.contents.grown((before.version, attr.version), commit, offset);
                 Ok(Plan { attrs: vec![attr.clone()], ..Plan::new(Outcome::Committed { attr, offset }) })
@@ -447,16 +465,16 @@ fn set_attr(attr: &Attr, set: &SetAttr, cred: &Cred, at: Time) -> Result<Attr, N
     Ok(new)
 }
 
-/// Attributes after a commit of bytes kept in the metadata, behind all that the file has, and where they went.
+/// Attributes after a commit of bytes or chunks behind all that the file has, and where they went.
 fn committed(attr: &Attr, commit: &Commit, cred: &Cred, at: Time) -> Result<(Attr, u64), Not> {
-    only_if(attr.kind == FileKind::File && commit.base.is_none() && commit.chunks.is_empty())?;
+    only_if(attr.kind == FileKind::File && commit.base.is_none())?;
     let offset = if commit.append { attr.size } else { 0 };
     let size = attr.size.max(offset.checked_add(commit.grow).ok_or(Not::Here)?);
     only_if(size <= FILE_SIZE_MAX)?;
     let (mut end, mut allocated) = (attr.size, attr.allocated);
     for edit in &commit.edits {
         let from = offset + edit.at;
-        only_if(matches!(edit.data, Source::Inline { .. }) && from >= end && from + edit.len <= size)?;
+        only_if(edit.data != Source::Hole && from >= end && from + edit.len <= size)?;
         end = from + edit.len;
         allocated += edit.len;
     }

@@ -125,7 +125,7 @@ impl Inside {
             let locks = held.locks.iter().map(|held| held.lock).collect();
             let at = self.journal.time(Time::default()); // the last change's: locks have none
             let change = Deferred { cred: Cred::default(), at, op: Op::HaveLocks { ino, locks }, leads: Vec::new() };
-            self.journal.push(Under { session, term: self.term, since }, change, Outcome::Done);
+            self.journal.push(Under { session, term: self.term, since }, change, Outcome::Done, Vec::new());
         }
     }
 

@@ -419,7 +419,7 @@ fn written(names: &[(&str, InodeId)]) -> Arc<Leases> {
 }
 
 fn decide(leases: &Leases, op: &Op) -> Decision {
-    let maker = Maker { cred: &Cred::default(), uptime: AT, now: Time::default(), closed: Some(A) };
+    let maker = Maker { cred: &Cred::default(), uptime: AT, now: Time::default(), closed: Some(A), chunks: &[] };
     leases.decide(op, maker)
 }
 

@@ -11,12 +11,15 @@
 //!    command after which batches made under older claims ([`Batch::since`]) are refused, but for those that the leader who
 //!    fenced lets through ([`Batch::checked`]): only it knows what others have changed or read since.
 //! 4. New inodes get numbers from a range that the session has reserved, each once, in rising order.
+//! 5. A commit of chunks comes with receipts of every replica that the file wants, and is checked as one that comes alone. If
+//!    it is refused for its attempt (`TouchAgain`, `PutAgain`), the session stores the chunks again, of which it has kept the
+//!    bytes, and sends it again: it is still in its place, since nothing that was decided later is applied.
 
 use crate::fault::Fault;
 use crate::id::{InodeId, LogIndex};
 use crate::proto::lease::Touched;
 use crate::proto::lock::LOCKS_MAX;
-use crate::proto::meta::{Cred, Op, Outcome};
+use crate::proto::meta::{Cred, Op, Outcome, StoredChunk};
 use crate::time::Time;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::cell::Cell;
@@ -81,7 +84,7 @@ impl Deferred {
             Op::Unlink { keep, .. } => !keep && self.leads.len() == 1,
             Op::Rmdir { .. } => self.leads.len() == 1,
             Op::Rename { keep, .. } => !keep && matches!(self.leads.len(), 1 | 2),
-            Op::Commit(commit) => commit.chunks.is_empty() && commit.base.is_none(),
+            Op::Commit(commit) => commit.base.is_none(),
             Op::Link { .. } => true,
             Op::SetAttr { set, .. } => set.replicas.is_none() && set.chunk_size.is_none(),
             Op::HaveLocks { locks, .. } => locks.len() <= LOCKS_MAX,
@@ -98,6 +101,14 @@ impl Deferred {
             | Op::Reserve { .. }
             | Op::Accessed { .. }
             | Op::Undelete { .. } => false,
+        }
+    }
+
+    /// The chunks that it refers to, each once.
+    pub fn chunks(&self) -> &[StoredChunk] {
+        match &self.op {
+            Op::Commit(commit) => &commit.chunks,
+            _ => &[],
         }
     }
 

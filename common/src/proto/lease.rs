@@ -48,7 +48,7 @@ pub const WRITE: u64 = 1;
 pub const CLAIM_MAX: usize = 4096;
 /// Bytes of contents that come with a directory, at most.
 pub const LEASE_CONTENTS_MAX: u64 = 1 << 20;
-/// Files with more bytes than this come without.
+/// Files of which more bytes than this are kept in the metadata come without.
 pub const LEASE_FILE_MAX: u64 = 16 << 10;
 /// Inodes in one answer to a [`RecallCall`], and given back with one, at most.
 pub const RECALLS_MAX: usize = 4096;
@@ -98,7 +98,8 @@ pub struct LeasedListing {
     pub entries: Vec<DirEntry>,
     /// The number of the directory's lease, then those of the entries that have attributes, in order; 0: none.
     pub leases: Vec<u64>,
-    /// What small files among them hold, where that is kept in the metadata: whole.
+    /// What files among them hold, each whole: small ones that are kept in the metadata, and where the chunks of others are, if
+    /// they are few and have all their copies.
     pub contents: Vec<(InodeId, ExtentRun)>,
 }
 

@@ -129,6 +129,13 @@ pub struct Extent {
     pub holders: Vec<ServerId>,
 }
 
+impl Extent {
+    /// How many of its bytes are kept in the metadata: all or none.
+    pub fn inline_len(&self) -> u64 {
+        if matches!(self.data, Source::Inline { .. }) { self.len } else { 0 }
+    }
+}
+
 /// A run of extents, and how far it reaches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExtentRun {

@@ -78,7 +78,7 @@ pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
 pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
 pub use lock::waits as lock_waits;
 pub use moves::{away, left, moves, plan, steps as plan_steps};
-pub use query::{QueryCtx, attr, inline_run, lead_to, leased, query};
+pub use query::{QueryCtx, attr, few_extents, lead_to, leased, query};
 pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
 pub use restore::held;
 pub use rows::{config, counters};

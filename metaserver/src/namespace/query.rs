@@ -23,8 +23,8 @@ use common::proto::meta::{
 use common::units::len_usize;
 use std::ops::Bound;
 
-/// Files with more extents do not come with a lease.
-const INLINE_EXTENTS_MAX: usize = 16;
+/// What is in files with more extents does not come with a lease.
+const FEW_EXTENTS_MAX: usize = 16;
 
 /// What a query needs beside the store: made once from the [`Config`], capacity from the heartbeats.
 #[derive(Clone, Copy, Debug)]
@@ -129,21 +129,26 @@ pub fn attr(read: &dyn KvRead, ino: InodeId) -> Result<Option<Attr>, KvError> {
     Ok(find_inode(read, ino)?.map(|found| found.attr(ino)))
 }
 
-/// All that a file holds, if that is kept in the metadata whole.
+/// All that a file holds, as its reader needs it, if it is in few extents: bytes that are kept in the metadata, and chunks that
+/// have all their copies. (Who has those of others changes without a change of the file.)
 ///
 /// # Errors
 /// The store failed.
-pub fn inline_run(read: &dyn KvRead, ino: InodeId) -> Result<Option<ExtentRun>, KvError> {
+pub fn few_extents(
+    read: &dyn KvRead,
+    ctx: &QueryCtx,
+    session: SessionId,
+    ino: InodeId,
+) -> Result<Option<ExtentRun>, KvError> {
     let Some(Inode { body: Body::File { data, extents, .. }, .. }) = find_inode(read, ino)? else { return Ok(None) };
-    if len_usize(extents) > INLINE_EXTENTS_MAX {
+    if len_usize(extents) > FEW_EXTENTS_MAX {
         return Ok(None);
     }
-    let mut run = ExtentRun { extents: Vec::new(), covered: u64::MAX };
-    for (at, row) in overlapping(read, data, 0, u64::MAX, INLINE_EXTENTS_MAX)? {
-        let Data::Inline { id, offset, bytes } = row.data else { return Ok(None) };
-        run.extents.push(inline(at, row.len, Source::Inline { id, offset, bytes }));
-    }
-    Ok(Some(run))
+    let (reader, degraded) = (Reader { read, ctx, session }, counters(read)?.degraded > 0);
+    let rows = overlapping(read, data, 0, u64::MAX, FEW_EXTENTS_MAX)?.into_iter();
+    let extents = rows.map(|row| reader.extent(row, degraded)).collect::<Result<Vec<_>, KvError>>()?;
+    let has_all = extents.iter().all(|extent| extent.holders.is_empty());
+    Ok(has_all.then_some(ExtentRun { extents, covered: u64::MAX }))
 }
 
 /// An extent whose bytes are here: there is nothing to have a right to.

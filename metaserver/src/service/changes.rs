@@ -1,6 +1,7 @@
 //! Changes by clients: when nobody believes any more in what they make untrue.
 
 use super::Call;
+use crate::copies::{Made, replicas_of};
 use crate::grants::Guard;
 use crate::leading::Leading;
 use crate::namespace::{self, Command, Done};
@@ -10,10 +11,68 @@ use common::id::SessionId;
 use common::proto::batch::Batch;
 use common::proto::lease::{Grants, Touched};
 use common::proto::lock::{LockAsk, LockKind};
-use common::proto::meta::{CloneRange, Op, Request};
+use common::proto::meta::{CloneRange, Commit, Op, Request};
 use tokio::sync::oneshot;
 
+/// Checks the receipts of a commit against the secret, and what else needs no state.
+fn check_receipts(commit: &Commit, leading: &Leading) -> Result<(), Fault> {
+    namespace::validate_commit(commit)?;
+    for chunk in &commit.chunks {
+        for receipt in &chunk.receipts {
+            if !leading.ctx.secret.receipt_is_valid(receipt, chunk.id, chunk.len, commit.attempt) {
+                let text =
+                    format!("chunk {}: the receipt of {} does not hold for this commit", chunk.id, receipt.server);
+                return Err(Fault::new(Kind::Invalid, text));
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Call {
+    /// Whether a commit may be proposed. `made`: what comes before it in its batch.
+    pub(super) async fn check_commit(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        commit: &Commit,
+        made: &Made,
+    ) -> Result<(), Fault> {
+        check_receipts(commit, leading)?;
+        if commit.chunks.is_empty() {
+            return Ok(());
+        }
+        let replicas = replicas_of(member.state.mounted().kv(), made, commit.ino);
+        match replicas.map_err(|error| self.store_failed(&error))? {
+            Some(replicas) => {
+                let map = leading.map(member)?;
+                self.service.copies.check(leading, &map, commit, replicas).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Call::check_commit`], for all commits of a batch. What comes before one that is refused is left, and it comes again
+    /// as the first of the next: then this says why.
+    async fn check_batch(&self, member: &Member, leading: &Leading, batch: &mut Batch) -> Result<(), Fault> {
+        let mut made = Made::default();
+        for (at, change) in batch.changes.iter().enumerate() {
+            if let Op::Commit(commit) = &change.op
+                && let Err(fault) = self.check_commit(member, leading, commit, &made).await
+            {
+                return match at {
+                    0 => Err(fault),
+                    _ => {
+                        batch.changes.truncate(at);
+                        Ok(())
+                    }
+                };
+            }
+            made.note(change);
+        }
+        Ok(())
+    }
+
     /// A client's change, when nobody believes any more in what it makes untrue; and leases of what it shows, if the
     /// session takes part.
     pub(super) async fn change(
@@ -104,9 +163,9 @@ impl Call {
         leading: &Leading,
         mut request: Request,
     ) -> Result<(Done, Grants), Fault> {
-        let Op::Batch(Batch { term, changes, checked, .. }) = &mut request.op else {
-            unreachable!("the caller has looked")
-        };
+        let Op::Batch(batch) = &mut request.op else { unreachable!("the caller has looked") };
+        self.check_batch(member, leading, batch).await?;
+        let Batch { term, changes, checked, .. } = batch;
         *checked = leading.term;
         let (session, ours) = (request.session, *term == leading.term);
         for change in changes.iter_mut() {

@@ -175,7 +175,9 @@ impl World {
         };
         for _ in 0..self.rng.random_range(0..3) {
             let offset = [0, 100, 4096, 9000][self.rng.random_range(0..4)];
-            let bytes = vec![self.rng.random_range(1..255); self.rng.random_range(1..6000)];
+            // Kept in the metadata, or in chunks.
+            let len = if self.rng.random_range(0..4) == 0 { 20_000..60_000 } else { 1..6000 };
+            let bytes = vec![self.rng.random_range(1..255); self.rng.random_range(len)];
             client.write(&handle, offset, bytes.into()).await?;
         }
         let flushed = client.flush(&handle).await;

@@ -5,6 +5,7 @@ use crate::store::keys::{CLUSTER, COUNTERS, DEGRADED, HORIZON, MOVED};
 use crate::store::values::{Counters, Degraded, Horizon, Moved, Value};
 use bytes::Bytes;
 use common::kv::Batch;
+use common::proto::batch::{self, Deferred};
 use common::proto::meta::{SetAttr, SetTime};
 
 /// A file, and a commit that writes one stored chunk to it.
@@ -44,6 +45,33 @@ fn a_witness_below_the_horizon_is_told_to_touch_again() {
     set_horizon(&world, commit.chunks[0].id, witness + 1);
     assert_eq!(refused(&mut world, &commit), Kind::TouchAgain);
     assert_eq!(world.read(ino), b"some bytes");
+}
+
+/// The same attempt, receipts and references, whether a session waits for the commit or tells it later.
+#[test]
+fn a_commit_in_a_batch_is_refused_as_one_that_comes_alone() {
+    let mut world = World::new();
+    let (ino, commit) = ready(&mut world);
+    let witness = commit.attempt.witness.0;
+    let told = |world: &mut World, commit: &Commit| {
+        let op = Op::Commit(commit.clone());
+        let change = Deferred { cred: cred(0), at: Time { secs: 7, nanos: 0 }, op, leads: vec![] };
+        match world.op(0, Op::Batch(batch::Batch { changes: vec![change], ..Default::default() })).unwrap() {
+            Outcome::Batch(done) => (done.done, done.fault.map(|fault| fault.kind)),
+            other => panic!("{other:?}"),
+        }
+    };
+    set_horizon(&world, commit.chunks[0].id, witness + 1);
+    assert_eq!(told(&mut world, &commit), (0, Some(Kind::TouchAgain)));
+    set_horizon(&world, commit.chunks[0].id, witness);
+    let few = Commit { chunks: vec![stored(commit.chunks[0].id, 10, 1)], ..commit.clone() };
+    assert_eq!(told(&mut world, &few), (0, Some(Kind::PutAgain)));
+    let of_others = Commit { attempt: Attempt { session: S2, ..commit.attempt }, ..commit.clone() };
+    assert_eq!(told(&mut world, &of_others), (0, Some(Kind::Invalid)));
+    world.check();
+    assert_eq!(told(&mut world, &commit), (1, None));
+    assert_eq!((world.read(ino), world.attr(ino).ctime.secs), (b"some bytes".to_vec(), 7));
+    world.check();
 }
 
 #[test]
@@ -90,8 +118,14 @@ fn too_few_receipts_are_refused_and_few_make_the_chunk_degraded() {
     let row = Degraded::decode(&world.kv.get(DEGRADED, &key).unwrap().unwrap()).unwrap();
     assert_eq!(row.servers, [ServerId(1), ServerId(2)]);
     assert_eq!(world.extents(ino)[0].holders, [ServerId(1), ServerId(2)], "readers are told");
+    assert_eq!(world.few_extents(ino), None, "and ask each time: the file does not change with them");
     world.check();
     world.commit(with(3)).unwrap();
+    assert_eq!(world.few_extents(ino), Some(world.extents(ino)), "what comes with a lease is what an open is told");
+    for at in 1..=17 {
+        world.write(ino, at * 100, b"x").unwrap();
+        assert_eq!(world.few_extents(ino).is_some(), at < 16);
+    }
     assert_eq!(world.kv.get(DEGRADED, &key).unwrap(), None, "all copies are there");
     world.commit(with(2)).unwrap();
     world.op(0, Op::Unlink { parent: ROOT, name: name("f"), keep: false }).unwrap();

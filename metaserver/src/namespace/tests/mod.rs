@@ -20,7 +20,7 @@ mod tree;
 mod twins;
 mod values;
 
-use super::{Command, Done, Fail, QueryCtx, Reply, apply, check, config, query};
+use super::{Command, Done, Fail, QueryCtx, Reply, apply, check, config, few_extents, query};
 use crate::store::trash::TrashState;
 use crate::store::values::Value as _;
 use crate::store::{Txn, keys};
@@ -166,6 +166,12 @@ impl World {
             Err(Fail::Fault(fault)) => Err(fault),
             Err(Fail::Kv(error)) => panic!("{error}"),
         }
+    }
+
+    /// As they come with a lease.
+    fn few_extents(&self, ino: InodeId) -> Option<Vec<Extent>> {
+        let ctx = QueryCtx::new(&config(&*self.kv).unwrap().unwrap());
+        few_extents(&*self.kv, &ctx, S1, ino).unwrap().map(|run| run.extents)
     }
 
     fn attr(&self, ino: InodeId) -> Attr {
