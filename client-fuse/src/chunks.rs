@@ -53,6 +53,8 @@ const STRIKES: u32 = 2;
 const ROUND_PAUSE: Duration = Duration::from_millis(300);
 /// The longest such pause of a read: each is twice as long as the one before.
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Rounds of reads in which servers may say that a token is none of theirs.
+const STALE_ROUNDS: u32 = 2;
 /// Rounds of puts of one call, at most.
 const ROUNDS_MAX: u32 = 200;
 /// A second replica is asked when the first is silent for this long: ranges, and whole chunks.
@@ -370,15 +372,22 @@ impl Chunks {
     /// Reads `range` of a chunk, verified. What comes back is the range widened to hash groups, and where it starts.
     ///
     /// # Errors
-    /// `Corrupt` when every copy is damaged or gone, `Unavailable` when none answers in time. The message names the
+    /// `Corrupt` when every copy is damaged or gone, `Unavailable` when none answers in time. `Stale`: servers do not know the
+    /// token, such as one of a session that has ended: ask for the extents again. The message names the
     /// chunk, the file and what each server said.
     pub(crate) async fn fetch(&self, spot: &Spot, range: (u32, u32), deadline: Instant) -> Result<(u32, Bytes), Fault> {
         let mut pause = ROUND_PAUSE;
+        let mut stale = 0;
         loop {
             let said = match self.fetch_round(spot, range, deadline).await {
                 Ok(found) => return Ok(found),
                 Err(said) => said,
             };
+            // A server that is behind by an epoch says so, too.
+            stale += u32::from(said.iter().any(|(_, fault)| fault.kind == Kind::Stale));
+            if stale == STALE_ROUNDS {
+                return Err(Fault { kind: Kind::Stale, ..nobody(spot, &said) });
+            }
             // A server that restarts, or is cut off for a moment, may hold the only sound copy.
             let may_come_back = said.iter().any(|(_, fault)| fault.kind.is_transient() || fault.kind == Kind::Refused);
             if !may_come_back || Instant::now() + pause >= deadline {

@@ -30,13 +30,22 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// only so long.
 const SEND_LIMIT: Duration = Duration::from_secs(2);
 /// How long chunks may take to be stored again, before it is looked whether a server is to be gone round: less than others wait
-/// for what was decided here. Twice as long each time, and so are the pauses of [`PAUSE`], up to so many times.
+/// for what was decided here. Twice as long in each round of refusals, and so are pauses of [`PAUSE`], up to so many times.
 const STORE_LIMIT: Duration = Duration::from_secs(2);
-const STORE_DOUBLINGS: u32 = 4;
-/// Rounds in a row in which chunks could not be stored again for a reason that may stay (full servers), at most: about a minute.
-const STORES_MAX: u32 = 60;
+const DOUBLINGS_MAX: u32 = 4;
+/// Rounds in a row that fail for a reason that may stay (full servers), at most: about a minute. Then all is lost.
+const LASTING_MAX: u32 = 60;
 /// How long a claim may take: what it is for can be asked for instead.
 const CLAIM_LIMIT: Duration = Duration::from_millis(900);
+
+/// How long nothing of what was decided here has been taken.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Refusals in a row.
+    rounds: u32,
+    /// Failures in a row, now, that may stay.
+    lasting: u32,
+}
 
 impl Core {
     /// Decides a change here. `None`: the metaservers decide.
@@ -186,7 +195,7 @@ impl Core {
 
     /// Tells what was decided, batch after batch.
     pub(crate) async fn tell_loop(self: Arc<Self>, stop: CancellationToken) {
-        let mut round = 0;
+        let mut trouble = Trouble::default();
         loop {
             let (session, batch) = tokio::select! {
                 biased;
@@ -204,60 +213,81 @@ impl Core {
                         add(&self.counters.misjudged, 1);
                         error!(changes = batch.changes.len(), "changes turned out otherwise than was answered for");
                     }
-                    round = if done.done > 0 { 0 } else { round };
+                    if done.done > 0 {
+                        trouble = Trouble::default();
+                    }
                     done.fault
                 }
                 Err(fault) => Some(fault),
             };
-            let lost = match refused {
-                Some(fault) if matches!(fault.kind, Kind::TouchAgain | Kind::PutAgain) => {
-                    round += 1;
-                    tokio::select! {
-                        biased;
-                        () = stop.cancelled() => return,
-                        stored = self.store_decided(session, fault, round) => stored.err(),
-                    }
-                }
-                refused => refused,
+            let Some(fault) = refused else { continue };
+            let lost = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                mended = self.mend(session, fault, &mut trouble) => mended.err(),
             };
             if let Some(fault) = lost {
                 self.lose(fault);
+                trouble = Trouble::default();
             }
         }
     }
 
-    /// Stores chunks of what was decided here once more, as the metaservers ask, for the `round`th time in a row. Where that
-    /// fails for now, they are asked again all the same: they may have let others pass meanwhile.
+    /// What was refused is to be told again, after chunks were stored once more if the metaservers ask for that. Where that fails
+    /// for now, they are asked again all the same: they may have let others pass meanwhile.
     ///
     /// # Errors
-    /// All is lost: why. The session has ended; nothing can be stored, or could be in [`STORES_MAX`] rounds.
-    async fn store_decided(&self, made_in: SessionId, refused: Fault, round: u32) -> Result<(), Fault> {
+    /// All is lost: why.
+    async fn mend(&self, made_in: SessionId, refused: Fault, trouble: &mut Trouble) -> Result<(), Fault> {
+        trouble.rounds += 1;
+        let times = 1 << trouble.rounds.min(DOUBLINGS_MAX + 1) >> 1;
+        let kind = refused.kind;
+        let result = match kind {
+            Kind::TouchAgain | Kind::PutAgain => {
+                let limit = Instant::now() + STORE_LIMIT * times;
+                self.store_decided(made_in, refused, limit.min(self.meta.deadline())).await
+            }
+            _ => Err(refused),
+        };
+        let Err(fault) = result else {
+            trouble.lasting = 0;
+            if trouble.rounds > 1 {
+                tokio::time::sleep(PAUSE * times).await; // what was stored was not enough the last time
+            }
+            return Ok(());
+        };
+        trouble.lasting = if fault.kind.is_transient() { 0 } else { trouble.lasting + 1 };
+        // The leader's disk, not the change: the next leader takes it. Or servers that are full, or do not know the session yet.
+        let may_go_by = fault.kind == Kind::Internal || (kind != fault.kind && fault.kind != Kind::NoSession);
+        if !may_go_by || trouble.lasting > LASTING_MAX {
+            return Err(fault);
+        }
+        warn!(error = %fault, "changes made here are not told yet");
+        tokio::time::sleep(PAUSE * times).await;
+        Ok(())
+    }
+
+    /// Stores chunks of what was decided here once more.
+    ///
+    /// # Errors
+    /// The first of it has none: why it was `refused`. `NoSession`: it has ended. Those of [`Chunks::store`].
+    ///
+    /// [`Chunks::store`]: crate::chunks::Chunks::store
+    async fn store_decided(&self, made_in: SessionId, refused: Fault, deadline: Instant) -> Result<(), Fault> {
         add(&self.counters.commit_retries, 1);
         let again = self.leases.to_store_again();
         if again.is_empty() {
             return Err(refused);
         }
-        let times = 1 << round.min(STORE_DOUBLINGS + 1) >> 1;
-        if round > 1 {
-            tokio::time::sleep(PAUSE * times).await;
-        }
         let session = self.meta.session();
         if session.id != made_in {
             return Err(Fault::new(Kind::NoSession, "the session that made them has ended"));
         }
-        let deadline = self.meta.deadline().min(Instant::now() + STORE_LIMIT * times);
-        match self.store_each(&again, refused.kind == Kind::PutAgain, deadline).await {
-            Ok(()) => Ok(()),
-            Err(fault) if fault.kind == Kind::NoSession => {
-                let _ = self.meta.reopen(&session, deadline).await; // the next request says why not
-                Err(fault)
-            }
-            Err(fault) if fault.kind.is_transient() || round < STORES_MAX => {
-                warn!(error = %fault, "chunks of changes made here cannot be stored again yet");
-                Ok(())
-            }
-            Err(fault) => Err(fault),
+        let stored = self.store_each(&again, refused.kind == Kind::PutAgain, deadline).await;
+        if stored.as_ref().is_err_and(|fault| fault.kind == Kind::NoSession) {
+            let _ = self.meta.reopen(&session, deadline).await; // the next request says why not
         }
+        stored
     }
 
     async fn store_each(&self, again: &[Again], insist: bool, deadline: Instant) -> Result<(), Fault> {

@@ -159,17 +159,20 @@ const EXTENT_COST: u64 = 96;
 struct Contents {
     runs: Vec<(InodeId, ExtentRun)>,
     bytes: u64,
+    /// Also of those that were not taken: reading is what takes time.
+    read: u64,
 }
 
 impl Contents {
     /// A cheap look, before extents are read.
     fn may_take(&self, attr: &Attr) -> bool {
-        attr.kind == FileKind::File && self.bytes < LEASE_CONTENTS_MAX
+        attr.kind == FileKind::File && self.read < LEASE_CONTENTS_MAX
     }
 
     fn take(&mut self, ino: InodeId, run: ExtentRun) {
         let inline: u64 = run.extents.iter().map(Extent::inline_len).sum();
         let bytes = inline + EXTENT_COST * len_u64(run.extents.len());
+        self.read += bytes;
         if inline <= LEASE_FILE_MAX && self.bytes + bytes <= LEASE_CONTENTS_MAX {
             self.bytes += bytes;
             self.runs.push((ino, run));

@@ -22,6 +22,9 @@ use tokio::time::Instant;
 const VERIFY_EVERY: Duration = Duration::from_secs(10);
 /// A round waits for answers this long.
 const ROUND_MAX: Duration = Duration::from_secs(30);
+/// Rounds in a row in which a session that does not answer is taken to hold everything, at most; then it is waited for, as long as
+/// it lives: what it is taken to hold is let go of in one step when it ends.
+const TAKEN_MAX: u32 = 64;
 
 /// What a round is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,10 @@ struct Table {
     last: u64,
     running: Option<Round>,
     verified: Instant,
+    /// Rounds in a row that sessions have not answered.
+    silent: BTreeMap<SessionId, u32>,
+    /// The last of the notes that the last round was about: the next one goes on behind it.
+    noted_to: Option<Noted>,
 }
 
 /// See the module.
@@ -70,11 +77,25 @@ pub(crate) struct Opens {
 impl Opens {
     /// Nobody was asked.
     pub(crate) fn new(now: Instant) -> Opens {
-        Opens { table: Mutex::new(Table { last: 0, running: None, verified: now }), began: Notify::new() }
+        Opens {
+            table: Mutex::new(Table { last: 0, running: None, verified: now, silent: BTreeMap::new(), noted_to: None }),
+            began: Notify::new(),
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().expect("no panic holds this lock")
+    }
+
+    /// The notes that the next round is about come behind this one, if there are any.
+    pub(crate) fn noted_to(&self) -> Option<Noted> {
+        self.table().noted_to
+    }
+
+    /// There is nothing to ask about any more.
+    pub(crate) fn nothing(&self) {
+        let mut table = self.table();
+        (table.running, table.noted_to) = (None, None);
     }
 
     /// Whether a round is under way; if so, those who have ended since are not waited for.
@@ -97,6 +118,7 @@ impl Opens {
         }
         table.last += 1;
         table.verified = now;
+        table.noted_to = asked.noted.last().copied();
         let mut noted: BTreeMap<SessionId, BTreeSet<InodeId>> = BTreeMap::new();
         for (session, ino) in asked.noted {
             noted.entry(session).or_default().insert(ino);
@@ -116,10 +138,12 @@ impl Opens {
     /// A session has exactly these open, as an answer to a round.
     pub(crate) fn report(&self, session: SessionId, number: u64, open: &[InodeId]) {
         let mut table = self.table();
-        let Some(round) = table.running.as_mut().filter(|round| round.number == number) else { return };
+        let Table { running, silent, .. } = &mut *table;
+        let Some(round) = running.as_mut().filter(|round| round.number == number) else { return };
         if !round.waiting.remove(&session) {
             return;
         }
+        silent.remove(&session);
         let mut noted = round.noted.remove(&session).unwrap_or_default();
         for ino in open {
             noted.remove(ino);
@@ -133,9 +157,14 @@ impl Opens {
     /// What the round found, once everybody has answered, or nobody waits any longer. It is over then.
     pub(crate) fn finished(&self, now: Instant) -> Option<Found> {
         let mut table = self.table();
-        let is_over =
-            |round: &mut Round| round.waiting.is_empty() || now.saturating_duration_since(round.began) >= ROUND_MAX;
-        let mut round = table.running.take_if(is_over)?;
+        let Table { running, silent, .. } = &mut *table;
+        let mut round = running.take_if(|round| {
+            let may_be_taken = |session: &SessionId| silent.get(session).is_none_or(|rounds| *rounds < TAKEN_MAX);
+            let late = now.saturating_duration_since(round.began) >= ROUND_MAX;
+            round.waiting.is_empty() || (late && round.waiting.iter().all(may_be_taken))
+        })?;
+        silent.retain(|session, _| round.waiting.contains(session));
+        round.waiting.iter().for_each(|session| *silent.entry(*session).or_default() += 1);
         round.held.values_mut().for_each(|holders| holders.extend(&round.waiting));
         Some(Found { held: round.held.into_iter().collect(), dropped: round.dropped })
     }

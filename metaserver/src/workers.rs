@@ -187,8 +187,9 @@ async fn layout(node: &Shared, member: &Member, leading: &Leading) -> Result<(),
 async fn orphans(node: &Shared, member: &Member, leading: &Leading) -> Result<(), Fault> {
     let failed = |error: common::kv::KvError| Fault::new(Kind::Internal, error.to_string());
     let mounted = member.state.mounted();
-    let (unasked, noted) = namespace::orphans(mounted.kv(), ORPHANS_MAX).map_err(failed)?;
+    let (unasked, noted) = namespace::orphans(mounted.kv(), leading.opens.noted_to(), ORPHANS_MAX).map_err(failed)?;
     if unasked.is_empty() && noted.is_empty() {
+        leading.opens.nothing();
         return Ok(());
     }
     let attending = namespace::attending(mounted.kv()).map_err(failed)?;

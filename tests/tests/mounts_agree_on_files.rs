@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::Signal;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tests::cluster::Cluster;
-use tests::content::full;
+use tests::content::{Content, full};
 
 /// Longer than a lease, shorter than a session.
 const STANDSTILL: Duration = Duration::from_secs(3);
@@ -80,6 +81,8 @@ impl Views {
             self.checks += 1;
         }
 
+        self.chunks(round, &by, &other);
+
         let mode = 0o600 + u32::try_from(round % 8).unwrap();
         fs::set_permissions(by.join(&name), fs::Permissions::from_mode(mode)).unwrap();
         self.all("mode", &mode, |dir| fs::metadata(dir.join(&name)).unwrap().mode() & 0o777);
@@ -109,6 +112,43 @@ impl Views {
         self.all("directory gone", &false, |dir| dir.join(&moved).exists());
         fs::remove_file(by.join(&name)).unwrap();
         self.all("gone", &None, |dir| read(dir, &name));
+    }
+
+    /// The same with files too long for the metadata, whose commits a mount may tell later.
+    fn chunks(&mut self, round: usize, by: &Path, other: &Path) {
+        let name = format!("c{round}");
+        let read = |dir: &Path| fs::read(dir.join(&name)).ok();
+        let bytes = |step: usize, len| {
+            let (file, version) = (common::units::len_u64(round), common::units::len_u64(step));
+            Content::new(1, file, version).bytes(0, len)
+        };
+        let mut want = bytes(9, 100_000);
+        fs::write(by.join(&name), &want).unwrap();
+        self.all("a file of chunks", &Some(want.clone()), read);
+        // Behind its end, now here, now there.
+        for (step, dir) in [other, by, by, other].into_iter().enumerate() {
+            let more = bytes(step, 20_000 + step * 30_000);
+            OpenOptions::new().append(true).open(dir.join(&name)).unwrap().write_all(&more).unwrap();
+            want.extend(more);
+            self.all("appended in chunks", &Some(want.clone()), read);
+        }
+        // What one changes in its extents while another writes to it.
+        let writer = OpenOptions::new().write(true).open(by.join(&name)).unwrap();
+        writer.write_all_at(b"not saved yet", 50_000).unwrap();
+        let changer = OpenOptions::new().write(true).open(other.join(&name)).unwrap();
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&changer, punch, 10_000, 20_000).unwrap();
+        let longer = want.len() + 5_000;
+        fallocate(&changer, FallocateFlags::empty(), 0, i64::try_from(longer).unwrap()).unwrap();
+        writer.write_all_at(b"after that", 15_000).unwrap();
+        drop(writer);
+        want.resize(longer, 0);
+        want[10_000..30_000].fill(0);
+        want[50_000..50_013].copy_from_slice(b"not saved yet");
+        want[15_000..15_010].copy_from_slice(b"after that");
+        self.all("written and punched", &Some(want), read);
+        fs::rename(other.join(&name), other.with_file_name("moved")).unwrap();
+        self.all("moved", &None, read);
     }
 }
 

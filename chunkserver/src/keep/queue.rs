@@ -26,14 +26,11 @@ pub(super) struct Missing {
     pub(super) spare: bool,
 }
 
-/// The order in which they are fetched.
-type Rank = (bool, usize, ChunkId);
+/// The order in which they are fetched: what can wait comes last, before it what nobody seems to have (else many lost chunks would
+/// keep the rest from being fetched), and first what the fewest have.
+type Rank = (bool, bool, usize, ChunkId);
 
 impl Missing {
-    fn rank(&self) -> Rank {
-        (self.spare, self.holders.len(), self.chunk.id)
-    }
-
     /// The loss of one more server may lose it.
     pub(super) fn is_endangered(&self) -> bool {
         !self.spare && self.holders.len() <= 1
@@ -47,6 +44,15 @@ struct Entry {
     /// The pass that saw it last.
     pass: u64,
     state: State,
+    /// Nobody gave it the last time.
+    refused: bool,
+}
+
+impl Entry {
+    fn rank(&self) -> Rank {
+        let Missing { chunk, holders, spare, .. } = &self.missing;
+        (*spare, self.refused || holders.is_empty(), holders.len(), chunk.id)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,35 +95,36 @@ impl Queue {
     /// A pass found this missing.
     pub(super) fn found(&mut self, missing: Missing, pass: u64, now: Instant) {
         let id = missing.chunk.id;
-        let rank = missing.rank();
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.pass = pass;
             if entry.state != State::Taken {
-                self.order.remove(&entry.missing.rank());
+                self.order.remove(&entry.rank());
                 self.failed.remove(&id);
                 entry.missing = missing;
                 entry.state = State::Waiting;
-                self.order.insert(rank);
+                self.order.insert(entry.rank());
             }
             return;
         }
+        let entry = Entry { missing, since: now, pass, state: State::Waiting, refused: false };
+        let rank = entry.rank();
         if self.entries.len() >= QUEUE_MAX && !self.make_room(&rank, pass) {
             self.beyond.0 += 1;
-            self.beyond.1 += u64::from(missing.chunk.len);
+            self.beyond.1 += u64::from(entry.missing.chunk.len);
             return;
         }
-        self.entries.insert(id, Entry { missing, since: now, pass, state: State::Waiting });
+        self.entries.insert(id, entry);
         self.order.insert(rank);
     }
 
     /// Lets go of something that this one comes before: what could not be had, else the last of those that wait.
     fn make_room(&mut self, rank: &Rank, pass: u64) -> bool {
-        let (waits, ..) = *rank;
-        let failed = if waits { None } else { self.failed.pop_first() };
+        let (spare, hopeless, ..) = *rank;
+        let failed = if spare || hopeless { None } else { self.failed.pop_first() };
         let id = match failed {
             Some(id) => id,
             None if self.order.last().is_some_and(|last| last > rank) => {
-                let (_, _, id) = self.order.pop_last().expect("just seen");
+                let (.., id) = self.order.pop_last().expect("just seen");
                 id
             }
             None => return false,
@@ -137,7 +144,7 @@ impl Queue {
         let (order, failed) = (&mut self.order, &mut self.failed);
         self.entries.retain(|id, entry| {
             if gone(entry) {
-                order.remove(&entry.missing.rank());
+                order.remove(&entry.rank());
                 failed.remove(id);
             }
             !gone(entry)
@@ -156,7 +163,7 @@ impl Queue {
     pub(super) fn take(&mut self, spare: bool) -> Option<Missing> {
         let first = *self.order.first().filter(|(waits, ..)| spare || !waits)?;
         self.order.remove(&first);
-        let (_, _, id) = first;
+        let (.., id) = first;
         let entry = self.entries.get_mut(&id).expect("what is in order is an entry");
         entry.state = State::Taken;
         Some(entry.missing.clone())
@@ -175,6 +182,7 @@ impl Queue {
     pub(super) fn failed(&mut self, id: ChunkId, nobody_gave: bool) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.state = if nobody_gave { State::Unavailable } else { State::NotNow };
+            entry.refused = nobody_gave;
             self.failed.insert(id);
         }
     }
@@ -240,7 +248,7 @@ mod tests {
         while let Some(next) = queue.take(true) {
             taken.push(next.chunk.id.0[0]);
         }
-        assert_eq!(taken, [3, 2, 4, 1]);
+        assert_eq!(taken, [2, 4, 1, 3], "what nobody has comes last");
         queue.made(missing(2, 1).chunk, now);
         queue.failed(ChunkId([3; 32]), true);
         queue.failed(ChunkId([1; 32]), false); // full here: that is no lost chunk
@@ -316,5 +324,10 @@ mod tests {
         assert_eq!(taken.next(), Some(numbered(all, 2, false)));
         assert_eq!(taken.next(), Some(numbered(all + 2, 2, false)));
         assert_eq!(taken.next(), None, "what can wait does not take the place of what is lost");
+        // Nor do they come first when they are seen again.
+        queue.found(numbered(5, 1, false), 2, now);
+        queue.found(numbered(all + 3, 3, false), 2, now);
+        assert_eq!(queue.take(true), Some(numbered(all + 3, 3, false)));
+        assert_eq!(queue.take(true), Some(numbered(5, 1, false)));
     }
 }

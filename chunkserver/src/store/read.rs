@@ -68,6 +68,15 @@ impl Part {
     }
 }
 
+/// See [`Store::has`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Has {
+    Nothing,
+    /// A copy that the disk did not read the last time: the next one replaces it, if there is room.
+    Unreadable,
+    Copy,
+}
+
 impl Store {
     /// Reads the hash groups that cover `[offset, offset + len)` of a chunk. The range lies inside it, `len` at least 1.
     /// The record's header is not looked at: position and length are proven right when the bytes match the id.
@@ -96,9 +105,18 @@ impl Store {
             .unwrap_or_else(slow)
     }
 
-    /// True if there is a copy that is not known to be damaged. It is not vouched for: see [`Store::touch`].
-    pub(super) fn has(&self, id: ChunkId) -> bool {
-        self.inner.fenced.get().is_none() && matches!(self.inner.index.row(id), Ok(Some(row)) if !row.damaged)
+    /// What there is of a chunk that is not known to be damaged. It is not vouched for: see [`Store::touch`].
+    pub(super) fn has(&self, id: ChunkId) -> Has {
+        match self.inner.index.row(id) {
+            Ok(Some(row)) if self.inner.fenced.get().is_none() && !row.damaged => {
+                if row.unreadable {
+                    Has::Unreadable
+                } else {
+                    Has::Copy
+                }
+            }
+            _ => Has::Nothing,
+        }
     }
 }
 

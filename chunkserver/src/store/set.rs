@@ -6,6 +6,7 @@
 
 use super::error::{OpenError, disk_error};
 use super::identity::{self, Identity};
+use super::read::Has;
 use super::silent::QUICK_MAX;
 use super::{Kept, Part, Store, StoreConfig, StoreError, StoreStats, VerifiedChunk};
 use common::disk::Lock;
@@ -162,21 +163,24 @@ impl StoreSet {
         answers.into_iter().map(|(_, answer)| answer).collect()
     }
 
-    /// For each chunk the store it goes to: one that has it, else the one with the largest free share.
+    /// For each chunk the store it goes to: one that has it, else one that has a copy to be replaced and room for another, else
+    /// the one with the largest free share.
     async fn choose(&self, chunks: Arc<[ChunkRef]>) -> Vec<usize> {
         let looks = self.stores.iter().map(|store| {
             let chunks = Arc::clone(&chunks);
             store.quick(QUICK_MAX, move |store| {
-                let has: Vec<bool> = chunks.iter().map(|chunk| store.has(chunk.id)).collect();
+                let has: Vec<Has> = chunks.iter().map(|chunk| store.has(chunk.id)).collect();
                 (store.stats(), has)
             })
         });
         // A store that does not answer has nothing and takes nothing.
         let found = futures::future::join_all(looks).await.into_iter().map(Option::unzip);
-        let (mut stats, has): (Vec<Option<StoreStats>>, Vec<Option<Vec<bool>>>) = found.unzip();
+        let (mut stats, has): (Vec<Option<StoreStats>>, Vec<Option<Vec<Has>>>) = found.unzip();
         let store_of = |(n, chunk): (usize, &ChunkRef)| {
-            if let Some(has) = has.iter().position(|has| has.as_ref().is_some_and(|has| has[n])) {
-                return has;
+            let with = |what: Has| has.iter().position(|has| has.as_ref().is_some_and(|has| has[n] == what));
+            let room = |at: &usize| stats[*at].as_ref().is_some_and(|stats| stats.free > u64::from(chunk.len));
+            if let Some(there) = with(Has::Copy).or_else(|| with(Has::Unreadable).filter(room)) {
+                return there;
             }
             // Of directories that share a disk, the one that holds least.
             let share = |of: &StoreStats| (u128::from(of.free) << 40) / u128::from(of.capacity.max(1));

@@ -161,8 +161,9 @@ pub(super) fn settle(
 /// A session and an inode that it is noted to hold.
 pub type Noted = (SessionId, InodeId);
 
-/// Inodes without a name: nobody was asked about the first ones; the others are noted for sessions. At most `limit` each.
-pub fn orphans(read: &dyn KvRead, limit: usize) -> Result<(Vec<InodeId>, Vec<Noted>), KvError> {
+/// Inodes without a name: nobody was asked about the first ones; the others are noted for sessions, those `behind` a note
+/// first. At most `limit` each.
+pub fn orphans(read: &dyn KvRead, behind: Option<Noted>, limit: usize) -> Result<(Vec<InodeId>, Vec<Noted>), KvError> {
     let placed = |key: &[u8]| {
         let short = || damaged("orphan", "the key is too short");
         Ok((keys::first_session(key).ok_or_else(short)?, InodeId(keys::last_u64(key).ok_or_else(short)?)))
@@ -170,12 +171,19 @@ pub fn orphans(read: &dyn KvRead, limit: usize) -> Result<(Vec<InodeId>, Vec<Not
     let first = prefix_range(&keys::session(UNASKED));
     let unasked = read.scan(ORPHAN, first.clone(), false).take(limit);
     let unasked = unasked.map(|found| placed(&found?.0).map(|(_, ino)| ino)).collect::<Result<_, KvError>>()?;
-    let behind = match first.1 {
-        Bound::Excluded(end) => (Bound::Included(end), Bound::Unbounded),
-        other => (other, Bound::Unbounded),
+    let all = match first.1 {
+        Bound::Excluded(end) => Bound::Included(end),
+        other => other,
     };
-    let noted = read.scan(ORPHAN, behind, false).take(limit);
-    Ok((unasked, noted.map(|found| placed(&found?.0)).collect::<Result<_, KvError>>()?))
+    let notes = |from: Bound<Vec<u8>>| {
+        let noted = read.scan(ORPHAN, (from, Bound::Unbounded), false).take(limit);
+        noted.map(|found| placed(&found?.0)).collect::<Result<Vec<Noted>, KvError>>()
+    };
+    let rest = match behind {
+        Some((session, ino)) => notes(Bound::Excluded(keys::orphan(session, ino)))?,
+        None => Vec::new(),
+    };
+    Ok((unasked, if rest.is_empty() { notes(all)? } else { rest }))
 }
 
 /// The sessions that say what they have open when they are asked.

@@ -34,7 +34,7 @@ pub(super) fn restored(call: &mut Call<'_, '_>, epoch: Epoch, metaservers: &[(No
     for (session, _) in session::sessions(call.txn)? {
         session::end(call, session)?;
     }
-    for ino in remove::orphans(call.txn, usize::MAX)?.0 {
+    for ino in remove::orphans(call.txn, None, usize::MAX)?.0 {
         remove::let_go(call, UNASKED, ino)?;
     }
     moves::restored(call)?;

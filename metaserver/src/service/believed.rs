@@ -121,7 +121,7 @@ impl Call {
         self.while_leading(member, leading, leading.leases.look(session, None)).await?;
         let end = Instant::now() + SETTLE_LIMIT;
         while Instant::now() < end {
-            let unasked = namespace::orphans(member.state.mounted().kv(), 1).map(|(unasked, _)| unasked);
+            let unasked = namespace::orphans(member.state.mounted().kv(), None, 1).map(|(unasked, _)| unasked);
             if unasked.map_err(|error| self.store_failed(&error))?.is_empty() {
                 break;
             }

@@ -167,7 +167,7 @@ fn what_others_may_have_open_stays_until_they_were_asked() {
         world.command(&Command::Settle { held, dropped, at }).unwrap();
         world.check();
     };
-    let orphans = |world: &World| super::super::orphans(&*world.kv, 9).unwrap();
+    let orphans = |world: &World| super::super::orphans(&*world.kv, None, 9).unwrap();
     let is_gone =
         |world: &World, ino| world.ask(0, Query::GetAttr { ino }).is_err_and(|fault| fault.kind == Kind::Gone);
     let (a, b, c) = (make(&mut world, "a"), make(&mut world, "b"), make(&mut world, "c"));
@@ -175,6 +175,8 @@ fn what_others_may_have_open_stays_until_they_were_asked() {
     settle(&mut world, vec![(a, vec![]), (b, vec![s3, s4]), (InodeId(999), vec![s3])], vec![(s3, c)]);
     assert!(is_gone(&world, a) && world.read(b) == b"b" && world.read(c) == b"c");
     assert_eq!(orphans(&world), (vec![c], vec![(s3, b), (s4, b)]));
+    let behind = |note| super::super::orphans(&*world.kv, Some(note), 1).unwrap().1;
+    assert_eq!((behind((s3, b)), behind((s4, b))), (vec![(s4, b)], vec![(s3, b)]), "all in turn");
     // Each lets go in its way; a late copy of the same news changes nothing.
     world.of(s3, cred(0), Op::Release { ino: b }).unwrap();
     settle(&mut world, vec![(b, vec![s3])], vec![]);
