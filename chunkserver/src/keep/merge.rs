@@ -4,6 +4,7 @@ use crate::store::Kept;
 use common::id::ChunkId;
 use common::proto::keep::ExpectedChunk;
 use std::cmp::Ordering;
+use std::ops::Range;
 
 /// What to do about one range of ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,12 +13,13 @@ pub(super) struct Difference {
     pub(super) missing: Vec<ExpectedChunk>,
     /// Should be here and is; the metaservers know of too few copies, and not of this one.
     pub(super) unknown: Vec<ExpectedChunk>,
-    /// Is here and should not be, and was put before `put_before`.
+    /// Is here and should not be, and is not young.
     pub(super) extra: Vec<Kept>,
 }
 
-/// Compares two lists in id order over the same range. `put_before`: seconds since 1970.
-pub(super) fn compare(expected: &[ExpectedChunk], actual: &[Kept], put_before: u64) -> Difference {
+/// Compares two lists in id order over the same range. `young`: put times, in seconds since 1970, of what it is too early to ask
+/// about. It has an end, so that what was put while a clock was ahead does not stay for ever.
+pub(super) fn compare(expected: &[ExpectedChunk], actual: &[Kept], young: Range<u64>) -> Difference {
     let mut difference = Difference::default();
     let (mut expected, mut actual) = (expected.iter().peekable(), actual.iter().peekable());
     loop {
@@ -33,8 +35,8 @@ pub(super) fn compare(expected: &[ExpectedChunk], actual: &[Kept], put_before: u
             (Some(want), Some(have)) if have.damaged || have.len != want.len => difference.missing.push(*want),
             (Some(want), Some(_)) if want.degraded => difference.unknown.push(*want),
             (Some(want), None) => difference.missing.push(*want),
-            (None, Some(have)) if have.put_secs < put_before => difference.extra.push(*have),
-            (None, Some(_)) | (Some(_), Some(_)) | (None, None) => {} // too young to be asked about, or as it should be
+            (None, Some(have)) if !young.contains(&have.put_secs) => difference.extra.push(*have),
+            (None, Some(_)) | (Some(_), Some(_)) | (None, None) => {} // young, or as it should be
         }
     }
 }
@@ -74,7 +76,7 @@ mod tests {
                 .iter()
                 .map(|(n, (put_secs, damaged))| Kept { id: id(*n), len: 5, put_secs: *put_secs, damaged: *damaged, unreadable: false })
                 .collect();
-            let difference = compare(&expected, &actual, 10);
+            let difference = compare(&expected, &actual, 10..18);
             let mut told: BTreeMap<ChunkId, &str> = BTreeMap::new();
             difference.missing.iter().for_each(|c| assert!(told.insert(c.id, "missing").is_none()));
             difference.unknown.iter().for_each(|c| assert!(told.insert(c.id, "unknown").is_none()));
@@ -83,7 +85,7 @@ mod tests {
                 let right = match (want.get(&n), have.get(&n)) {
                     (Some(_), None | Some((_, true))) => Some("missing"),
                     (Some(true), Some((_, false))) => Some("unknown"),
-                    (None, Some((put, _))) if *put < 10 => Some("extra"),
+                    (None, Some((put, _))) if *put < 10 || *put >= 18 => Some("extra"),
                     _ => None,
                 };
                 prop_assert_eq!(told.get(&id(n)).copied(), right, "chunk {}", n);

@@ -158,7 +158,7 @@ impl Keeper {
         let (actual, next) = self.shared.stores().range(from, upto, RANGE_MAX).await?;
         let upto = [upto, next].into_iter().flatten().min();
         chunks.retain(|chunk| upto.is_none_or(|upto| chunk.id < upto));
-        let missing = compare(&chunks, &actual, 0).missing;
+        let missing = compare(&chunks, &actual, 0..u64::MAX).missing;
         Ok((index, missing, upto))
     }
 }

@@ -45,6 +45,8 @@ const PEERS_MAX: usize = 6;
 const PEERS_LAST: usize = 3;
 /// How long a pass waits for the layout that made its own an old one.
 const LATER_LIMIT: Duration = Duration::from_secs(5);
+/// A copy that was put so much later than now, in seconds, was put while a clock was ahead.
+const AHEAD_MAX: u64 = 24 * 3600;
 
 /// What the last passes were.
 #[derive(Clone, Copy, Debug, Default)]
@@ -199,7 +201,7 @@ impl Keeper {
             let upto = [told.upto, next].into_iter().flatten().min();
             let mut expected = told.chunks;
             expected.retain(|chunk| upto.is_none_or(|upto| chunk.id < upto));
-            let difference = compare(&expected, &actual, put_before);
+            let difference = compare(&expected, &actual, put_before..secs + AHEAD_MAX);
             self.missing(&of, difference.missing, number).await;
             extras += common::units::len_u64(difference.extra.len());
             extra.extend(difference.extra);

@@ -99,10 +99,10 @@ impl StoreSet {
     }
 
     /// Writes down, durably, which cluster and server this is, and in which epoch: when that is new, before anything is
-    /// served under it. The epoch never goes back.
+    /// served under it. The epoch never goes back. A directory that does not take it is fenced, as long as another one does.
     ///
     /// # Errors
-    /// `OtherCluster`, `OtherServer`: it is another one already. `Disk`.
+    /// `OtherCluster`, `OtherServer`: it is another one already. `Disk`: no directory takes it.
     pub async fn adopt(&self, cluster: ClusterId, server: ServerId, epoch: Epoch) -> Result<(), OpenError> {
         let set = self.clone();
         self.world.blocking(move || set.adopt_now(cluster, server, epoch)).await
@@ -110,6 +110,7 @@ impl StoreSet {
 
     fn adopt_now(&self, cluster: ClusterId, server: ServerId, epoch: Epoch) -> Result<(), OpenError> {
         let mut identities = self.identity.lock().expect("no panic holds this lock");
+        let mut failed = Vec::new();
         for (store, identity) in self.stores.iter().zip(identities.iter_mut()) {
             let epoch = epoch.max(identity.epoch);
             let adopted = Identity { cluster, server: Some(server), epoch, ..*identity };
@@ -122,8 +123,16 @@ impl StoreSet {
                 let what = format!("belongs to server {known}, but the cluster calls this server {server}");
                 return Err(OpenError::Identity { path: store.dir().to_path_buf(), what });
             }
-            identity::write(&*self.world.disk, store.dir(), &adopted)?;
-            *identity = adopted;
+            match identity::write(&*self.world.disk, store.dir(), &adopted) {
+                Ok(()) => *identity = adopted,
+                Err(error) => failed.push((store, error)),
+            }
+        }
+        if failed.len() == self.stores.len() {
+            return failed.pop().map_or(Ok(()), |(_, error)| Err(error));
+        }
+        for (store, error) in failed {
+            store.inner.fence(&error);
         }
         Ok(())
     }

@@ -133,6 +133,22 @@ async fn data_of_another_cluster_or_server_is_refused() {
     assert!(matches!(open(&disk, 7, &config(&[])).await, Err(OpenError::Config { .. })));
 }
 
+/// A server with one bad disk goes on in the next epoch with the others.
+#[tokio::test]
+async fn a_directory_that_does_not_take_the_new_epoch_is_fenced_alone() {
+    let disk = SimDisk::new(1);
+    let set = open(&disk, 1, &config(&["/a", "/b"])).await.unwrap();
+    set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.unwrap();
+    disk.fail_sync(Path::new("/b"));
+    set.adopt(ClusterId(5), ServerId(3), Epoch(2)).await.unwrap();
+    let fenced: Vec<bool> = set.stores().iter().map(|store| store.fenced().is_some()).collect();
+    assert_eq!((fenced, set.epoch()), (vec![false, true], Epoch(2)));
+    for dir in ["/a", "/b"] {
+        disk.fail_sync(Path::new(dir));
+    }
+    assert!(set.adopt(ClusterId(5), ServerId(3), Epoch(3)).await.is_err(), "none takes it");
+}
+
 #[tokio::test]
 async fn a_wish_to_delete_does_not_outlive_the_epoch_it_was_made_in() {
     let disk = SimDisk::new(1);
@@ -173,7 +189,8 @@ async fn a_first_start_may_be_cut_at_any_write() {
     for cut in 0..whole.writes() {
         let disk = SimDisk::new(1).cut_after(cut);
         if let Ok(set) = open(&disk, 1, &two).await {
-            assert!(set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.is_err());
+            let adopted = set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await;
+            assert!(adopted.is_err() || set.stores().iter().any(|store| store.fenced().is_some()));
         }
         let set = open(&disk.after_crash(), 2, &two).await.unwrap_or_else(|e| panic!("cut after {cut}: {e}"));
         set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.unwrap();
