@@ -1,7 +1,8 @@
 //! Reading everything again, slowly: every stored byte is verified within the configured period, so that damage is found
 //! before the other copies are gone, too. A damaged copy is marked by the store; the next pass fetches it anew.
 //!
-//! How far a round is, is in memory: after a restart it begins again.
+//! How far a round is, is in memory: after a restart it begins again. So it does when somebody orders a scrub: what a round that
+//! ends after an order has read was read after it.
 
 use super::Keeper;
 use crate::store::StoreError;
@@ -68,7 +69,7 @@ impl Keeper {
     /// One round over everything that is here.
     async fn round(&self) {
         let (mut from, mut last) = (ChunkId([0; 32]), Read { at: Instant::now(), len: 0 });
-        let order = self.orders.borrow().scrub; // one that comes later wants another round
+        let order = self.orders.borrow().scrub;
         self.scrub().done = 0;
         loop {
             let (copies, more) = match self.shared.stores().range(from, None, LIST_MAX).await {
@@ -80,7 +81,8 @@ impl Keeper {
                 }
             };
             for copy in copies.iter().filter(|copy| !copy.damaged || copy.unreadable) {
-                last = Read { at: self.turn(last).await, len: copy.len.into() };
+                let Some(at) = self.turn(last, order).await else { return };
+                last = Read { at, len: copy.len.into() };
                 self.check(copy.id).await;
                 self.scrub().done += u64::from(copy.len);
             }
@@ -89,20 +91,26 @@ impl Keeper {
                 None => break,
             }
         }
+        if self.orders.borrow().scrub > order {
+            return; // what was read first was read before that order
+        }
         let mut scrub = self.scrub();
         scrub.rounds += 1;
         scrub.order = order;
     }
 
-    /// Waits until the next copy may be read, or until an order wants it sooner; and while scrub is paused. From when on
-    /// its reading counts.
-    async fn turn(&self, last: Read) -> Instant {
+    /// Waits until the next copy may be read, and while scrub is paused. From when on its reading counts. `None`: an order came
+    /// after the `round`'s, and wants another one.
+    async fn turn(&self, last: Read, round: u64) -> Option<Instant> {
         loop {
             let all = self.shared.stores().stats_soon().await.bytes;
             let (settings, ordered) = {
                 let orders = self.orders.borrow();
                 (orders.settings, orders.scrub)
             };
+            if ordered > round {
+                return None;
+            }
             let at_once = {
                 let mut scrub = self.scrub();
                 scrub.all = all;
@@ -110,12 +118,12 @@ impl Keeper {
             };
             let (now, next) = (Instant::now(), last.next(all, &settings, at_once));
             if !settings.scrub_paused && next <= now {
-                return now;
+                return Some(now);
             }
             let rest = next.saturating_duration_since(now);
             if !settings.scrub_paused && rest < LOOK_EVERY {
                 tokio::time::sleep(rest).await;
-                return next;
+                return Some(next);
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
