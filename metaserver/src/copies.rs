@@ -96,7 +96,7 @@ impl Made {
 }
 
 /// How many copies the chunks of a file are to have; of one that is made in the same batch: what its directory says.
-/// `None`: it is gone, perhaps; `apply` will say so.
+/// `None`: it is gone, perhaps. Only `apply` may say so: the client takes that for a reply that its slot has kept.
 pub(crate) fn replicas_of(read: &dyn KvRead, made: &Made, mut ino: InodeId) -> Result<Option<u8>, KvError> {
     for _ in 0..=made.0.len() {
         match made.0.get(&ino) {
@@ -215,7 +215,6 @@ mod tests {
         assert_eq!(missed(&[1, 2]), [3], "nothing could be heard meanwhile");
     }
 
-    /// Only `apply` may answer "gone": the client takes that for a reply that its slot has kept.
     #[test]
     fn what_a_batch_makes_has_as_many_copies_as_its_directory_says() {
         let dir = tempfile::tempdir().unwrap();

@@ -116,6 +116,7 @@ impl Reading {
         let mounted = self.state.mounted();
         let view = mounted.kv().snapshot();
         let mut leases = Vec::with_capacity(granted.len());
+        let degraded = namespace::counters(&*view)?.degraded > 0;
         let mut kept = Vec::with_capacity(entries.len());
         for mut entry in std::mem::take(entries) {
             if let Some(lease) = granted.next() {
@@ -127,7 +128,7 @@ impl Reading {
                 leases.push(lease.number);
                 if let (Some(contents), Some(attr), true) = (&mut contents, &entry.attr, lease.number != 0)
                     && contents.may_take(attr)
-                    && let Some(run) = namespace::few_extents(&*view, &self.ctx, self.session, attr.ino)?
+                    && let Some(run) = namespace::few_extents(&*view, &self.ctx, self.session, degraded, attr.ino)?
                 {
                     contents.take(attr.ino, run);
                 }

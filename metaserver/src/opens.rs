@@ -231,6 +231,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_does_not_answer_for_very_long_is_waited_for() {
+        let opens = Opens::new(Instant::now());
+        for _ in 0..TAKEN_MAX {
+            opens.begin(asked(), Instant::now());
+            let number = opens.wait_for_round(A).await;
+            opens.report(A, number, &[]);
+            tokio::time::advance(ROUND_MAX).await;
+            assert!(opens.finished(Instant::now()).is_some());
+        }
+        opens.begin(asked(), Instant::now());
+        let number = opens.wait_for_round(B).await;
+        opens.report(A, number, &[]);
+        tokio::time::advance(ROUND_MAX * 10).await;
+        assert_eq!(opens.finished(Instant::now()), None);
+        opens.report(B, number, &[]);
+        let held = vec![(InodeId(7), vec![]), (InodeId(8), vec![])];
+        assert_eq!(opens.finished(Instant::now()).map(|found| found.held), Some(held), "it answers at last");
+        opens.begin(asked(), Instant::now());
+        tokio::time::advance(ROUND_MAX).await;
+        assert!(opens.finished(Instant::now()).is_some(), "and counts anew");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_noted_is_verified_now_and_then() {
         let opens = Opens::new(Instant::now());
         let only_noted = Asked { unasked: Vec::new(), ..asked() };

@@ -130,7 +130,7 @@ pub fn attr(read: &dyn KvRead, ino: InodeId) -> Result<Option<Attr>, KvError> {
 }
 
 /// All that a file holds, as its reader needs it, if it is in few extents: bytes that are kept in the metadata, and chunks that
-/// have all their copies. (Who has those of others changes without a change of the file.)
+/// have all their copies. (Who has those of others changes without a change of the file.) `degraded`: some chunk has fewer.
 ///
 /// # Errors
 /// The store failed.
@@ -138,13 +138,14 @@ pub fn few_extents(
     read: &dyn KvRead,
     ctx: &QueryCtx,
     session: SessionId,
+    degraded: bool,
     ino: InodeId,
 ) -> Result<Option<ExtentRun>, KvError> {
     let Some(Inode { body: Body::File { data, extents, .. }, .. }) = find_inode(read, ino)? else { return Ok(None) };
     if len_usize(extents) > FEW_EXTENTS_MAX {
         return Ok(None);
     }
-    let (reader, degraded) = (Reader { read, ctx, session }, counters(read)?.degraded > 0);
+    let reader = Reader { read, ctx, session };
     let rows = overlapping(read, data, 0, u64::MAX, FEW_EXTENTS_MAX)?.into_iter();
     let extents = rows.map(|row| reader.extent(row, degraded)).collect::<Result<Vec<_>, KvError>>()?;
     let has_all = extents.iter().all(|extent| extent.holders.is_empty());

@@ -171,7 +171,8 @@ impl World {
     /// As they come with a lease.
     fn few_extents(&self, ino: InodeId) -> Option<Vec<Extent>> {
         let ctx = QueryCtx::new(&config(&*self.kv).unwrap().unwrap());
-        few_extents(&*self.kv, &ctx, S1, ino).unwrap().map(|run| run.extents)
+        let degraded = super::counters(&*self.kv).unwrap().degraded > 0;
+        few_extents(&*self.kv, &ctx, S1, degraded, ino).unwrap().map(|run| run.extents)
     }
 
     fn attr(&self, ino: InodeId) -> Attr {
