@@ -270,7 +270,7 @@ async fn puts_that_come_while_a_sync_runs_share_the_next_one() {
             puts.spawn(async move { store.put(chunk(&bytes(n, len))).await });
         };
         put(&mut puts, 0);
-        until(|| lane.waiting() == (1, 0)).await; // its sync stands at the gate
+        until(|| gate.stopped() == 1 && lane.waiting() == (1, 0)).await; // its sync stands at the gate
         for n in 1..41 {
             put(&mut puts, n);
         }
