@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`Config`], `main.rs` | what it is told; start and stop of the process |
 //! | `service.rs` | connections, requests one after another, rights, bytes in flight |
+//! | `own_thread.rs` | connections that are busy get a thread of their own |
 //! | `chain.rs` | a put: hand it on to the next server while it comes in, then answer for both |
 //! | [`store`] | on disk: append, sync, index; read back; compact what is mostly deleted |
 //! | `heartbeat.rs` | who we are, the cluster's secret and map; a sign of life each second |
@@ -20,6 +21,7 @@ mod chain;
 mod config;
 mod heartbeat;
 mod keep;
+mod own_thread;
 mod service;
 pub mod store;
 
@@ -158,7 +160,7 @@ impl Server {
     /// Stops: takes no more requests, lets the disks finish, makes the indexes durable. False if something still ran
     /// after the grace period. What was acknowledged is safe either way.
     pub async fn shutdown(self) -> bool {
-        let stopped = self.tasks.shutdown(STOP_GRACE).await;
+        let stopped = self.tasks.shutdown(STOP_GRACE).await && own_thread::ended(&self.shared, STOP_GRACE).await;
         self.shared.stores().flush().await;
         stopped
     }

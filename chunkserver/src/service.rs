@@ -7,7 +7,9 @@
 //! is refused for another reason is answered, after the bytes that come with it were read and thrown away.
 
 use crate::chain;
+use crate::own_thread::{self, OWN_THREADS_MAX};
 use crate::store::{Incoming, Part, StoreError, StoreSet};
+use bytes::Bytes;
 use common::auth::{Attempt, Mac, Receipt};
 use common::fault::{Fault, Kind};
 use common::hello::{self, Me, Peer, Plane, Role};
@@ -18,15 +20,14 @@ use common::proto::chunk::{
     BATCH_MAX, CHAIN_MAX, ChunkAnswer, ChunkRef, ChunkRequest, LIST_MAX, PUT_SMALL_LEN_MAX, WriteAuth,
 };
 use common::task::Tasks;
-use common::units::{CHUNK_SIZE_MAX, HASH_GROUP_LEN, len_usize};
+use common::units::{CHUNK_SIZE_MAX, HASH_GROUP_LEN, len_u32, len_usize};
 use common::wire::{DATA_MAX, Pool, Wire};
 use common::world::World;
 use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -58,8 +59,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) room: Room,
     verifies: Semaphore,
-    /// Reads that are at the disks.
-    reading: Arc<AtomicUsize>,
+    /// Threads for connections: see [`own_thread`].
+    pub(crate) own_threads: Arc<Semaphore>,
     stores: StoreSet,
     registration: RwLock<Option<Arc<Registration>>>,
     /// Requests of clients since start: repair yields while it rises.
@@ -125,7 +126,7 @@ impl Shared {
             pool,
             room: Room::new(),
             verifies: Semaphore::new(VERIFIES_MAX),
-            reading: Arc::default(),
+            own_threads: Arc::new(Semaphore::new(OWN_THREADS_MAX)),
             stores,
             registration: RwLock::new(None),
             client_requests: AtomicU64::new(0),
@@ -135,6 +136,13 @@ impl Shared {
 
     pub(crate) fn stores(&self) -> &StoreSet {
         &self.stores
+    }
+
+    /// One more request of this peer.
+    pub(crate) fn count(&self, peer: &Peer) {
+        if peer.hello.role == Role::Client {
+            self.client_requests.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// From now on requests are judged by this. With a new epoch all wishes to delete are void: a grant of the old one may
@@ -196,7 +204,7 @@ pub(crate) fn serve(shared: &Arc<Shared>, tasks: &Tasks, listener: Box<dyn Liste
     });
 }
 
-async fn connection(shared: &Shared, mut conn: Conn, from: &str) {
+async fn connection(shared: &Arc<Shared>, mut conn: Conn, from: &str) {
     let peer = match hello::welcome(&mut conn, &shared.me, Plane::Data, from).await {
         Ok(peer) => peer,
         Err(fault) => {
@@ -204,30 +212,26 @@ async fn connection(shared: &Shared, mut conn: Conn, from: &str) {
             return;
         }
     };
-    let mut wire = Wire::new(conn);
+    let (mut wire, mut received) = (Wire::new(conn), None);
     loop {
-        let (id, request) = match tokio::time::timeout(IDLE_MAX, wire.receive::<ChunkRequest>()).await {
+        let next = async {
+            match received.take() {
+                Some(request) => Ok(Some(request)),
+                None => wire.receive::<ChunkRequest>().await,
+            }
+        };
+        let (id, request) = match tokio::time::timeout(IDLE_MAX, next).await {
             Ok(Ok(Some(received))) => received,
             Ok(Ok(None)) | Err(_) => return,
             Ok(Err(error)) => return closed(&peer, &error),
         };
-        if peer.hello.role == Role::Client {
-            shared.client_requests.fetch_add(1, Ordering::Relaxed);
-        }
-        let handled = match request {
-            ChunkRequest::Get { session, token, chunk, offset, len } => {
-                match get(shared, wire, id, (session, token), chunk, offset, len).await {
-                    (Some(back), sent) => {
-                        wire = back;
-                        sent
-                    }
-                    (None, sent) => return sent.err().into_iter().for_each(|error| closed(&peer, &error)),
-                }
-            }
-            request => handle(shared, &peer, &mut wire, id, request).await,
+        let handled = match own_thread::take(shared, &peer, &request) {
+            Some(thread) => own_thread::serve(shared, &peer, wire, (id, request), thread).await,
+            None => handle(shared, &peer, &mut wire, id, request).await.map(|()| (wire, None)),
         };
-        if let Err(error) = handled {
-            return closed(&peer, &error);
+        match handled {
+            Ok(left) => (wire, received) = left,
+            Err(error) => return closed(&peer, &error),
         }
     }
 }
@@ -241,13 +245,41 @@ fn closed(peer: &Peer, error: &io::Error) {
 }
 
 /// Carries out one request and answers it. An error means that the connection is of no more use.
-async fn handle(shared: &Shared, peer: &Peer, wire: &mut Wire, id: u32, request: ChunkRequest) -> io::Result<()> {
+pub(crate) async fn handle(
+    shared: &Shared,
+    peer: &Peer,
+    wire: &mut Wire,
+    id: u32,
+    request: ChunkRequest,
+) -> io::Result<()> {
+    let ChunkRequest::Put { auth, chunk, chain } = request else {
+        return handle_short(shared, peer, wire, id, request).await;
+    };
+    shared.count(peer);
+    let answer = chain::put(shared, wire, id, auth, chunk, chain).await?;
+    send(wire, id, &answer.unwrap_or_else(ChunkAnswer::Failed), &[]).await
+}
+
+/// [`handle`], of what asks no other server.
+pub(crate) async fn handle_short<C: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Shared,
+    peer: &Peer,
+    wire: &mut Wire<C>,
+    id: u32,
+    request: ChunkRequest,
+) -> io::Result<()> {
     debug!(%peer, op = name(&request), req = id, "request");
+    shared.count(peer);
     let answer = match request {
-        ChunkRequest::Put { auth, chunk, chain } => chain::put(shared, wire, id, auth, chunk, chain).await?,
+        ChunkRequest::Put { .. } => Err(Fault::new(Kind::Internal, "a chain is served elsewhere")),
         ChunkRequest::PutSmall { auth, chunks } => put_small(shared, wire, id, auth, chunks).await?,
         ChunkRequest::Touch { auth, chunks } => touch(shared, auth, &chunks).await,
-        ChunkRequest::Get { .. } => Err(Fault::new(Kind::Internal, "a read is served elsewhere")),
+        ChunkRequest::Get { session, token, chunk, offset, len } => {
+            match get(shared, (session, token), chunk, offset, len).await {
+                Ok((answer, bytes, _room)) => return send(wire, id, &answer, &[&bytes]).await,
+                Err(fault) => Err(fault),
+            }
+        }
         ChunkRequest::List { pg, after, limit } => list(shared, peer, pg, after, limit).await,
         ChunkRequest::Ping => ping(shared),
         ChunkRequest::Verify { session, token, chunk } => verify(shared, peer, session, token, chunk).await,
@@ -270,7 +302,12 @@ fn name(request: &ChunkRequest) -> &'static str {
 }
 
 /// Sends an answer; its data in pieces, each within [`STALL_MAX`].
-async fn send(wire: &mut Wire, id: u32, answer: &ChunkAnswer, data: &[&[u8]]) -> io::Result<()> {
+async fn send<C: AsyncRead + AsyncWrite + Unpin>(
+    wire: &mut Wire<C>,
+    id: u32,
+    answer: &ChunkAnswer,
+    data: &[&[u8]],
+) -> io::Result<()> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("the answer was not taken within {STALL_MAX:?}"));
     let (mut first, mut rest): (&[u8], &[u8]) = (&[], &[]);
     if let [bytes] = data {
@@ -288,17 +325,30 @@ async fn send(wire: &mut Wire, id: u32, answer: &ChunkAnswer, data: &[&[u8]]) ->
 const PIECE: usize = 4 * DATA_MAX;
 
 /// Receives one piece of a request's bytes into the front of `room`. `until`: when all of them must be there.
-pub(crate) async fn receive(wire: &mut Wire, id: u32, room: &mut [u8], until: Instant) -> io::Result<usize> {
-    let stalled = Instant::now() + STALL_MAX;
-    let late = |_| {
-        let limit = if stalled < until { STALL_MAX } else { BODY_MAX };
-        io::Error::new(io::ErrorKind::TimedOut, format!("the request's data did not come within {limit:?}"))
+pub(crate) async fn receive<C: AsyncRead + AsyncWrite + Unpin>(
+    wire: &mut Wire<C>,
+    id: u32,
+    room: &mut [u8],
+    until: Instant,
+) -> io::Result<usize> {
+    let late = |limit| {
+        let text = format!("the request's data did not come within {limit:?}");
+        io::Error::new(io::ErrorKind::TimedOut, text)
     };
-    tokio::time::timeout_at(stalled.min(until), wire.receive_data(id, room)).await.map_err(late)?
+    let now = Instant::now();
+    if now >= until {
+        return Err(late(BODY_MAX)); // a thread that waits at its connection sees no timer
+    }
+    let (stalled, limit) = if now + STALL_MAX < until { (now + STALL_MAX, STALL_MAX) } else { (until, BODY_MAX) };
+    tokio::time::timeout_at(stalled, wire.receive_data(id, room)).await.map_err(|_| late(limit))?
 }
 
 /// Reads the bytes of a request that is refused, so that the peer gets to read why.
-pub(crate) async fn discard(wire: &mut Wire, id: u32, len: u64) -> io::Result<()> {
+pub(crate) async fn discard<C: AsyncRead + AsyncWrite + Unpin>(
+    wire: &mut Wire<C>,
+    id: u32,
+    len: u64,
+) -> io::Result<()> {
     let until = Instant::now() + BODY_MAX;
     let mut scratch = vec![0; DATA_MAX];
     let mut left = len_usize(len);
@@ -316,9 +366,9 @@ pub(crate) fn bad_request(text: String) -> io::Error {
 
 type Answer = Result<ChunkAnswer, Fault>;
 
-async fn put_small(
+async fn put_small<C: AsyncRead + AsyncWrite + Unpin>(
     shared: &Shared,
-    wire: &mut Wire,
+    wire: &mut Wire<C>,
     id: u32,
     auth: WriteAuth,
     chunks: Vec<ChunkRef>,
@@ -398,93 +448,21 @@ async fn touch(shared: &Shared, auth: WriteAuth, chunks: &[ChunkRef]) -> Answer 
     Ok(ChunkAnswer::Touched(signed.collect()))
 }
 
-/// A connection that comes back when what goes out on it was sent, or did not go.
-type Sending = Pin<Box<dyn Future<Output = (Wire, io::Result<()>)> + Send>>;
-
-/// How far an answer went.
-enum Sent {
-    All(Wire, io::Result<()>),
-    Some(Sending),
-}
-
-/// Serves a read. The answer to a lone one goes out, as far as the connection takes it at once, from the thread that has read
-/// the disk: so nobody waits until an async thread has woken up (a random read of 4 KiB through a mount, one at a time: p50
-/// 0.34 ms without, 0.30 ms with this). With several reads under way that thread is awake. `None`: the disk still has the
-/// connection.
+/// Reads; what answers it, the bytes that go with that, and the room that they take until they are sent.
 async fn get(
     shared: &Shared,
-    mut wire: Wire,
-    id: u32,
     (session, token): (SessionId, Mac),
     chunk: ChunkId,
     offset: u32,
     len: u32,
-) -> (Option<Wire>, io::Result<()>) {
-    let room = match admit(shared, session, token, chunk, len).await {
-        Ok(room) => room,
-        Err(fault) => {
-            let sent = send(&mut wire, id, &ChunkAnswer::Failed(fault), &[]).await;
-            return (Some(wire), sent);
-        }
-    };
-    let slot = Arc::new(Mutex::new(Some((wire, room))));
-    let (taken, reading) = (Arc::clone(&slot), Arc::clone(&shared.reading));
-    reading.fetch_add(1, Ordering::Relaxed);
-    let then = move |part: Part| {
-        let alone = reading.load(Ordering::Relaxed) <= 1;
-        let (wire, room) = taken.lock().expect("no panic holds this lock").take()?; // else nobody waits any more
-        let mut sending = answer_get(wire, id, part, room);
-        if !alone {
-            return Some(Sent::Some(sending));
-        }
-        Some(match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready((wire, sent)) => Sent::All(wire, sent),
-            Poll::Pending => Sent::Some(sending), // polled again at once, with a waker
-        })
-    };
-    let outcome = shared.stores().read_then(chunk, offset, len, then).await;
-    shared.reading.fetch_sub(1, Ordering::Relaxed);
-    let error = match outcome {
-        Ok(Some(Sent::All(wire, sent))) => return (Some(wire), sent),
-        Ok(Some(Sent::Some(rest))) => {
-            let (wire, sent) = rest.await;
-            return (Some(wire), sent);
-        }
-        // A directory that was too slow answers by now, and has the connection.
-        Ok(None) => return (None, Err(io::Error::new(io::ErrorKind::TimedOut, "a read that took too long"))),
-        Err(error) => error,
-    };
-    let held = slot.lock().expect("no panic holds this lock").take();
-    let Some((mut wire, _room)) = held else {
-        return (None, Err(io::Error::new(io::ErrorKind::TimedOut, error.to_string())));
-    };
-    let sent = send(&mut wire, id, &ChunkAnswer::Failed(error.into()), &[]).await;
-    (Some(wire), sent)
-}
-
-fn answer_get(mut wire: Wire, id: u32, part: Part, room: OwnedSemaphorePermit) -> Sending {
-    Box::pin(async move {
-        let _room = room;
-        let Part { chunk_len, start, bytes, proof, .. } = part;
-        let answer = ChunkAnswer::Got { chunk_len, start, len: common::units::len_u32(bytes.len()), proof };
-        let sent = send(&mut wire, id, &answer, &[&bytes]).await;
-        (wire, sent)
-    })
-}
-
-/// Whether a read may be served; room for its bytes.
-async fn admit(
-    shared: &Shared,
-    session: SessionId,
-    token: Mac,
-    chunk: ChunkId,
-    len: u32,
-) -> Result<OwnedSemaphorePermit, Fault> {
+) -> Result<(ChunkAnswer, Bytes, OwnedSemaphorePermit), Fault> {
     if len == 0 || len > CHUNK_SIZE_MAX {
         return Err(Fault::new(Kind::Invalid, format!("{chunk}: a read of {len} bytes")));
     }
     shared.registration()?.check_read(chunk, session, token)?;
-    shared.room.get(u64::from(len) + 2 * u64::from(HASH_GROUP_LEN)).await
+    let room = shared.room.get(u64::from(len) + 2 * u64::from(HASH_GROUP_LEN)).await?;
+    let Part { chunk_len, start, bytes, proof, .. } = shared.stores().read(chunk, offset, len).await?;
+    Ok((ChunkAnswer::Got { chunk_len, start, len: len_u32(bytes.len()), proof }, bytes, room))
 }
 
 /// Looks at a copy that a reader says is wrong. What is found is counted and logged by the store.

@@ -9,7 +9,7 @@ use common::hash::verify;
 use common::hello::{self, Hello, Me, Plane, Role};
 use common::id::{ChunkId, ClusterId, Epoch, PgId, ServerId, SessionId};
 use common::net::{Net, TcpNet};
-use common::proto::chunk::{ChunkRef, ChunkRequest, WriteAuth};
+use common::proto::chunk::{ChunkAnswer, ChunkRef, ChunkRequest, WriteAuth};
 use common::wire::{DATA_MAX, Pool, Target, Wire};
 use common::world::World;
 use proptest::prelude::*;
@@ -364,7 +364,7 @@ async fn bad_requests_cost_the_connection_and_nothing_else() {
     for (request, extra) in bad {
         let mut wire = Wire::new(raw(&to).await);
         wire.send(1, &request, &[&data[..extra]]).await.unwrap();
-        let mut answer = wire.receive::<common::proto::chunk::ChunkAnswer>().await;
+        let mut answer = wire.receive::<ChunkAnswer>().await;
         if matches!(request, ChunkRequest::Ping) {
             assert!(matches!(answer, Ok(Some(_))), "{answer:?}");
             answer = wire.receive().await; // the data that nobody asked for
@@ -379,6 +379,85 @@ async fn bad_requests_cost_the_connection_and_nothing_else() {
     cluster.pool.put_chain(&cluster.chain(), auth(), chunk, std::slice::from_ref(&data), LIMIT).await.unwrap();
     assert_eq!(read(&cluster.pool, &cluster.target(1), chunk, 0, chunk.len).await.unwrap(), data);
     assert_eq!(cluster.servers[0].stores().stats().chunks, 1);
+}
+
+/// Reads a whole chunk on this connection, as request `id`.
+async fn read_on(wire: &mut Wire, id: u32, chunk: ChunkRef) -> Vec<u8> {
+    let (session, token) = (reader(), SECRET.read_token(chunk.id, reader(), EPOCH));
+    wire.send(id, &ChunkRequest::Get { session, token, chunk: chunk.id, offset: 0, len: chunk.len }, &[])
+        .await
+        .unwrap();
+    let (answers, answer) = wire.receive::<ChunkAnswer>().await.unwrap().unwrap();
+    let ChunkAnswer::Got { len, .. } = answer else { panic!("{answer:?}") };
+    assert_eq!((answers, len), (id, chunk.len));
+    let mut bytes = vec![0; usize::try_from(len).unwrap()];
+    wire.receive_all(id, &mut bytes).await.unwrap();
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_and_other_requests_take_turns_on_one_connection() {
+    let cluster = Cluster::start(1).await;
+    let to = cluster.target(0);
+    let data = bytes(50_000, 1);
+    let chunk = chunk_of(&data);
+    cluster.pool.put_small(&to, auth(), &[(chunk, data.clone())], LIMIT).await.unwrap();
+    let mut wire = Wire::new(raw(&to).await);
+    let mut id = 0;
+    let mut next = || {
+        id += 1;
+        id
+    };
+    for round in 0..20u64 {
+        for _ in 0..3 {
+            assert_eq!(read_on(&mut wire, next(), chunk).await, data);
+        }
+        let id = next();
+        let request = match round % 4 {
+            0 => ChunkRequest::Ping,
+            1 => ChunkRequest::Touch { auth: auth(), chunks: vec![chunk] },
+            2 => ChunkRequest::Get { session: reader(), token: Default::default(), chunk: chunk.id, offset: 0, len: 1 },
+            _ => {
+                tokio::time::sleep(Duration::from_millis(10 * (round % 8))).await; // shorter and longer than a thread waits
+                continue;
+            }
+        };
+        wire.send(id, &request, &[]).await.unwrap();
+        let (answers, answer) = wire.receive::<ChunkAnswer>().await.unwrap().unwrap();
+        let refused = matches!(&answer, ChunkAnswer::Failed(fault) if fault.kind == Kind::Stale);
+        assert_eq!((answers, refused), (id, round % 4 == 2), "{answer:?}");
+    }
+    let small = bytes(7, 9);
+    let put = ChunkRequest::PutSmall { auth: auth(), chunks: vec![chunk_of(&small)] };
+    wire.send(next(), &put, &[&small]).await.unwrap();
+    assert!(matches!(wire.receive().await.unwrap().unwrap().1, ChunkAnswer::PutSmall(_)));
+    assert_eq!(read_on(&mut wire, next(), chunk_of(&small)).await, small);
+}
+
+/// More connections read at once than there are threads for, and nobody waits for a thread that another one keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_connections_read_at_once() {
+    let mut cluster = Cluster::start(1).await;
+    let to = cluster.target(0);
+    let data = bytes(300_000, 3);
+    let chunk = chunk_of(&data);
+    cluster.pool.put_chain(&cluster.chain(), auth(), chunk, std::slice::from_ref(&data), LIMIT).await.unwrap();
+    let mut wires = Vec::new();
+    for _ in 0..50 {
+        wires.push(Wire::new(raw(&to).await));
+    }
+    let reads = wires.iter_mut().map(async |wire| {
+        for id in 1..20 {
+            assert_eq!(read_on(wire, id, chunk).await, data);
+        }
+    });
+    futures::future::join_all(reads).await;
+    // With all of them open, and some just answered, it stops at once.
+    let stopped = tokio::time::timeout(Duration::from_secs(5), cluster.servers.remove(0).shutdown()).await;
+    stopped.expect("no thread waits at a connection");
+    for wire in &mut wires {
+        assert!(!matches!(wire.receive::<ChunkAnswer>().await, Ok(Some(_))), "closed");
+    }
 }
 
 #[test]

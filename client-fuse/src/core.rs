@@ -123,7 +123,7 @@ impl Core {
         let memory = config.memory_bytes.max(MEMORY_MIN);
         let unsaved_max = memory / 2;
         let core = Arc::new(Core {
-            chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone(), reports),
+            chunks: Chunks::new(link, meta.clone(), world.clone(), counters.clone(), reports, &tasks),
             cache: ChunkCache::new(len_u64(memory - unsaved_max)),
             leases: Arc::default(),
             locks: Locks::default(),

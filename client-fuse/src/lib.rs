@@ -8,7 +8,7 @@
 //! | `dirty`, `inode` | which bytes are unsaved, and how far each is on its way |
 //! | `write`, `plan`, `compact` | sealed, hashed, stored, committed; many small pieces made one chunk again |
 //! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
-//! | `chunks`, `report` | touch, put and get on replicas; what to do when one fails; telling a server of a wrong copy |
+//! | `chunks`, `pulse`, `report` | touch, put and get on replicas; what to do when one fails; telling a server of a wrong copy |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
 //! | `locks` | `flock` and `fcntl` locks |
 //! | `accessed` | access times, where they are asked for |
@@ -51,6 +51,7 @@ mod locks;
 mod meta;
 mod opens;
 mod plan;
+mod pulse;
 mod read;
 mod report;
 mod session;

@@ -1,7 +1,12 @@
 //! The network as a small seam: TCP in production, an in-memory network in simulation.
 
+mod blocking;
+
+pub use blocking::Blocking;
+
 use crate::task::Tasks;
 use futures::future::BoxFuture;
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
@@ -23,8 +28,20 @@ const FREE_PORT_END: u16 = 32_768;
 const FREE_PORT_TRIES: u32 = 1000;
 
 /// A connection: bytes both ways, in order.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// The connection of the kernel below; the other way round if there is none.
+    fn into_tcp(self: Box<Self>) -> Result<tokio::net::TcpStream, Conn>;
+}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {
+    fn into_tcp(self: Box<Self>) -> Result<tokio::net::TcpStream, Conn> {
+        let any: Box<dyn Any + Send> = self;
+        match any.downcast::<tokio::net::TcpStream>() {
+            Ok(tcp) => Ok(*tcp),
+            Err(other) => Err(other.downcast::<T>().expect("what it was a moment ago")),
+        }
+    }
+}
 
 /// An open connection of whatever network this is.
 pub type Conn = Box<dyn Stream>;

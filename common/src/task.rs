@@ -1,5 +1,7 @@
 //! Background tasks with one owner: shutdown is one call.
 
+mod parked;
+
 use std::future::Future;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;

@@ -272,14 +272,14 @@ impl Inner {
 
     /// Segments that take no more records and of which the index has all, so that no put, delete or move under way has
     /// a record there. And bytes that may be copied.
-    fn candidates(&self, log: Log) -> Result<(Vec<Candidate>, u64), StoreError> {
+    fn candidates(self: &Arc<Self>, log: Log) -> Result<(Vec<Candidate>, u64), StoreError> {
         self.check_fence()?;
         let lane = self.lane(log);
         self.close_if_empty(lane)?;
         let end = lane.segments.end();
         if lane.held().indexed.is_none_or(|indexed| indexed.segment < end.segment) {
             let follow = Change { id: ChunkId([0; 32]), position: end, what: What::Nothing };
-            self.commit_all(lane, vec![follow]);
+            self.commit_all(log, vec![follow]);
         }
         let indexed = lane.held().indexed.map_or(0, |indexed| indexed.segment);
         let counts = lane.counts();
@@ -307,7 +307,7 @@ impl Inner {
 
     /// Copies what is to be kept of the next part of a segment. The changes are in the group commit when this returns;
     /// `done` goes with them.
-    fn copy_some(&self, log: Log, walk: &mut Walk, carry: bool, done: &Done) -> Result<Copied, StoreError> {
+    fn copy_some(self: &Arc<Self>, log: Log, walk: &mut Walk, carry: bool, done: &Done) -> Result<Copied, StoreError> {
         self.check_fence()?;
         let (lane, begin) = (self.lane(log), walk.offset());
         let mut gathered = Gathered::default();
@@ -319,7 +319,7 @@ impl Inner {
 
     /// Reads on until there is enough. What was gathered counts also if it ends with an error.
     fn gather(
-        &self,
+        self: &Arc<Self>,
         lane: &Lane,
         walk: &mut Walk,
         carry: bool,
@@ -353,7 +353,7 @@ impl Inner {
 
     /// Takes the chunk's lock and reads the record, if it is the live one and sound. What somebody else is at is left for
     /// the next walk.
-    fn take(&self, lane: &Lane, at: Position, chunk: ChunkRef) -> Result<Option<Live>, StoreError> {
+    fn take(self: &Arc<Self>, lane: &Lane, at: Position, chunk: ChunkRef) -> Result<Option<Live>, StoreError> {
         let row = |()| self.index.row(chunk.id).map_err(|e| self.index_failed(&e));
         let is_live = |row: &Row| row.position == at && row.len == chunk.len && !row.damaged;
         if !row(())?.is_some_and(|row| is_live(&row)) {
@@ -376,7 +376,7 @@ impl Inner {
         }
     }
 
-    fn append_again(&self, lane: &Lane, gathered: Gathered, done: &Done) -> Result<(), StoreError> {
+    fn append_again(self: &Arc<Self>, lane: &Lane, gathered: Gathered, done: &Done) -> Result<(), StoreError> {
         let Gathered { live, tombstones, .. } = gathered;
         if live.is_empty() && tombstones.is_empty() {
             return Ok(());
@@ -411,7 +411,7 @@ impl Inner {
         let moved = live.into_iter().map(|live| (live.id, What::Move { old: live.row, _done: done.clone() }));
         let carried = tombstones.into_iter().map(|(id, _)| (id, What::Carried { _done: done.clone() }));
         let changes = moved.chain(carried).zip(positions);
-        self.commit_all(lane, changes.map(|((id, what), position)| Change { id, position, what }).collect());
+        self.commit_all(lane.log, changes.map(|((id, what), position)| Change { id, position, what }).collect());
         Ok(())
     }
 
@@ -434,7 +434,7 @@ impl Inner {
 
     /// Copies what rows have in this segment, for a part of the index: bytes looked at and copied, and where to go on.
     fn copy_rows(
-        &self,
+        self: &Arc<Self>,
         log: Log,
         segment: u32,
         from: ChunkId,
@@ -450,7 +450,7 @@ impl Inner {
     }
 
     fn gather_rows(
-        &self,
+        self: &Arc<Self>,
         lane: &Lane,
         segment: u32,
         from: ChunkId,

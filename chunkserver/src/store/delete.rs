@@ -11,6 +11,7 @@ use common::kv::Batch;
 use common::segment::{Position, Record, SegmentError};
 use futures::future::{Either, select};
 use std::pin::pin;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::warn;
@@ -70,7 +71,7 @@ impl Store {
 }
 
 impl Inner {
-    fn delete(&self, id: ChunkId, nonce: u64, reply: oneshot::Sender<Settled>) -> Result<u32, StoreError> {
+    fn delete(self: &Arc<Self>, id: ChunkId, nonce: u64, reply: oneshot::Sender<Settled>) -> Result<u32, StoreError> {
         self.check_fence()?;
         let row = |()| self.index.row(id).map_err(|e| self.index_failed(&e));
         let Some(seen) = row(())? else { return Err(StoreError::NotFound { chunk: id }) };
@@ -96,7 +97,7 @@ impl Inner {
         match lane.segments.append(&[record]) {
             Ok(positions) => {
                 lane.wait_for(id, Waiter::Touch(reply));
-                self.commit_all(lane, vec![Change { id, position: positions[0], what: What::Delete { old } }]);
+                self.commit_all(lane.log, vec![Change { id, position: positions[0], what: What::Delete { old } }]);
                 Ok(old.len)
             }
             Err(error) => {

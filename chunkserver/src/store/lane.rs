@@ -334,6 +334,11 @@ impl Lane {
         (state.pending.len(), state.queue.len())
     }
 
+    /// More waits. Only for whoever commits: nobody else may begin with it.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.state().queue.is_empty()
+    }
+
     /// All that waits. `None`: nothing, and the caller is no longer at it.
     pub(super) fn next_changes(&self) -> Option<Vec<Change>> {
         let mut state = self.state();
@@ -347,10 +352,10 @@ impl Lane {
 
 impl Inner {
     /// [`Lane::settle`], and makes the puts that follow from it.
-    pub(super) fn settle(&self, lane: &Lane, id: ChunkId, how: &Settled) {
+    pub(super) fn settle(self: &Arc<Self>, lane: &Lane, id: ChunkId, how: &Settled) {
         let again = lane.settle(id, how);
         if !again.is_empty() {
-            self.admit(lane, again);
+            self.admit(lane.log, again);
         }
     }
 }

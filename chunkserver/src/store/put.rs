@@ -12,8 +12,10 @@ use common::kv::Batch;
 use common::segment::format::RECORD_HEADER_LEN;
 use common::segment::{Position, Record, SegmentError};
 use common::units::len_u64;
+use common::world::{at_once, has_own_thread};
 use futures::future::{Either, join_all, select};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -62,18 +64,20 @@ impl Store {
             let job = PutJob { chunk, permit, reply };
             match Log::of(job.chunk.chunk.len) {
                 Log::Small => small.push(job),
-                Log::Large => batches.push((Log::Large, vec![job])), // written at the same time
+                Log::Large => batches.push((Log::Large, vec![job])),
             }
         }
         if !small.is_empty() {
             batches.push((Log::Small, small));
         }
-        let work = batches.into_iter().map(|(log, jobs)| {
+        let several = batches.len() > 1;
+        let work = join_all(batches.into_iter().map(|(log, jobs)| {
             let inner = inner.clone();
-            self.inner.world.blocking(move || inner.admit(inner.lane(log), jobs))
-        });
+            self.inner.world.blocking(move || inner.admit(log, jobs))
+        }));
+        let work = if several { Either::Left(at_once(work)) } else { Either::Right(work) };
         // The work goes on for others after our answers are there.
-        let answers = match select(pin!(join_all(replies)), pin!(join_all(work))).await {
+        let answers = match select(pin!(join_all(replies)), pin!(work)).await {
             Either::Left((answers, _)) => answers,
             Either::Right((_, answers)) => answers.await,
         };
@@ -101,13 +105,14 @@ struct Fresh {
 
 impl Inner {
     /// Makes these puts of one lane, and commits for everybody if nobody else does.
-    pub(super) fn admit(&self, lane: &Lane, jobs: Vec<PutJob>) {
+    pub(super) fn admit(self: &Arc<Self>, log: Log, jobs: Vec<PutJob>) {
+        let lane = self.lane(log);
         let fresh: Vec<Fresh> = jobs.into_iter().filter_map(|job| self.screen(lane, job)).collect();
         if fresh.is_empty() {
             return;
         }
         match self.append(lane, fresh) {
-            Ok(changes) => self.commit_all(lane, changes),
+            Ok(changes) => self.commit_all(log, changes),
             Err((fresh, error)) => {
                 for Fresh { job, .. } in fresh {
                     let failed = Settled::Failed(error.clone());
@@ -119,7 +124,7 @@ impl Inner {
     }
 
     /// Answers a put for which a sound copy is here; leaves one with whoever works on the chunk.
-    fn screen(&self, lane: &Lane, job: PutJob) -> Option<Fresh> {
+    fn screen(self: &Arc<Self>, lane: &Lane, job: PutJob) -> Option<Fresh> {
         let chunk = job.chunk.chunk;
         let (Begun::Mine, Some(Waiter::Put(job))) = lane.begin(chunk.id, Purpose::Put, Some(Waiter::Put(job))) else {
             return None;
@@ -185,26 +190,41 @@ impl Inner {
     }
 
     /// Leaves the changes for the group commit, and does it if nobody else is at it.
-    pub(super) fn commit_all(&self, lane: &Lane, changes: Vec<Change>) {
-        if !lane.enqueue(changes) {
-            return;
+    pub(super) fn commit_all(self: &Arc<Self>, log: Log, changes: Vec<Change>) {
+        if self.lane(log).enqueue(changes) {
+            self.commit_queue(log);
         }
+    }
+
+    /// The group commit, while there is something to commit. A thread that has a connection to answer leaves what has come
+    /// meanwhile to another one.
+    fn commit_queue(self: &Arc<Self>, log: Log) {
+        let lane = self.lane(log);
         while let Some(changes) = lane.next_changes() {
             let outcome = self.commit(lane, &changes);
             for change in changes {
-                let how = match (&outcome, &change.what) {
-                    (Err(error), _) => Settled::Failed(error.clone()),
-                    (Ok(()), What::Put { .. } | What::Move { .. }) => Settled::Held, // a move has read and hashed it
-                    (Ok(()), What::Delete { .. } | What::Carried { .. } | What::Nothing) => Settled::Absent,
-                };
-                if change.has_lock() {
-                    self.settle(lane, change.id, &how);
-                }
-                if let What::Put { job: Answer { reply, permit }, .. } = change.what {
-                    drop(permit);
-                    let _ = reply.send(how);
-                }
+                self.tell(lane, change, &outcome);
             }
+            if has_own_thread() && lane.has_changes() {
+                let inner = Arc::clone(self);
+                drop(tokio::task::spawn_blocking(move || inner.commit_queue(log)));
+                return;
+            }
+        }
+    }
+
+    fn tell(self: &Arc<Self>, lane: &Lane, change: Change, outcome: &Result<(), StoreError>) {
+        let how = match (outcome, &change.what) {
+            (Err(error), _) => Settled::Failed(error.clone()),
+            (Ok(()), What::Put { .. } | What::Move { .. }) => Settled::Held, // a move has read and hashed it
+            (Ok(()), What::Delete { .. } | What::Carried { .. } | What::Nothing) => Settled::Absent,
+        };
+        if change.has_lock() {
+            self.settle(lane, change.id, &how);
+        }
+        if let What::Put { job: Answer { reply, permit }, .. } = change.what {
+            drop(permit);
+            let _ = reply.send(how);
         }
     }
 

@@ -12,6 +12,8 @@ use common::segment::SegmentError;
 use common::units::{HASH_GROUP_LEN, len_u64, len_usize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::time::timeout;
+use tracing::warn;
 
 /// A range of at least this many bytes is read around the page cache the first time. Filling the cache costs a copy and
 /// as much again in bookkeeping, and most whole chunks are read once: the reader has a cache of its own.
@@ -85,24 +87,19 @@ impl Store {
     /// `NotFound`, `Range`. `Corrupt`: this copy is known to be damaged, or its hash tree just turned out to be. `Disk`:
     /// the disk does not read it. `Slow`.
     pub async fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
-        self.read_then(id, offset, len, |part| part).await
+        let store = self.clone();
+        let read = self.inner.world.blocking(move || store.read_here(id, offset, len));
+        timeout(READ_MAX, read).await.unwrap_or_else(|_| Err(self.slow_read()))
     }
 
-    /// [`Store::read`], and then something quick that does not block, on the thread that has read.
-    ///
-    /// # Errors
-    /// As there. After `Slow` it may still be done.
-    pub(super) async fn read_then<T: Send + 'static>(
-        &self,
-        id: ChunkId,
-        offset: u32,
-        len: u32,
-        then: impl FnOnce(Part) -> T + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let slow = || Err(StoreError::Slow { doing: "read", dir: self.dir().to_path_buf(), waited: READ_MAX });
-        self.watched_read(move |store| store.inner.read(id, offset, len), |part| part.map(then))
-            .await
-            .unwrap_or_else(slow)
+    /// [`Store::read`] on this thread, for as long as the disk takes.
+    pub(super) fn read_here(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
+        self.watched(|store| store.inner.read(id, offset, len))
+    }
+
+    pub(super) fn slow_read(&self) -> StoreError {
+        warn!(dir = %self.dir().display(), "the disk does not read; passed over until it does");
+        StoreError::Slow { doing: "read", dir: self.dir().to_path_buf(), waited: READ_MAX }
     }
 
     /// What there is of a chunk that is not known to be damaged. It is not vouched for: see [`Store::touch`].

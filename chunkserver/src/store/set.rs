@@ -7,18 +7,20 @@
 use super::error::{OpenError, disk_error};
 use super::identity::{self, Identity};
 use super::read::Has;
-use super::silent::QUICK_MAX;
+use super::silent::{QUICK_MAX, READ_MAX};
 use super::{Kept, Part, Store, StoreConfig, StoreError, StoreStats, VerifiedChunk};
 use common::disk::Lock;
 use common::id::{ChunkId, ClusterId, Epoch, PgId, ServerId};
 use common::proto::chunk::ChunkRef;
 use common::task::Tasks;
-use common::world::World;
+use common::world::{World, at_once};
+use futures::future::join_all;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use tokio::time::timeout;
 use tracing::warn;
 
 /// Length at which a segment file is full, in bytes.
@@ -167,7 +169,7 @@ impl StoreSet {
             places.into_iter().zip(self.stores[store].put_all(part).await)
         });
         let mut answers: Vec<(usize, Result<(), StoreError>)> =
-            futures::future::join_all(puts).await.into_iter().flatten().collect();
+            at_once(join_all(puts)).await.into_iter().flatten().collect();
         answers.sort_by_key(|(at, _)| *at);
         answers.into_iter().map(|(_, answer)| answer).collect()
     }
@@ -183,7 +185,7 @@ impl StoreSet {
             })
         });
         // A store that does not answer has nothing and takes nothing.
-        let found = futures::future::join_all(looks).await.into_iter().map(Option::unzip);
+        let found = at_once(join_all(looks)).await.into_iter().map(Option::unzip);
         let (mut stats, has): (Vec<Option<StoreStats>>, Vec<Option<Vec<Has>>>) = found.unzip();
         let store_of = |(n, chunk): (usize, &ChunkRef)| {
             let with = |what: Has| has.iter().position(|has| has.as_ref().is_some_and(|has| has[n] == what));
@@ -234,30 +236,29 @@ impl StoreSet {
     /// # Errors
     /// As there; `NotFound` only if no directory has it.
     pub async fn read(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
-        self.read_then(id, offset, len, |part| part).await
+        let set = self.clone();
+        let read = self.world.blocking(move || set.read_here(id, offset, len));
+        timeout(READ_MAX, read).await.unwrap_or_else(|_| {
+            let slow = self.stores.iter().find(|store| store.is_silent()).unwrap_or(&self.stores[0]);
+            Err(slow.slow_read())
+        })
     }
 
-    /// [`StoreSet::read`], and then something quick that does not block, on the thread that has read.
+    /// [`StoreSet::read`] on this thread, for as long as the disk takes.
     ///
     /// # Errors
-    /// As there. After `Slow` it may still be done.
-    pub async fn read_then<T: Send + 'static>(
-        &self,
-        id: ChunkId,
-        offset: u32,
-        len: u32,
-        then: impl FnOnce(Part) -> T + Clone + Send + 'static,
-    ) -> Result<T, StoreError> {
+    /// As there.
+    pub fn read_here(&self, id: ChunkId, offset: u32, len: u32) -> Result<Part, StoreError> {
         let mut worst = StoreError::NotFound { chunk: id };
         for store in self.stores.iter() {
             if store.is_silent() {
                 worst = store.slow("read");
                 continue;
             }
-            match store.read_then(id, offset, len, then.clone()).await {
+            match store.read_here(id, offset, len) {
                 Err(StoreError::NotFound { .. }) => {}
                 Err(error) => worst = error,
-                Ok(done) => return Ok(done),
+                Ok(part) => return Ok(part),
             }
         }
         Err(worst)
@@ -403,7 +404,7 @@ impl StoreSet {
 
     /// [`Store::stats_soon`] of all directories together: always within a second or so.
     pub async fn stats_soon(&self) -> StoreStats {
-        StoreSet::sum(futures::future::join_all(self.stores.iter().map(Store::stats_soon)).await)
+        StoreSet::sum(join_all(self.stores.iter().map(Store::stats_soon)).await)
     }
 
     fn sum(all: impl IntoIterator<Item = StoreStats>) -> StoreStats {

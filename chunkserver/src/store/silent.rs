@@ -85,24 +85,11 @@ impl Store {
         done
     }
 
-    /// Reads, watched; `then` follows on the same thread, when nothing of this store is in use any more.
-    pub(super) async fn watched_read<R: 'static, T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Store) -> R + Send + 'static,
-        then: impl FnOnce(R) -> T + Send + 'static,
-    ) -> Option<T> {
-        let store = self.clone();
-        let watched = self.inner.world.blocking(move || {
-            let number = store.inner.calls().begin_read();
-            let done = work(&store);
-            store.inner.calls().reads.remove(&number);
-            drop(store); // whoever hears of the outcome may open the directory again
-            then(done)
-        });
-        let done = timeout(READ_MAX, watched).await.ok();
-        if done.is_none() {
-            warn!(dir = %self.dir().display(), "the disk does not read; passed over until it does");
-        }
+    /// Reads, watched, on this thread.
+    pub(super) fn watched<T>(&self, read: impl FnOnce(&Store) -> T) -> T {
+        let number = self.inner.calls().begin_read();
+        let done = read(self);
+        self.inner.calls().reads.remove(&number);
         done
     }
 

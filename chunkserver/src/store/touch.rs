@@ -9,6 +9,7 @@ use common::kv::Batch;
 use common::proto::chunk::ChunkRef;
 use common::segment::SegmentError;
 use common::units::{len_u64, len_usize};
+use common::world::at_once;
 use futures::StreamExt;
 use futures::stream;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ impl Store {
         let first = self.inner.world.blocking(move || wanted.iter().map(|c| inner.quick(*c)).collect());
         let asked: Vec<Quick> = timeout_at(deadline, first).await.map_err(|_| self.slow("touch"))?;
         let answers = stream::iter(asked).map(|quick| timeout_at(deadline, self.ask(quick)));
-        let touched: Vec<Result<bool, _>> = answers.buffered(CHECKS_AT_ONCE).collect().await;
+        let touched: Vec<Result<bool, _>> = at_once(answers.buffered(CHECKS_AT_ONCE).collect()).await;
         self.inner.check_fence()?;
         Ok(touched.into_iter().map(|touched| touched.unwrap_or(false)).collect())
     }
@@ -108,7 +109,7 @@ impl Inner {
     }
 
     /// Looks at what is here of a chunk, and says so to `reply`. One step under the chunk's lock.
-    fn check(&self, chunk: ChunkRef, anew: bool, reply: oneshot::Sender<Settled>) {
+    fn check(self: &Arc<Self>, chunk: ChunkRef, anew: bool, reply: oneshot::Sender<Settled>) {
         let lane = self.lane(Log::of(chunk.len));
         let (begun, waiter) = lane.begin(chunk.id, Purpose::Check, Some(Waiter::Touch(reply)));
         let Some(Waiter::Touch(reply)) = waiter else { return }; // told by whoever is at it

@@ -9,10 +9,9 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
 /// Any answer can be an error.
@@ -118,14 +117,9 @@ impl Shared {
         });
     }
 
-    /// Polls once here; what is not finished then goes to the async threads.
+    /// See [`common::task::Tasks::start_here`].
     pub(super) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut task: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(task);
-        let _entered = self.runtime.enter();
-        // The waker does nothing: the task below polls again at once and leaves its own.
-        if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.tasks.spawn_until_stop(task);
-        }
+        self.tasks.start_here(&self.runtime, task);
     }
 }
 

@@ -1,6 +1,6 @@
 //! One connection: sending and receiving frames.
 
-use crate::net::Conn;
+use crate::net::{Blocking, Conn};
 use crate::units::{len_u32, len_usize};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -8,7 +8,8 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::Poll;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// Length of a frame's head, in bytes.
 pub const HEAD_LEN: usize = 16;
@@ -24,8 +25,8 @@ const CONTROL: u8 = 1;
 const DATA: u8 = 2;
 
 /// An open connection of the data plane, behind its hello. After an error it must not be used again.
-pub struct Wire {
-    conn: Conn,
+pub struct Wire<C = Conn> {
+    conn: C,
     ahead: Box<[u8; AHEAD_LEN]>,
     /// `ahead[from..to]` was read from the connection and not yet taken.
     from: usize,
@@ -76,6 +77,39 @@ impl Wire {
         Wire { conn, ahead: Box::new([0; AHEAD_LEN]), from: 0, to: 0 }
     }
 
+    /// For one thread that waits at it, for `limit` at most each time: [`Blocking::new`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn into_blocking(self, limit: Duration) -> io::Result<Result<Wire<Blocking>, Wire>> {
+        let Wire { conn, ahead, from, to } = self;
+        Ok(match Blocking::new(conn, limit)? {
+            Ok(conn) => Ok(Wire { conn, ahead, from, to }),
+            Err(conn) => Err(Wire { conn, ahead, from, to }),
+        })
+    }
+}
+
+impl Wire<Blocking> {
+    /// [`Blocking::into_conn`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn into_async(self) -> io::Result<Wire> {
+        let Wire { conn, ahead, from, to } = self;
+        Ok(Wire { conn: conn.into_conn()?, ahead, from, to })
+    }
+
+    /// [`Blocking::is_coming`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn is_coming(&self, limit: Duration) -> io::Result<bool> {
+        Ok(self.from < self.to || self.conn.is_coming(limit)?)
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> Wire<C> {
     /// Sends a control frame and, in the same writes, data frames that carry these bytes one after another.
     ///
     /// # Errors
@@ -210,7 +244,7 @@ impl Wire {
     }
 }
 
-impl std::fmt::Debug for Wire {
+impl<C> std::fmt::Debug for Wire<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Wire({} bytes ahead)", self.to - self.from)
     }

@@ -171,7 +171,9 @@ impl RaftLog {
             marker_dirty: false,
             failed: None,
         };
-        tasks.spawn("raft log", |_| run(flusher, jobs)); // ends when the last handle is gone
+        let own = world.clone();
+        let flushes = async move { own.on_own_thread(move || run(flusher, jobs)).await };
+        tasks.spawn("raft log", |_| flushes); // ends when the last handle is gone
         Ok(RaftLog { shared, queue })
     }
 
