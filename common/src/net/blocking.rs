@@ -108,8 +108,8 @@ mod tests {
     use super::*;
     use crate::net::{Net, TcpNet};
     use futures::FutureExt;
-    use std::time::Instant;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
 
     async fn pair() -> (Conn, Conn) {
         let mut listener = TcpNet.bind("127.0.0.1:0").await.unwrap();

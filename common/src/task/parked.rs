@@ -94,25 +94,25 @@ mod tests {
     fn what_waits_goes_on_when_it_is_woken() {
         let (runtime, stop, thread) = runtime();
         let (sender, done) = std::sync::mpsc::channel();
-        let (to_task, mut inbox) = mpsc::unbounded_channel::<u32>();
+        let (to_task, mut inbox) = mpsc::channel::<u32>(8);
         let tasks = Tasks::new();
         let from_here = to_task.clone();
         tasks.start_here(&runtime, async move {
-            from_here.send(0).unwrap();
+            from_here.try_send(0).unwrap();
             while let Some(number) = inbox.recv().await {
                 sender.send((number, std::thread::current().id())).unwrap();
                 tokio::time::sleep(Duration::from_millis(1)).await; // on the runtime's clock
             }
         });
-        to_task.send(1).unwrap();
-        to_task.send(2).unwrap();
+        to_task.try_send(1).unwrap();
+        to_task.try_send(2).unwrap();
         let limit = Duration::from_secs(20);
         let said: Vec<_> = (0..3).map(|_| done.recv_timeout(limit).unwrap()).collect();
         assert_eq!(said.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(said[0].1, std::thread::current().id());
         assert!(said[1..].iter().all(|(_, at)| *at == thread.thread().id()));
         runtime.block_on(async { assert!(tasks.shutdown(limit).await) });
-        assert!(to_task.send(3).is_err(), "dropped with the group");
+        assert!(to_task.try_send(3).is_err(), "dropped with the group");
         drop(stop);
         thread.join().unwrap();
     }
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn one_that_waits_is_dropped_with_its_runtime() {
         let (runtime, stop, thread) = runtime();
-        let (to_task, mut inbox) = mpsc::unbounded_channel::<u32>();
+        let (to_task, mut inbox) = mpsc::channel::<u32>(8);
         let weak = to_task.downgrade();
         Tasks::new().start_here(&runtime, async move {
             let _held = to_task;
