@@ -52,6 +52,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     info!("stopping");
     if !server.shutdown().await {
         error!("stopped with requests under way");
+        // A thread waits for a disk that does not answer: the runtime would wait for it.
+        let failed = outcome.inspect_err(|error| eprintln!("chunkserver: {error:#}")).is_err();
+        std::process::exit(i32::from(failed));
     }
     outcome
 }

@@ -7,7 +7,7 @@
 //! servers, those without a socket (simulation) and puts down a chain, which wait for others most of the time, are served from the
 //! runtime.
 
-use crate::service::{STALL_MAX, Shared, handle, handle_short};
+use crate::service::{BODY_MAX, STALL_MAX, Shared, handle, handle_short};
 use common::hello::{Peer, Role};
 use common::net::Blocking;
 use common::proto::chunk::ChunkRequest;
@@ -18,12 +18,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::oneshot::{self, error::TryRecvError};
+use tokio::time::Instant;
 
 /// Threads that serve one connection each, at most.
 pub(crate) const OWN_THREADS_MAX: usize = 16;
 /// How long such a thread waits for the next request: a client that reads or syncs one block after another, here and on other
 /// servers, asks sooner.
 const LINGER: Duration = Duration::from_millis(20);
+
+/// Longer reads are left to the runtime, in bytes.
+const READ_LEN_MAX: u32 = 1 << 20;
 
 /// A request, and its number on the connection.
 type Received = (u32, ChunkRequest);
@@ -34,9 +38,13 @@ pub(crate) fn take(shared: &Shared, peer: &Peer, request: &ChunkRequest) -> Opti
     is_meant.then(|| Arc::clone(&shared.own_threads).try_acquire_owned().ok()).flatten()
 }
 
-/// Whether it asks no other server.
+/// Whether it asks no other server, and holds little while the disk takes its time: in place no timer takes that back.
 fn is_short(request: &ChunkRequest) -> bool {
-    !matches!(request, ChunkRequest::Put { .. })
+    match request {
+        ChunkRequest::Put { .. } | ChunkRequest::Verify { .. } => false,
+        ChunkRequest::Get { len, .. } => *len <= READ_LEN_MAX,
+        _ => true,
+    }
 }
 
 /// Serves a request, and those that follow it soon. One among them that is for the runtime is left to the caller.
@@ -83,10 +91,12 @@ async fn one_after_another(
     mut dropped: oneshot::Receiver<()>,
 ) -> io::Result<Option<Received>> {
     loop {
+        wire.ends_by(Instant::now() + BODY_MAX);
         handle_short(shared, peer, wire, id, request).await?;
         if !wire.is_coming(LINGER)? || matches!(dropped.try_recv(), Err(TryRecvError::Closed)) {
             return Ok(None);
         }
+        wire.ends_by(Instant::now() + STALL_MAX);
         (id, request) = wire.receive::<ChunkRequest>().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
         if !is_short(&request) {
             return Ok(Some((id, request)));

@@ -331,16 +331,12 @@ pub(crate) async fn receive<C: AsyncRead + AsyncWrite + Unpin>(
     room: &mut [u8],
     until: Instant,
 ) -> io::Result<usize> {
-    let late = |limit| {
-        let text = format!("the request's data did not come within {limit:?}");
-        io::Error::new(io::ErrorKind::TimedOut, text)
+    let stalled = Instant::now() + STALL_MAX;
+    let late = |_| {
+        let limit = if stalled < until { STALL_MAX } else { BODY_MAX };
+        io::Error::new(io::ErrorKind::TimedOut, format!("the request's data did not come within {limit:?}"))
     };
-    let now = Instant::now();
-    if now >= until {
-        return Err(late(BODY_MAX)); // a thread that waits at its connection sees no timer
-    }
-    let (stalled, limit) = if now + STALL_MAX < until { (now + STALL_MAX, STALL_MAX) } else { (until, BODY_MAX) };
-    tokio::time::timeout_at(stalled, wire.receive_data(id, room)).await.map_err(|_| late(limit))?
+    tokio::time::timeout_at(stalled.min(until), wire.receive_data(id, room)).await.map_err(late)?
 }
 
 /// Reads the bytes of a request that is refused, so that the peer gets to read why.

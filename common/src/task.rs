@@ -72,14 +72,18 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        drop(self.running.spawn(self.until_stop(body)));
+    }
+
+    fn until_stop<F: Future<Output = ()>>(&self, body: F) -> impl Future<Output = ()> + use<F> {
         let stop = self.stop.clone();
-        drop(self.running.spawn(async move {
+        async move {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
                 () = body => {}
             }
-        }));
+        }
     }
 
     /// The token that is cancelled by [`Tasks::shutdown`].

@@ -12,11 +12,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 /// Such a connection. Reads and writes end, or fail with `TimedOut`, within the limit it was made with: a future that waits for
-/// nothing else is ready when it is polled for the first time.
+/// nothing else is ready when it is polled for the first time. So no timer around it ever fires; what is to end even if the
+/// peer sends or takes a byte now and then has [`Blocking::ends_by`].
 #[derive(Debug)]
-pub struct Blocking(std::net::TcpStream);
+pub struct Blocking {
+    tcp: std::net::TcpStream,
+    end: Option<Instant>,
+}
 
 impl Blocking {
     /// Takes a connection away from its runtime. `Ok(Err)`: it is none of TCP, and may be used as before.
@@ -31,7 +36,12 @@ impl Blocking {
         tcp.set_nonblocking(false)?;
         tcp.set_read_timeout(Some(limit))?;
         tcp.set_write_timeout(Some(limit))?;
-        Ok(Ok(Blocking(tcp)))
+        Ok(Ok(Blocking { tcp, end: None }))
+    }
+
+    /// From `end` on reads and writes fail with `TimedOut`; one under way may take the limit longer.
+    pub fn ends_by(&mut self, end: Instant) {
+        self.end = Some(end);
     }
 
     /// Gives the connection back to the runtime that this is called in.
@@ -39,8 +49,8 @@ impl Blocking {
     /// # Errors
     /// The kernel does not want this; the connection is lost.
     pub fn into_conn(self) -> io::Result<Conn> {
-        self.0.set_nonblocking(true)?;
-        let conn: Conn = Box::new(tokio::net::TcpStream::from_std(self.0)?);
+        self.tcp.set_nonblocking(true)?;
+        let conn: Conn = Box::new(tokio::net::TcpStream::from_std(self.tcp)?);
         Ok(conn)
     }
 
@@ -49,7 +59,7 @@ impl Blocking {
     /// # Errors
     /// The kernel's.
     pub fn is_coming(&self, limit: Duration) -> io::Result<bool> {
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.tcp.as_fd(), PollFlags::POLLIN)];
         let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, limit) {
             Ok(ready) => Ok(ready > 0),
@@ -59,27 +69,33 @@ impl Blocking {
     }
 }
 
-/// Does it again when a signal interrupts it; says in one way that the limit has passed.
-fn whole<T>(mut call: impl FnMut() -> io::Result<T>) -> Poll<io::Result<T>> {
-    Poll::Ready(loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Err(io::ErrorKind::TimedOut.into()),
-            done => break done,
-        }
-    })
+impl Blocking {
+    /// Does it again when a signal interrupts it; says in one way that it is too late.
+    fn whole<T>(&mut self, mut call: impl FnMut(&mut std::net::TcpStream) -> io::Result<T>) -> Poll<io::Result<T>> {
+        let late = || Err(io::ErrorKind::TimedOut.into());
+        Poll::Ready(loop {
+            if self.end.is_some_and(|end| Instant::now() >= end) {
+                break late();
+            }
+            match call(&mut self.tcp) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break late(),
+                done => break done,
+            }
+        })
+    }
 }
 
 impl AsyncRead for Blocking {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let room = buf.initialize_unfilled();
-        whole(|| self.0.read(room)).map_ok(|read| buf.advance(read))
+        self.whole(|tcp| tcp.read(room)).map_ok(|read| buf.advance(read))
     }
 }
 
 impl AsyncWrite for Blocking {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        whole(|| self.0.write(bytes))
+        self.whole(|tcp| tcp.write(bytes))
     }
 
     fn poll_write_vectored(
@@ -87,7 +103,7 @@ impl AsyncWrite for Blocking {
         _: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        whole(|| self.0.write_vectored(slices))
+        self.whole(|tcp| tcp.write_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -99,7 +115,7 @@ impl AsyncWrite for Blocking {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.shutdown(std::net::Shutdown::Write))
+        Poll::Ready(self.tcp.shutdown(std::net::Shutdown::Write))
     }
 }
 
@@ -109,7 +125,6 @@ mod tests {
     use crate::net::{Net, TcpNet};
     use futures::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::time::Instant;
 
     async fn pair() -> (Conn, Conn) {
         let mut listener = TcpNet.bind("127.0.0.1:0").await.unwrap();
@@ -150,6 +165,26 @@ mod tests {
         near.write_all(b"two").await.unwrap();
         far.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"two");
+    }
+
+    /// A byte now and then keeps nobody waiting for ever.
+    #[tokio::test]
+    async fn it_ends_even_if_the_peer_drips() {
+        let (mut near, far) = pair().await;
+        let mut far = Blocking::new(far, Duration::from_secs(20)).unwrap().ok().expect("TCP");
+        let far = std::thread::spawn(move || {
+            far.ends_by(Instant::now() + Duration::from_millis(200));
+            let late = far.read_exact(&mut [0; 1 << 20]).now_or_never().expect("never pending").unwrap_err();
+            assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+            assert!(far.write_all(b"x").now_or_never().expect("never pending").is_err(), "nor are bytes sent");
+            far.ends_by(Instant::now() + Duration::from_secs(20));
+            far.read_u8().now_or_never().expect("never pending").unwrap()
+        });
+        while !far.is_finished() {
+            near.write_all(b"d").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(far.join().unwrap(), b'd');
     }
 
     #[tokio::test]

@@ -10,7 +10,6 @@ use tokio::runtime::Handle;
 
 /// Its waker, which holds it while it waits.
 struct Parked {
-    tasks: Tasks,
     runtime: Handle,
     state: Mutex<State>,
 }
@@ -26,12 +25,10 @@ enum State {
 }
 
 impl Tasks {
-    /// Runs a task here as far as it goes without waiting; the rest as [`Tasks::spawn_until_stop`] does, on this runtime. Until
-    /// something wakes it, the group does not know of it.
+    /// [`Tasks::spawn_until_stop`] on this runtime, but what goes without waiting is done here, before this returns.
     pub fn start_here(&self, runtime: &Handle, body: impl Future<Output = ()> + Send + 'static) {
-        let mut body: BoxFuture<'static, ()> = Box::pin(body);
-        let state = Mutex::new(State::Polled);
-        let parked = Arc::new(Parked { tasks: self.clone(), runtime: runtime.clone(), state });
+        let mut body: BoxFuture<'static, ()> = Box::pin(self.running.track_future(self.until_stop(body)));
+        let parked = Arc::new(Parked { runtime: runtime.clone(), state: Mutex::new(State::Polled) });
         let _entered = runtime.enter();
         let waker = Waker::from(Arc::clone(&parked));
         if body.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
@@ -42,7 +39,7 @@ impl Tasks {
             State::Woken => {
                 *state = State::Gone;
                 drop(state);
-                self.spawn_until_stop(body);
+                drop(runtime.spawn(body));
             }
             _ => *state = State::Waits(body),
         }
@@ -62,8 +59,7 @@ impl Wake for Parked {
                 State::Gone => return,
             }
         };
-        let _entered = self.runtime.enter();
-        self.tasks.spawn_until_stop(body);
+        drop(self.runtime.spawn(body));
     }
 }
 
@@ -126,6 +122,20 @@ mod tests {
             sender.send(()).unwrap();
         });
         done.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
+
+    #[test]
+    fn one_that_waits_ends_with_its_group() {
+        let (runtime, _stop, _) = runtime();
+        let tasks = Tasks::new();
+        let (held, dropped) = std::sync::mpsc::channel::<()>();
+        tasks.start_here(&runtime, async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        });
+        assert!(dropped.try_recv().is_err_and(|error| error == std::sync::mpsc::TryRecvError::Empty));
+        assert!(runtime.block_on(tasks.shutdown(Duration::from_secs(20))), "it is waited for");
+        assert!(dropped.try_recv().is_err_and(|error| error == std::sync::mpsc::TryRecvError::Disconnected));
     }
 
     #[test]

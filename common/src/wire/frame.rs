@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
 
 /// Length of a frame's head, in bytes.
 pub const HEAD_LEN: usize = 16;
@@ -98,6 +99,11 @@ impl Wire<Blocking> {
     pub fn into_async(self) -> io::Result<Wire> {
         let Wire { conn, ahead, from, to } = self;
         Ok(Wire { conn: conn.into_conn()?, ahead, from, to })
+    }
+
+    /// [`Blocking::ends_by`].
+    pub fn ends_by(&mut self, end: Instant) {
+        self.conn.ends_by(end);
     }
 
     /// [`Blocking::is_coming`].
