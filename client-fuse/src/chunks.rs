@@ -54,6 +54,7 @@ const ROUND_PAUSE: Duration = Duration::from_millis(300);
 const ROUNDS_MAX: u32 = 200;
 /// A server that another one overtook in so many reads in a row is gone round: it hangs, or is very slow.
 const OVERTAKEN_MAX: u32 = 3;
+
 /// A chunk to be stored.
 #[derive(Clone, Debug)]
 pub(crate) struct Outgoing {

@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 /// One read of one replica.
 const GET_TIMEOUT: Duration = Duration::from_secs(8);
-/// The longest such pause of a read: each is twice as long as the one before.
+/// The longest pause between rounds: the first is [`ROUND_PAUSE`], each is twice as long as the one before.
 const ROUND_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Rounds of reads in which servers may say that a token is none of theirs.
 const STALE_ROUNDS: u32 = 2;
