@@ -33,8 +33,9 @@ pub struct Config {
     pub index_cache_bytes: u64,
     /// The cluster this server must belong to, 32 hex digits. Default: whatever cluster the metaservers form.
     pub cluster: Option<String>,
-    /// What to do about a data directory that is empty while others have data: `refuse` to start (a disk may not be
-    /// mounted), `skip` it, or `create` a store in it (a new disk).
+    /// What to do about a data directory that is empty or missing while others have data: `skip` it (what it held counts as lost
+    /// and is made again), `create` a store in it (a new disk), or `refuse` to start. One that does not open is skipped, too,
+    /// but for `refuse`.
     pub missing_dirs: MissingDirs,
     /// Threads that serve requests. 0: one for each four cores.
     pub threads: usize,
@@ -47,9 +48,9 @@ pub struct Config {
 #[serde(rename_all = "lowercase")]
 pub enum MissingDirs {
     /// Do not start.
-    #[default]
     Refuse,
     /// Start without it.
+    #[default]
     Skip,
     /// Make a store in it.
     Create,
@@ -69,7 +70,7 @@ impl Default for Config {
             reserve_bytes: 1 << 30,
             index_cache_bytes: 64 << 20,
             cluster: None,
-            missing_dirs: MissingDirs::Refuse,
+            missing_dirs: MissingDirs::Skip,
             threads: 0,
             log: "info".into(),
         }

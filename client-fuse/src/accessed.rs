@@ -16,6 +16,7 @@ use common::time::Time;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -95,14 +96,14 @@ impl Core {
     }
 
     /// Tells the metaservers what is noted. What cannot be told now stays noted.
-    pub(crate) async fn tell_accesses(&self) {
+    pub(crate) async fn tell_accesses(&self, deadline: Instant) {
         let mut from = InodeId(0);
         loop {
             let files = self.accessed.some(from);
             let Some((last, _)) = files.last() else { return };
             from = InodeId(last.0 + 1);
             let op = Op::Accessed { files: files.clone() };
-            if let Err(fault) = self.ask(&Cred::default(), op, self.meta.deadline()).await {
+            if let Err(fault) = self.ask(&Cred::default(), op, deadline).await {
                 debug!(error = %fault, "access times are not told");
                 if fault.kind.is_transient() {
                     return;
@@ -118,7 +119,7 @@ impl Core {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(TELL_AFTER) => self.tell_accesses().await,
+                () = tokio::time::sleep(TELL_AFTER) => self.tell_accesses(self.meta.deadline()).await,
             }
         }
     }

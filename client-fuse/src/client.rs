@@ -27,6 +27,7 @@ use common::world::World;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+use tokio::time::Instant;
 use tracing::warn;
 
 /// How long the background tasks get to end.
@@ -137,12 +138,26 @@ impl Client {
         Ok(Client { core: Core::start(link, reports, config, world, tasks).await? })
     }
 
-    /// Saves everything, closes the session, ends the background tasks. The first error is returned; what could not be
-    /// saved by then is lost.
+    /// [`Client::shutdown_by`], within the operation timeout.
+    ///
+    /// # Errors
+    /// As there.
     pub async fn shutdown(&self) -> Result<(), Fault> {
-        let saved = self.sync_all().await;
-        self.core.tell_accesses().await;
-        let closed = self.core.meta.close(self.core.meta.deadline()).await;
+        self.shutdown_by(self.core.meta.deadline()).await
+    }
+
+    /// Saves everything, closes the session, ends the background tasks, all by `deadline` (the tasks: 5 s later). A session that
+    /// cannot be closed because no metaserver answers ends by itself; that is no error.
+    ///
+    /// # Errors
+    /// The first: what could not be saved by then is lost.
+    pub async fn shutdown_by(&self, deadline: Instant) -> Result<(), Fault> {
+        let saved = self.sync_all_by(deadline).await;
+        self.core.tell_accesses(deadline).await;
+        let closed = self.core.meta.close(deadline).await.or_else(|fault| {
+            warn!(error = %fault, "the session is not closed; it ends when it is not renewed");
+            if fault.kind.is_transient() { Ok(()) } else { Err(fault) }
+        });
         if !self.core.tasks.shutdown(STOP_GRACE).await {
             warn!("background tasks still ran after {STOP_GRACE:?}");
         }
@@ -465,14 +480,18 @@ impl Client {
 
     /// Makes everything written through this client before this call durable (`syncfs`).
     pub async fn sync_all(&self) -> Result<(), Fault> {
-        let deadline = self.core.meta.deadline();
+        self.sync_all_by(self.core.meta.deadline()).await
+    }
+
+    /// As [`Client::sync_all`], by `deadline`.
+    pub async fn sync_all_by(&self, deadline: Instant) -> Result<(), Fault> {
         let unsaved = self.core.files().into_iter().filter(|inode| inode.lock().is_unsaved());
         let saves = unsaved.map(|inode| {
             let core = self.core.clone();
             async move { core.save(&inode, deadline).await }
         });
         let results = futures::future::join_all(saves).await;
-        let told = self.sync_changes(&AtomicU64::new(self.losses())).await;
+        let told = self.sync_changes_by(&AtomicU64::new(self.losses()), deadline).await;
         results.into_iter().find(Result::is_err).unwrap_or(told)
     }
 }

@@ -181,7 +181,11 @@ impl Client {
     /// Makes all changes of names and attributes before this call durable (`fsync` of a directory). An error as well if there
     /// were more losses than the caller was `told` of, which is noted there.
     pub async fn sync_changes(&self, told: &AtomicU64) -> Result<(), Fault> {
-        let all = self.core.tell_all(self.core.meta.deadline()).await;
+        self.sync_changes_by(told, self.core.meta.deadline()).await
+    }
+
+    pub(crate) async fn sync_changes_by(&self, told: &AtomicU64, deadline: Instant) -> Result<(), Fault> {
+        let all = self.core.tell_all(deadline).await;
         self.core.told_losses(told).and(all)
     }
 

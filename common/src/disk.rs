@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 mod aligned;
+mod checked;
 mod real;
 
 pub use aligned::{AlignedBuf, DIRECT_ALIGN};
+pub use checked::{read_checked, write_checked};
 pub use real::RealDisk;
 
 /// Held by whoever owns a directory, a port, a store; given up when dropped.

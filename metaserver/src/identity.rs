@@ -3,8 +3,8 @@
 //! It is written once, when the node becomes a member, after the Raft log and its marker were made. So a node with an
 //! identity and without a marker lost data; a node without an identity has promised nothing to anybody.
 
-use crate::raft::{node_of, read_checked, write_checked};
-use common::disk::Disk;
+use crate::raft::node_of;
+use common::disk::{Disk, read_checked, write_checked};
 use common::id::{ClusterId, Epoch, NodeId};
 use serde::{Deserialize, Serialize};
 use std::io;

@@ -10,7 +10,8 @@
 
 use crate::identity::Identity;
 use crate::node::{CAUGHT_UP_ENTRIES, Node, PEER_TIMEOUT, REMOVED};
-use crate::raft::{Member, Message, Reply, TypeConfig, decode, encode, node_of, returned_id, write_checked};
+use crate::raft::{Member, Message, Reply, TypeConfig, decode, encode, node_of, returned_id};
+use common::disk::write_checked;
 use common::fault::{Fault, Kind};
 use common::hello::Role;
 use common::id::{ClusterId, Epoch, NodeId};

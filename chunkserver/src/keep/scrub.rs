@@ -1,13 +1,18 @@
 //! Reading everything again, slowly: every stored byte is verified within the configured period, so that damage is found
 //! before the other copies are gone, too. A damaged copy is marked by the store; the next pass fetches it anew.
 //!
-//! How far a round is, is in memory: after a restart it begins again. So it does when somebody orders a scrub: what a round that
-//! ends after an order has read was read after it.
+//! How far a round is, is noted every minute in the file `scrub` of the first data directory, so that a server which is often
+//! restarted reads all of it, too. A round begins again when somebody orders a scrub: what a round that ends after an order has read
+//! was read after it.
 
 use super::Keeper;
 use crate::store::StoreError;
+use common::disk::{Disk, read_checked, write_checked};
 use common::id::ChunkId;
 use common::proto::keep::KeepSettings;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -18,6 +23,36 @@ const LIST_MAX: usize = 1024;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a list or a copy that could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How often it is noted how far a round is: that much is read once more after a restart.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
+/// The file where that stands.
+const PLACE: &str = "scrub";
+const PLACE_VERSION: u8 = 1;
+
+/// How far a round is, for the next start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    version: u8,
+    /// What comes next.
+    from: ChunkId,
+    /// As in [`Progress`].
+    done: u64,
+    rounds: u64,
+    damaged: u64,
+    order: u64,
+}
+
+impl Place {
+    /// What was noted in this directory. `None`: nothing that can be read, so a round begins.
+    fn read(disk: &dyn Disk, dir: &Path) -> Option<Place> {
+        let bytes = read_checked(disk, &dir.join(PLACE)).ok()??;
+        postcard::from_bytes(&bytes).ok().filter(|place: &Place| place.version == PLACE_VERSION)
+    }
+
+    fn write(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+        write_checked(disk, dir, PLACE, &postcard::to_stdvec(self).map_err(io::Error::other)?)
+    }
+}
 
 /// How far scrub is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,19 +93,47 @@ impl Read {
 
 impl Keeper {
     pub(super) async fn scrubs(&self) {
+        let mut from = self.noted_place().await;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             if self.shared.registration().is_ok() {
-                self.round().await;
+                self.round(from).await;
+                from = ChunkId([0; 32]);
             }
         }
     }
 
-    /// One round over everything that is here.
-    async fn round(&self) {
-        let (mut from, mut last) = (ChunkId([0; 32]), Read { at: Instant::now(), len: 0 });
-        let order = self.orders.borrow().scrub;
-        self.scrub().done = 0;
+    /// Where a round was when it was noted last.
+    async fn noted_place(&self) -> ChunkId {
+        let (disk, dir) = (self.shared.world.disk.clone(), self.shared.stores().stores()[0].dir().to_path_buf());
+        let Some(place) = self.shared.world.blocking(move || Place::read(&*disk, &dir)).await else {
+            return ChunkId([0; 32]);
+        };
+        let mut scrub = self.scrub();
+        let Place { version: _, from, done, rounds, damaged, order } = place;
+        *scrub = Progress { done, rounds, damaged, order, ..*scrub };
+        from
+    }
+
+    /// Notes that a round goes on behind what is before `from`.
+    async fn note_place(&self, from: ChunkId) {
+        let Progress { done, rounds, damaged, order, .. } = *self.scrub();
+        let place = Place { version: PLACE_VERSION, from, done, rounds, damaged, order };
+        let Some(store) = self.shared.stores().stores().iter().find(|store| !store.is_silent()) else { return };
+        let (disk, dir) = (self.shared.world.disk.clone(), store.dir().to_path_buf());
+        if let Err(error) = self.shared.world.blocking(move || place.write(&*disk, &dir)).await {
+            debug!(%error, "note how far scrub is");
+        }
+    }
+
+    /// One round over everything that is here from `from` on.
+    async fn round(&self, mut from: ChunkId) {
+        let mut last = Read { at: Instant::now(), len: 0 };
+        let order = self.orders.borrow().scrub.max(self.scrub().order);
+        if from == ChunkId([0; 32]) {
+            self.scrub().done = 0;
+        }
+        let mut noted = Instant::now();
         loop {
             let (copies, more) = match self.shared.stores().range(from, None, LIST_MAX).await {
                 Ok(listed) => listed,
@@ -82,6 +145,10 @@ impl Keeper {
             };
             for copy in copies.iter().filter(|copy| !copy.damaged || copy.unreadable) {
                 let Some(at) = self.turn(last, order).await else { return };
+                if noted.elapsed() >= NOTE_EVERY {
+                    self.note_place(copy.id).await;
+                    noted = Instant::now();
+                }
                 last = Read { at, len: copy.len.into() };
                 self.check(copy.id).await;
                 self.scrub().done += u64::from(copy.len);
@@ -94,9 +161,12 @@ impl Keeper {
         if self.orders.borrow().scrub > order {
             return; // what was read first was read before that order
         }
-        let mut scrub = self.scrub();
-        scrub.rounds += 1;
-        scrub.order = order;
+        {
+            let mut scrub = self.scrub();
+            scrub.rounds += 1;
+            scrub.order = order;
+        }
+        self.note_place(ChunkId([0; 32])).await;
     }
 
     /// Waits until the next copy may be read, and while scrub is paused. From when on its reading counts. `None`: an order came
@@ -148,6 +218,7 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::testing::SimDisk;
 
     #[test]
     fn a_round_ends_within_its_period_or_goes_at_the_limit() {
@@ -173,5 +244,22 @@ mod tests {
         assert_eq!(Read { at: last.at, len: 0 }.next(0, &settings, false), last.at, "the first one waits for nothing");
         let endless = KeepSettings { scrub_rate: 0, ..settings };
         assert_eq!(wait(0, false), last.next(0, &endless, false).duration_since(last.at), "at least a byte a second");
+    }
+
+    #[test]
+    fn where_a_round_is_outlives_the_server() {
+        let disk = SimDisk::new(1);
+        let dir = Path::new("/");
+        assert_eq!(Place::read(&disk, dir), None);
+        let place = Place { version: PLACE_VERSION, from: ChunkId([0xab; 32]), done: 300, rounds: 2, damaged: 1, order: 7 };
+        let golden = [&[1][..], &[0xab; 32], &[0xac, 2, 2, 1, 7]].concat();
+        assert_eq!(postcard::to_stdvec(&place).unwrap(), golden);
+        place.write(&disk, dir).unwrap();
+        let disk = disk.after_crash();
+        assert_eq!(Place::read(&disk, dir), Some(place));
+        disk.flip(Path::new("/scrub"), 5);
+        assert_eq!(Place::read(&disk, dir), None, "a round begins");
+        Place { version: 2, ..place }.write(&disk, dir).unwrap();
+        assert_eq!(Place::read(&disk, dir), None, "of another version");
     }
 }

@@ -118,7 +118,7 @@ impl From<StoreError> for Fault {
 pub enum OpenError {
     /// A data directory that should be there is not (a disk that is not mounted, perhaps).
     #[error(
-        "{dir}: data directory is missing or empty, while others of this server have data: mount it, or allow missing directories in the configuration"
+        "{dir}: data directory is missing or empty, while others of this server have data: mount it, replace it (missing_dirs = \"create\"), or take it out of data_dirs"
     )]
     Missing {
         /// Which.
@@ -183,6 +183,23 @@ pub enum OpenError {
         /// What it said.
         source: KvError,
     },
+}
+
+impl OpenError {
+    /// True if it tells of the state of one disk, not of a mistake in the configuration: others may go on without that one.
+    pub(super) fn is_of_the_disk(&self) -> bool {
+        match self {
+            OpenError::Missing { .. }
+            | OpenError::Identity { .. }
+            | OpenError::Disk { .. }
+            | OpenError::Segments(_)
+            | OpenError::Index { .. } => true,
+            OpenError::InUse { .. }
+            | OpenError::OtherCluster { .. }
+            | OpenError::OtherServer { .. }
+            | OpenError::Config { .. } => false,
+        }
+    }
 }
 
 pub(super) fn disk_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {

@@ -62,7 +62,7 @@ pub use error::{OpenError, StoreError};
 pub use identity::Identity;
 pub use index::Kept;
 pub use read::Part;
-pub use set::{MissingDir, SetConfig, StoreSet};
+pub use set::{LeftOut, MissingDir, SetConfig, StoreSet};
 
 use common::disk::Lock;
 use common::id::{ChunkId, PgId};

@@ -1,7 +1,8 @@
 //! The data directories of one server as one store.
 //!
 //! A chunk is put where it is already, else into the directory with the largest free share; it is looked for in all.
-//! A directory that is fenced takes nothing and vouches for nothing; its chunks count as lost and come back from peers.
+//! A directory that is fenced takes nothing and vouches for nothing; its chunks count as lost and come back from peers. So do
+//! those of one that does not open at the start ([`LeftOut`]).
 //! One whose disk does not answer is passed over as long as that lasts ([`Store::is_silent`]).
 
 use super::error::{OpenError, disk_error};
@@ -13,6 +14,7 @@ use common::disk::Lock;
 use common::id::{ChunkId, ClusterId, Epoch, PgId, ServerId};
 use common::proto::chunk::ChunkRef;
 use common::task::Tasks;
+use common::units::len_u32;
 use common::world::{World, at_once};
 use futures::future::join_all;
 use std::cmp::Reverse;
@@ -21,23 +23,32 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::error;
 
 /// Length at which a segment file is full, in bytes.
 const SEGMENT_LEN_MAX: u64 = 1 << 30;
 /// Data directories of one server, at most.
 const DIRS_MAX: usize = 64;
 
-/// What to do about a data directory that holds nothing while others of this server hold data.
+/// What to do about a data directory that holds nothing while others of this server hold data, or does not open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MissingDir {
     /// Do not start: a disk may not be mounted.
-    #[default]
     Refuse,
-    /// Start without it.
+    /// Start without it ([`LeftOut`]).
+    #[default]
     Skip,
-    /// It is a new disk: make a store in it.
+    /// One that holds nothing is a new disk: make a store in it. One that does not open: start without it.
     Create,
+}
+
+/// A data directory that this run does without. It counts as fenced: what it holds counts as lost, and comes back from peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Which.
+    pub dir: PathBuf,
+    /// What is wrong with it.
+    pub why: String,
 }
 
 /// How the stores of a server are set up.
@@ -61,30 +72,59 @@ pub struct StoreSet {
     world: World,
     stores: Arc<Vec<Store>>,
     identity: Arc<Mutex<Vec<Identity>>>,
+    left_out: Arc<Vec<LeftOut>>,
 }
 
 impl StoreSet {
     /// Opens all data directories, at the same time. At the server's first start it makes them, with a new instance.
     ///
     /// # Errors
-    /// See [`OpenError`]: each names the directory, and what to do.
+    /// See [`OpenError`]: each names the directory, and what to do. That of one directory alone is none if others open, unless
+    /// the configuration wants it so.
     pub async fn open(world: &World, tasks: &Tasks, config: &SetConfig) -> Result<StoreSet, OpenError> {
         let (outside, wanted) = (world.clone(), config.clone());
-        let found = world.blocking(move || identities(&outside, &wanted)).await?;
+        let (found, mut failed) = world.blocking(move || identities(&outside, &wanted)).await?;
         let share = config.index_cache_bytes / common::units::len_u64(found.len().max(1));
-        let (mut opening, mut identity) = (Vec::new(), Vec::new());
-        for Dir { dir, identity: of, lock } in found {
+        let (mut opening, mut of_each) = (Vec::new(), Vec::new());
+        for Dir { dir, identity, lock } in found {
+            of_each.push((dir.clone(), identity));
             let config = StoreConfig {
                 dir,
                 reserve_bytes: config.reserve_bytes,
                 segment_len_max: SEGMENT_LEN_MAX,
                 index_cache_bytes: share,
             };
-            opening.push(Store::open(world, tasks, config, of.store, lock));
-            identity.push(of);
+            opening.push(Store::open(world, tasks, config, identity.store, lock));
         }
-        let stores = futures::future::try_join_all(opening).await?;
-        Ok(StoreSet { world: world.clone(), stores: Arc::new(stores), identity: Arc::new(Mutex::new(identity)) })
+        let (mut stores, mut identities) = (Vec::new(), Vec::new());
+        for (opened, (dir, identity)) in join_all(opening).await.into_iter().zip(of_each) {
+            match opened {
+                Ok(store) => {
+                    stores.push(store);
+                    identities.push(identity);
+                }
+                Err(error) => failed.push((dir, config.may_go_without(error)?)),
+            }
+        }
+        if stores.is_empty() {
+            return Err(failed.swap_remove(0).1); // there is at least one directory
+        }
+        let left_out = failed.into_iter().map(|(dir, why)| LeftOut { dir, why: why.to_string() });
+        let left_out: Vec<LeftOut> = left_out.collect();
+        for LeftOut { dir, why } in &left_out {
+            error!(dir = %dir.display(), why, "data directory left out: its copies count as lost");
+        }
+        Ok(StoreSet {
+            world: world.clone(),
+            stores: Arc::new(stores),
+            identity: Arc::new(Mutex::new(identities)),
+            left_out: Arc::new(left_out),
+        })
+    }
+
+    /// The data directories that this run does without.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
     }
 
     /// Whose data this is. `cluster` is zero and `server` is `None` before [`StoreSet::adopt`]; `store` is the first
@@ -399,16 +439,16 @@ impl StoreSet {
 
     /// The directories' numbers together.
     pub fn stats(&self) -> StoreStats {
-        StoreSet::sum(self.stores.iter().map(Store::stats))
+        self.sum(self.stores.iter().map(Store::stats))
     }
 
     /// [`Store::stats_soon`] of all directories together: always within a second or so.
     pub async fn stats_soon(&self) -> StoreStats {
-        StoreSet::sum(join_all(self.stores.iter().map(Store::stats_soon)).await)
+        self.sum(join_all(self.stores.iter().map(Store::stats_soon)).await)
     }
 
-    fn sum(all: impl IntoIterator<Item = StoreStats>) -> StoreStats {
-        let mut sum = StoreStats::default();
+    fn sum(&self, all: impl IntoIterator<Item = StoreStats>) -> StoreStats {
+        let mut sum = StoreStats { fenced: len_u32(self.left_out.len()), ..StoreStats::default() };
         for stats in all {
             sum.capacity += stats.capacity;
             sum.free += stats.free;
@@ -457,24 +497,41 @@ struct Dir {
     lock: Lock,
 }
 
-/// The directories to open with their identities, made where they are new.
-fn identities(world: &World, config: &SetConfig) -> Result<Vec<Dir>, OpenError> {
+impl SetConfig {
+    /// The error of one directory, if the server starts without that.
+    fn may_go_without(&self, error: OpenError) -> Result<OpenError, OpenError> {
+        if error.is_of_the_disk() && self.missing != MissingDir::Refuse { Ok(error) } else { Err(error) }
+    }
+}
+
+/// What there is in a data directory: `None`: it is not there; no identity: nothing was ever stored in it.
+type Look = Option<(Lock, Option<Identity>)>;
+
+/// The directories to open with their identities, made where they are new; and those to go without.
+fn identities(world: &World, config: &SetConfig) -> Result<(Vec<Dir>, Vec<(PathBuf, OpenError)>), OpenError> {
     if config.dirs.is_empty() || config.dirs.len() > DIRS_MAX {
         let what = format!("1 to {DIRS_MAX} data directories are needed, not {}", config.dirs.len());
         return Err(OpenError::Config { what });
     }
-    let mut found = Vec::new();
+    let (mut found, mut failed): (Vec<(PathBuf, Look)>, Vec<(PathBuf, OpenError)>) = (Vec::new(), Vec::new());
     for (at, dir) in config.dirs.iter().enumerate() {
         if config.dirs[..at].contains(dir) {
             return Err(OpenError::Config { what: format!("{}: the same data directory twice", dir.display()) });
         }
-        found.push((dir.clone(), look(world, dir)?));
+        match look(world, dir) {
+            Ok(look) => found.push((dir.clone(), look)),
+            Err(error) => failed.push((dir.clone(), config.may_go_without(error)?)),
+        }
     }
-    let seen = |(dir, found): &(PathBuf, Option<(Lock, Option<Identity>)>)| {
+    let seen = |(dir, found): &(PathBuf, Look)| {
         found.as_ref().and_then(|(_, identity)| *identity).map(|identity| (dir.clone(), identity))
     };
+    let first = found.iter().find_map(seen);
+    if first.as_ref().is_none_or(|(_, first)| first.server.is_none()) && !failed.is_empty() {
+        return Err(failed.swap_remove(0).1); // it may be the one that tells whose data this is
+    }
     // Before the first registration nothing was stored: then an empty directory is one that the first start did not reach.
-    let (first_dir, first) = found.iter().find_map(seen).unwrap_or_else(|| {
+    let (first_dir, first) = first.unwrap_or_else(|| {
         let (instance, store) = (world.random_u128(), world.random_u128());
         (
             config.dirs[0].clone(),
@@ -483,14 +540,18 @@ fn identities(world: &World, config: &SetConfig) -> Result<Vec<Dir>, OpenError> 
     });
     let mut opened: Vec<Dir> = Vec::new();
     for (dir, found) in found {
-        let (lock, identity) = match (found, first.server.is_some(), config.missing) {
-            (Some((lock, Some(identity))), ..) => (lock, identity),
-            (_, true, MissingDir::Refuse) => return Err(OpenError::Missing { dir }),
-            (_, true, MissingDir::Skip) => {
-                warn!(dir = %dir.display(), "data directory is missing or empty: going on without it");
+        let made = match (found, first.server.is_some(), config.missing) {
+            (Some((lock, Some(identity))), ..) => Ok((lock, identity)),
+            (_, true, MissingDir::Refuse | MissingDir::Skip) => Err(OpenError::Missing { dir: dir.clone() }),
+            (found, true, MissingDir::Create) => create(world, &dir, found.map(|(lock, _)| lock), first),
+            (found, false, _) => Ok(create(world, &dir, found.map(|(lock, _)| lock), first)?),
+        };
+        let (lock, identity) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                failed.push((dir, config.may_go_without(error)?));
                 continue;
             }
-            (found, ..) => create(world, &dir, found.map(|(lock, _)| lock), first)?,
         };
         check_cluster(&dir, &identity, config.cluster)?;
         if identity.instance != first.instance {
@@ -502,11 +563,11 @@ fn identities(world: &World, config: &SetConfig) -> Result<Vec<Dir>, OpenError> 
         }
         opened.push(Dir { dir, identity, lock });
     }
-    Ok(opened)
+    Ok((opened, failed))
 }
 
-/// Locks a directory and reads whose it is. `None`: it is not there.
-fn look(world: &World, dir: &Path) -> Result<Option<(Lock, Option<Identity>)>, OpenError> {
+/// Locks a directory and reads whose it is.
+fn look(world: &World, dir: &Path) -> Result<Look, OpenError> {
     if !world.disk.exists(dir) {
         return Ok(None);
     }

@@ -260,7 +260,7 @@ pub(crate) fn health(status: &Status, members: &Members, keeping: Option<&KeepSt
     }
     let fenced: Vec<&ServerStatus> = status.servers.iter().filter(|server| server.fenced_dirs > 0).collect();
     if !fenced.is_empty() {
-        why.push(format!("directories are out of use after disk errors on {}", names(fenced)));
+        why.push(format!("data directories are out of use on {}, whose log says why", names(fenced)));
     }
     let missing = |server: &ServerStatus| {
         let reports = keeping.into_iter().flat_map(|keeping| &keeping.reports);

@@ -51,13 +51,13 @@ const REFUSED_XATTR: &[u8] = b"security.capability";
 const XATTR_CREATE: i32 = 1;
 const XATTR_REPLACE: i32 = 2;
 
-fn op(name: &'static str, number: INodeNo) -> Op {
-    Op { name, ino: ino(number), asks: false }
+fn op(name: &'static str, request: &Request, number: INodeNo) -> Op {
+    Op { name, ino: ino(number), asks: false, thread: request.pid() }
 }
 
 /// A request that only asks the metadata service.
-fn ask(name: &'static str, number: INodeNo) -> Op {
-    Op { asks: true, ..op(name, number) }
+fn ask(name: &'static str, request: &Request, number: INodeNo) -> Op {
+    Op { asks: true, ..op(name, request, number) }
 }
 
 /// What a program asked for: the kernel leaves the umask to us ([`InitFlags::FUSE_DONT_MASK`]).
@@ -118,7 +118,7 @@ impl Kernel {
             shared.inodes.changed(ino(parent));
             made
         };
-        self.0.serve(op("create", parent), reply, work, done_entry(parent, name));
+        self.0.serve(op("create", request, parent), reply, work, done_entry(parent, name));
     }
 }
 
@@ -156,7 +156,7 @@ impl Filesystem for Kernel {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let wanted = name.clone();
         let work = async move { shared.client.lookup(&cred, ino(parent), &wanted).await };
-        self.0.serve(ask("lookup", parent), reply, work, done_entry(parent, name));
+        self.0.serve(ask("lookup", request, parent), reply, work, done_entry(parent, name));
     }
 
     fn forget(&self, _: &Request, number: INodeNo, lookups: u64) {
@@ -166,7 +166,7 @@ impl Filesystem for Kernel {
     fn getattr(&self, request: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.getattr(&cred, ino(number)).await };
-        self.0.serve(ask("getattr", number), reply, work, done_attr);
+        self.0.serve(ask("getattr", request, number), reply, work, done_attr);
     }
 
     fn setattr(
@@ -199,13 +199,13 @@ impl Filesystem for Kernel {
         };
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { set_attr(&shared, cred, ino(number), set).await };
-        self.0.serve(op("setattr", number), reply, work, done_attr);
+        self.0.serve(op("setattr", request, number), reply, work, done_attr);
     }
 
     fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.readlink(&cred, ino(number)).await };
-        self.0.serve(ask("readlink", number), reply, work, |_, reply, target| reply.data(&target));
+        self.0.serve(ask("readlink", request, number), reply, work, |_, reply, target| reply.data(&target));
     }
 
     fn mknod(
@@ -236,7 +236,7 @@ impl Filesystem for Kernel {
             shared.inodes.changed(ino(parent));
             removed
         };
-        self.0.serve(op("unlink", parent), reply, work, done_empty);
+        self.0.serve(op("unlink", request, parent), reply, work, done_empty);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -247,7 +247,7 @@ impl Filesystem for Kernel {
             shared.inodes.changed(ino(parent));
             removed
         };
-        self.0.serve(op("rmdir", parent), reply, work, done_empty);
+        self.0.serve(op("rmdir", request, parent), reply, work, done_empty);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -281,7 +281,7 @@ impl Filesystem for Kernel {
             shared.inodes.changed(ino(new_parent));
             renamed
         };
-        self.0.serve(op("rename", parent), reply, work, done_empty);
+        self.0.serve(op("rename", request, parent), reply, work, done_empty);
     }
 
     fn link(&self, request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -294,13 +294,13 @@ impl Filesystem for Kernel {
             shared.inodes.changed(ino(number));
             linked
         };
-        self.0.serve(op("link", number), reply, work, done_entry(parent, name));
+        self.0.serve(op("link", request, number), reply, work, done_entry(parent, name));
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.open_file(cred, ino(number), flags.0).await };
-        self.0.serve(op("open", number), reply, work, move |shared, reply, opened| {
+        self.0.serve(op("open", request, number), reply, work, move |shared, reply, opened| {
             let (handle, answer) = shared.register(opened, flags.0);
             reply.opened(FileHandle(handle), answer);
         });
@@ -308,7 +308,7 @@ impl Filesystem for Kernel {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -319,12 +319,12 @@ impl Filesystem for Kernel {
     ) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.read_file(handle.0, offset, size).await };
-        self.0.serve(op(READ, number), reply, work, |_, reply, pieces| reply_pieces(reply, &pieces));
+        self.0.serve(op(READ, request, number), reply, work, |_, reply, pieces| reply_pieces(reply, &pieces));
     }
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -345,18 +345,18 @@ impl Filesystem for Kernel {
             kill: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
         let work = async move { shared.write_file(handle.0, write).await };
-        self.0.serve(op("write", number), reply, work, move |_, reply, ()| reply.written(len));
+        self.0.serve(op("write", request, number), reply, work, move |_, reply, ()| reply.written(len));
     }
 
-    fn flush(&self, _: &Request, number: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, number: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.flush_file(handle.0, owner.0).await };
-        self.0.serve(op("flush", number), reply, work, done_empty);
+        self.0.serve(op("flush", request, number), reply, work, done_empty);
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
@@ -366,13 +366,13 @@ impl Filesystem for Kernel {
     ) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.release_file(handle.0).await };
-        self.0.serve(op("release", number), reply, work, done_empty);
+        self.0.serve(op("release", request, number), reply, work, done_empty);
     }
 
-    fn fsync(&self, _: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.sync_file(handle.0).await };
-        self.0.serve(op("fsync", number), reply, work, done_empty);
+        self.0.serve(op("fsync", request, number), reply, work, done_empty);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -382,7 +382,7 @@ impl Filesystem for Kernel {
     fn readdir(&self, request: &Request, number: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.list(cred, ino(number), handle.0, offset, false).await };
-        self.0.serve(ask("readdir", number), reply, work, |shared, reply, rows| shared.reply_rows(reply, &rows));
+        self.0.serve(ask("readdir", request, number), reply, work, |shared, reply, rows| shared.reply_rows(reply, &rows));
     }
 
     fn readdirplus(
@@ -396,7 +396,7 @@ impl Filesystem for Kernel {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.list(cred, ino(number), handle.0, offset, true).await };
         let done = move |shared: &Arc<Shared>, reply, rows: Vec<_>| shared.reply_rows_plus(reply, ino(number), &rows);
-        self.0.serve(ask("readdirplus", number), reply, work, done);
+        self.0.serve(ask("readdirplus", request, number), reply, work, done);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -404,10 +404,10 @@ impl Filesystem for Kernel {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, request: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.sync_dir(handle.0).await };
-        self.0.serve(op("fsyncdir", number), reply, work, done_empty);
+        self.0.serve(op("fsyncdir", request, number), reply, work, done_empty);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -440,7 +440,7 @@ impl Filesystem for Kernel {
             shared.inodes.changed(ino(number));
             set
         };
-        self.0.serve(op("setxattr", number), reply, work, done_empty);
+        self.0.serve(op("setxattr", request, number), reply, work, done_empty);
     }
 
     fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -452,13 +452,13 @@ impl Filesystem for Kernel {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.getxattr(&cred, ino(number), &name).await };
         let done = move |_: &Arc<Shared>, reply, value: Vec<u8>| done_value(reply, &value, size);
-        self.0.serve(ask("getxattr", number), reply, work, done);
+        self.0.serve(ask("getxattr", request, number), reply, work, done);
     }
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.client.listxattr(&cred, ino(number)).await };
-        self.0.serve(ask("listxattr", number), reply, work, move |_, reply, names: Vec<Vec<u8>>| {
+        self.0.serve(ask("listxattr", request, number), reply, work, move |_, reply, names: Vec<Vec<u8>>| {
             let mut list = Vec::new();
             for name in names {
                 list.extend_from_slice(&name);
@@ -476,7 +476,7 @@ impl Filesystem for Kernel {
             shared.inodes.changed(ino(number));
             removed
         };
-        self.0.serve(op("removexattr", number), reply, work, done_empty);
+        self.0.serve(op("removexattr", request, number), reply, work, done_empty);
     }
 
     fn create(
@@ -502,7 +502,7 @@ impl Filesystem for Kernel {
             shared.inodes.changed(handle.ino());
             Ok(Opened { handle, flags: wanted })
         };
-        self.0.serve(op("create", parent), reply, work, move |shared, reply, opened| {
+        self.0.serve(op("create", request, parent), reply, work, move |shared, reply, opened| {
             let mut attr = opened.handle.attr();
             if wanted.truncate {
                 (attr.size, attr.allocated) = (0, 0); // it was there, and was cut after these were read
@@ -559,19 +559,19 @@ impl Filesystem for Kernel {
         self.0.set_lock(self.0.creds.of(request), asked, reply);
     }
 
-    fn lseek(&self, _: &Request, number: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, request: &Request, number: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.seek(handle.0, offset, whence).await };
         let done = |_: &Arc<Shared>, reply: ReplyLseek, found: Option<u64>| match found.map(i64::try_from) {
             Some(Ok(offset)) => reply.offset(offset),
             Some(Err(_)) | None => reply.error(Errno::ENXIO),
         };
-        self.0.serve(op("lseek", number), reply, work, done);
+        self.0.serve(op("lseek", request, number), reply, work, done);
     }
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -581,12 +581,12 @@ impl Filesystem for Kernel {
     ) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.allocate(handle.0, offset, len, mode).await };
-        self.0.serve(op("fallocate", number), reply, work, done_empty);
+        self.0.serve(op("fallocate", request, number), reply, work, done_empty);
     }
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         from: FileHandle,
         from_at: u64,
@@ -599,6 +599,6 @@ impl Filesystem for Kernel {
     ) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.copy_range((from.0, from_at), (to.0, at), len).await };
-        self.0.serve(op("copy_file_range", number), reply, work, |_, reply, done| reply.written(done));
+        self.0.serve(op("copy_file_range", request, number), reply, work, |_, reply, done| reply.written(done));
     }
 }

@@ -1,12 +1,12 @@
 //! `flock` and `fcntl` locks: from the kernel's request to the client, and what Linux expects around it.
 //!
 //! The kernel sends both kinds in one request, and `fuser` passes on neither the bit that tells them apart nor the
-//! interruption of one that waits. Both are to be seen from outside, as the thread that asks is blocked meanwhile: which
-//! system call it is in (`/proc/TID/syscall`, with the command of `fcntl`), and whether a signal is waiting for it
-//! (`/proc/TID/status`). Where that cannot be read (the mount's process is not root), all locks are taken for `fcntl`'s:
-//! correct, but one program's `flock` and `fcntl` lock of one file get in each other's way.
+//! interruption of one that waits. Both are to be seen from outside ([`caller`](super::caller)). Where the system call cannot be
+//! read (the mount's process is not root), all locks are taken for `fcntl`'s: correct, but one program's `flock` and `fcntl` lock
+//! of one file get in each other's way.
 
 use super::Shared;
+use super::caller::{Doing, is_interrupted, what_it_does};
 use super::serve::Op;
 use client_fuse::Handle;
 use common::fault::{Fault, Kind};
@@ -16,14 +16,6 @@ use common::proto::meta::Cred;
 use fuser::{Errno, ReplyEmpty, ReplyLock};
 use nix::libc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-/// Looks at a thread until it sleeps in its system call.
-const LOOKS_MAX: u32 = 200;
-/// The first of them only let others run in between.
-const YIELDS: u32 = 20;
-/// Between two of them.
-const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
 /// A request as the kernel sends it.
 #[derive(Clone, Copy, Debug)]
@@ -40,66 +32,8 @@ pub(super) struct Asked {
     pub(super) thread: u32,
 }
 
-/// What a thread is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
-    Flock,
-    Fcntl,
-    /// `fcntl` with a lock of an open file.
-    OpenFile,
-    /// Something that brings an unlock along, or it cannot be seen.
-    Other,
-}
-
 /// The owners that took locks through one open file which end with it: `flock`, and open file locks.
 pub(super) type Owners = Mutex<Vec<(LockSpace, u64)>>;
-
-/// What the line of `/proc/TID/syscall` says; `None`: nothing yet, the thread still runs.
-fn doing(line: &str) -> Option<Doing> {
-    let mut words = line.split_whitespace();
-    let number = words.next()?;
-    if number == "running" {
-        return None;
-    }
-    let argument = |word: Option<&str>| i64::from_str_radix(word?.strip_prefix("0x")?, 16).ok();
-    let command = argument(words.nth(1)).and_then(|command| i32::try_from(command).ok());
-    let open_file = [libc::F_OFD_SETLK, libc::F_OFD_SETLKW, libc::F_OFD_GETLK];
-    Some(match number.parse::<libc::c_long>() {
-        Ok(libc::SYS_flock) => Doing::Flock,
-        Ok(libc::SYS_fcntl) if command.is_some_and(|command| open_file.contains(&command)) => Doing::OpenFile,
-        Ok(libc::SYS_fcntl) => Doing::Fcntl,
-        _ => Doing::Other,
-    })
-}
-
-async fn what_it_does(thread: u32) -> Doing {
-    for look in 0..LOOKS_MAX {
-        match std::fs::read_to_string(format!("/proc/{thread}/syscall")) {
-            Ok(line) => match doing(&line) {
-                Some(doing) => return doing,
-                // It has sent the request and is about to sleep.
-                None if look < YIELDS => std::thread::yield_now(),
-                None => tokio::time::sleep(LOOK_PAUSE).await,
-            },
-            Err(_) => break,
-        }
-    }
-    Doing::Other
-}
-
-/// Whether a signal that is not blocked waits, by the lines of `/proc/TID/status`.
-fn has_signal(status: &str) -> bool {
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(line.trim(), 16).ok()
-    };
-    let [own, all, blocked] = ["SigPnd:", "ShdPnd:", "SigBlk:"].map(|name| mask(name).unwrap_or(0));
-    (own | all) & !blocked != 0
-}
-
-fn is_interrupted(thread: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{thread}/status")).is_ok_and(|status| has_signal(&status))
-}
 
 fn kind(number: i32) -> Option<LockKind> {
     match number {
@@ -113,7 +47,7 @@ fn kind(number: i32) -> Option<LockKind> {
 impl Shared {
     /// Takes a lock or lets go, however long it takes.
     pub(super) fn set_lock(self: &Arc<Self>, cred: Cred, asked: Asked, reply: ReplyEmpty) {
-        let under_way = self.begin(Op { name: "setlk", ino: asked.ino, asks: false });
+        let under_way = self.begin(Op { name: "setlk", ino: asked.ino, asks: false, thread: 0 });
         let shared = Arc::clone(self);
         self.run(async move {
             let _under_way = under_way;
@@ -192,34 +126,5 @@ impl Shared {
             all = all.and(self.client.unlock_all(handle.ino(), space, owner).await);
         }
         all
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_two_kinds_of_locks_are_told_apart_by_the_system_call() {
-        let line = |number: i64, command: i32| format!("{number} 0x3 0x{command:x} 0x7ffd 0x0 0x0 0x0 0x7ffd 0x7f12\n");
-        assert_eq!(doing("running\n"), None);
-        assert_eq!(doing(&line(libc::SYS_flock, libc::LOCK_EX)), Some(Doing::Flock));
-        assert_eq!(doing(&line(libc::SYS_fcntl, libc::F_SETLKW)), Some(Doing::Fcntl));
-        assert_eq!(doing(&line(libc::SYS_fcntl, libc::F_OFD_SETLK)), Some(Doing::OpenFile));
-        assert_eq!(doing(&line(libc::SYS_close, 0)), Some(Doing::Other));
-        assert_eq!(doing("-1 0x7ffd 0x7f12\n"), Some(Doing::Other));
-    }
-
-    #[test]
-    fn a_signal_counts_unless_it_is_blocked() {
-        let status = |own: &str, all: &str, blocked: &str| {
-            format!(
-                "Name:\tx\nSigQ:\t1/9\nSigPnd:\t{own}\nShdPnd:\t{all}\nSigBlk:\t{blocked}\nSigIgn:\t0000000000000000\n"
-            )
-        };
-        assert!(!has_signal(&status("0000000000000000", "0000000000000000", "0000000000000000")));
-        assert!(has_signal(&status("0000000000000100", "0000000000000000", "0000000000000000")));
-        assert!(has_signal(&status("0000000000000000", "0000000000002000", "0000000000000001")));
-        assert!(!has_signal(&status("0000000000000000", "0000000000002000", "0000000000002000")));
     }
 }

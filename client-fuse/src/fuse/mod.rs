@@ -8,6 +8,8 @@
 //! 1. Every request is answered within the operation timeout (and [`GRACE`]), with `ETIMEDOUT` if nothing else is
 //!    known; what it had begun goes on and is cleaned up in the background, its late answer is dropped. Questions that
 //!    follow one which found the metadata service away wait only [`AWAY_LIMIT`].
+//!    Who is killed while it waits gets its answer, `EINTR`, within half a second: it does not stay behind in state D. Other
+//!    signals interrupt nothing but waiting for a lock, as on a local disk.
 //! 2. `close(2)` and `fsync(2)` return success only when everything written to the file is committed and durable.
 //! 3. The kernel's pages of a file survive an `open` only if the file's data version is the one they were read at.
 //! 4. `statfs` never waits for the cluster.
@@ -41,12 +43,13 @@
 //! are opened without the kernel's pages of them, so that the read comes here.
 //!
 //! Left out: collapsing and inserting ranges (`fuse_file_fallocate` refuses all modes but `KEEP_SIZE`, `PUNCH_HOLE` and
-//! `ZERO_RANGE`, seen with Linux 6.18: `EOPNOTSUPP`, and no request comes), interrupts (`fuser` does not pass them on, so a
-//! request ends by itself or by its deadline), file capabilities (setting them is refused: they would have to go with each
+//! `ZERO_RANGE`, seen with Linux 6.18: `EOPNOTSUPP`, and no request comes), interrupts as the kernel sends them (`fuser` does not pass
+//! them on: `caller.rs` looks for them), file capabilities (setting them is refused: they would have to go with each
 //! write, truncation and `chown` by anybody, and a mount is `nosuid` unless told otherwise, where they count for nothing), `syncfs` (the kernel does not pass it on to FUSE: unsaved data of open files is written back by
 //! age).
 
 pub(crate) mod attrs;
+mod caller;
 mod coherence;
 mod creds;
 mod dirs;
@@ -204,6 +207,7 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
             shared.forget(inodes);
         }
     }));
+    shared.tasks.spawn_until_stop(Arc::clone(&shared).look_for_killed());
     let (sender, ended) = oneshot::channel();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let _ = sender.send(session.run()); // nobody waits any more: the program ends

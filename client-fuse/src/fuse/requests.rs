@@ -1,16 +1,18 @@
-//! Requests under way, and the last that failed: what `dfs mount status` tells.
+//! Requests under way, and the last that failed: what `dfs mount status` tells. Whose thread was killed meanwhile is answered.
 //!
 //! Each request stays in one lock twice, for a moment. Numbers rise, so the oldest request comes first.
 
 use super::Shared;
+use super::caller::is_killed;
 use super::serve::Op;
 use client_fuse::Holds;
 use common::id::InodeId;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// What a read is called.
@@ -19,6 +21,10 @@ pub(super) const READ: &str = "read";
 const SLOW: Duration = Duration::from_millis(500);
 /// Slow requests that are named.
 const SLOW_MAX: usize = 64;
+/// How often it is looked whether the threads that wait for longer than that were killed.
+const KILLED_LOOK: Duration = Duration::from_millis(200);
+/// Threads that are looked at each time, the ones that wait for longest.
+const KILLED_LOOK_MAX: usize = 1024;
 /// Failures that are remembered.
 const FAILED_MAX: usize = 32;
 
@@ -30,11 +36,15 @@ pub(super) struct Requests {
     /// A request has ended while somebody waited for one.
     ended: Condvar,
     total: AtomicU64,
+    /// There are numbers in [`Inside::killed`].
+    killed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Inside {
     under_way: BTreeMap<u64, (Op, Instant)>,
+    /// Those under way whose thread was killed.
+    killed: BTreeSet<u64>,
     /// Who waits for requests to end.
     waiting: usize,
     failed: VecDeque<(Op, Instant, String)>,
@@ -103,6 +113,7 @@ impl Default for Requests {
             inside: Mutex::default(),
             ended: Condvar::default(),
             total: AtomicU64::new(0),
+            killed: Notify::new(),
         }
     }
 }
@@ -129,9 +140,27 @@ impl Requests {
     fn end(&self, number: u64) {
         let mut inside = self.inside();
         inside.under_way.remove(&number);
+        inside.killed.remove(&number);
         if inside.waiting > 0 {
             self.ended.notify_all();
         }
+    }
+
+    /// Requests that wait for long, and their threads.
+    fn waiting(&self, now: Instant) -> Vec<(u64, u32)> {
+        let is_meant = |op: &Op, since: Instant| op.thread != 0 && now.saturating_duration_since(since) >= KILLED_LOOK;
+        let inside = self.inside();
+        let long = inside.under_way.iter().filter(|(_, (op, since))| is_meant(op, *since));
+        long.map(|(number, (op, _))| (*number, op.thread)).take(KILLED_LOOK_MAX).collect()
+    }
+
+    /// The threads of these were killed. They cannot go before there is an answer, whatever it is.
+    fn note_killed(&self, killed: &[u64]) {
+        let mut inside = self.inside();
+        let Inside { under_way, killed: noted, .. } = &mut *inside;
+        noted.extend(killed.iter().filter(|number| under_way.contains_key(number)));
+        drop(inside);
+        self.killed.notify_waiters(); // who comes to wait in this moment hears of it the next time
     }
 
     /// Waits until the reads of a file that are under way now are answered, for so long at most. Blocks.
@@ -152,7 +181,39 @@ impl Drop for UnderWay {
     }
 }
 
+impl UnderWay {
+    /// Waits until the thread that asks is killed.
+    pub(super) async fn killed(&self) {
+        let requests = &self.shared.requests;
+        loop {
+            requests.killed.notified().await;
+            if requests.inside().killed.contains(&self.number) {
+                return;
+            }
+        }
+    }
+}
+
 impl Shared {
+    /// Looks for threads that were killed, for as long as the mount serves.
+    pub(super) async fn look_for_killed(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(KILLED_LOOK).await;
+            let mut waiting = self.requests.waiting(Instant::now());
+            if waiting.is_empty() {
+                continue;
+            }
+            let look = move || {
+                waiting.retain(|(_, thread)| is_killed(*thread));
+                waiting.into_iter().map(|(number, _)| number).collect::<Vec<u64>>()
+            };
+            let Ok(killed) = tokio::task::spawn_blocking(look).await else { return };
+            if !killed.is_empty() {
+                self.requests.note_killed(&killed);
+            }
+        }
+    }
+
     /// A request begins.
     pub(super) fn begin(self: &Arc<Self>, op: Op) -> UnderWay {
         UnderWay { shared: Arc::clone(self), number: self.requests.begin(op) }
@@ -196,7 +257,7 @@ mod tests {
     use super::*;
 
     fn op(name: &'static str, ino: u64) -> Op {
-        Op { name, ino: InodeId(ino), asks: false }
+        Op { name, ino: InodeId(ino), asks: false, thread: 7 }
     }
 
     #[test]
@@ -220,5 +281,21 @@ mod tests {
         waiting.join().unwrap();
         [other, write, later].into_iter().for_each(|number| requests.end(number));
         assert!(requests.inside().under_way.is_empty() && requests.inside().waiting == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_was_killed_is_noted_until_it_ends() {
+        let requests = Requests::default();
+        let [ours, nobodys] = [7, 0].map(|thread| requests.begin(Op { thread, ..op(READ, 7) }));
+        assert!(requests.waiting(Instant::now()).is_empty(), "not for long");
+        tokio::time::advance(KILLED_LOOK).await;
+        let later = requests.begin(op(READ, 7));
+        assert_eq!(requests.waiting(Instant::now()), [(ours, 7)]);
+        let heard = requests.killed.notified();
+        requests.note_killed(&[ours, 99]);
+        assert_eq!(requests.inside().killed, BTreeSet::from([ours]), "the other one has ended");
+        heard.await;
+        [ours, nobodys, later].into_iter().for_each(|number| requests.end(number));
+        assert!(requests.inside().killed.is_empty());
     }
 }

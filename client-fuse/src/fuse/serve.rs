@@ -54,6 +54,8 @@ pub(super) struct Op {
     pub(super) ino: InodeId,
     /// It only asks the metadata service: giving up early does no harm.
     pub(super) asks: bool,
+    /// The thread that asks and waits; 0: none that is known.
+    pub(super) thread: u32,
 }
 
 impl Shared {
@@ -72,7 +74,8 @@ impl Shared {
     }
 
     /// Does `work` and answers: with `done` if it succeeded, else with the fault's errno. If the deadline passes first,
-    /// the kernel gets `ETIMEDOUT` at once; the work goes on to its end and its result is dropped.
+    /// or the thread that asks is killed, the kernel gets `ETIMEDOUT` or `EINTR` at once; the work goes on to its end and its
+    /// result is dropped.
     pub(super) fn serve<R, T, W>(
         self: &Arc<Self>,
         op: Op,
@@ -91,10 +94,15 @@ impl Shared {
         };
         let (shared, under_way) = (Arc::clone(self), self.begin(op));
         self.run(async move {
-            let _held = (slot, under_way);
+            let _held = slot;
             let mut work = pin!(work);
             let limit = shared.limit(op);
-            match tokio::time::timeout(limit, work.as_mut()).await {
+            let ended = tokio::select! {
+                biased;
+                ended = tokio::time::timeout(limit, work.as_mut()) => ended.map_err(|_| Errno::ETIMEDOUT),
+                () = under_way.killed() => Err(Errno::EINTR),
+            };
+            match ended {
                 Ok(Ok(value)) => {
                     shared.heard(op, None);
                     done(&shared, reply, value);
@@ -106,10 +114,11 @@ impl Shared {
                     }
                     refuse_with(op, reply, &fault);
                 }
-                Err(_) => {
-                    tracing::error!(op = op.name, inode = %op.ino, limit_s = limit.as_secs(), "no result in time");
-                    shared.requests.failed(op, format!("no result after {} s", limit.as_secs()));
-                    reply.refuse(Errno::ETIMEDOUT);
+                Err(early) => {
+                    let why = if early == Errno::EINTR { "whoever asked was killed" } else { "no result in time" };
+                    tracing::error!(op = op.name, inode = %op.ino, limit_s = limit.as_secs(), "{why}");
+                    shared.requests.failed(op, why.to_owned());
+                    reply.refuse(early);
                     let late = work.await;
                     shared.heard(op, late.err().map(|fault| fault.kind));
                 }

@@ -34,7 +34,7 @@ pub use message::{Message, Reply, decode, encode};
 pub use reads::ReadBarrier;
 pub(crate) use restore::Incoming;
 pub(crate) use snapshot::list;
-pub(crate) use state::{Dir, read_checked, read_piece, write_checked};
+pub(crate) use state::{Dir, read_piece};
 pub use state::{Mounted, State};
 pub(crate) use types::Members;
 pub use types::{Group, LogId, NODE_MASK, Response, TypeConfig, node_of, returned_id, term_of};

@@ -13,7 +13,7 @@
 use super::types::{LogId, Members};
 use crate::store::keys::{FAMILIES, RAFT};
 use bytes::Bytes;
-use common::disk::Disk;
+use common::disk::{Disk, read_checked, write_checked};
 use common::kv::memory::MemoryKv;
 use common::kv::rocks::{RocksKv, Tuning};
 use common::kv::{Batch, Kv, KvError, KvRead};
@@ -363,40 +363,6 @@ fn copy_dir(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
 
 pub(super) fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     postcard::to_stdvec(value).map_err(io::Error::other)
-}
-
-/// Replaces a small file: its bytes, then their CRC32C. Durable when this returns; a crash leaves the old or the new.
-pub(crate) fn write_checked(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let new = dir.join(format!("{name}.new"));
-    if disk.exists(&new) {
-        disk.remove(&new)?;
-    }
-    let file = disk.create(&new)?;
-    file.write_all_at(&[bytes, &crc32c::crc32c(bytes).to_le_bytes()], 0)?;
-    file.sync()?;
-    disk.rename(&new, &dir.join(name))?;
-    disk.sync_dir(dir)
-}
-
-/// Reads what [`write_checked`] wrote. `None`: there is no such file.
-pub(crate) fn read_checked(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
-    const LEN_MAX: u64 = 1 << 20;
-    if !disk.exists(path) {
-        return Ok(None);
-    }
-    let damaged = || io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged", path.display()));
-    let file = disk.open(path)?;
-    let len = file.len()?;
-    if !(4..=LEN_MAX).contains(&len) {
-        return Err(damaged());
-    }
-    let mut bytes = vec![0; common::units::len_usize(len)];
-    file.read_exact_at(&mut bytes, 0)?;
-    let crc = bytes.split_off(bytes.len() - 4);
-    if crc32c::crc32c(&bytes).to_le_bytes()[..] != crc {
-        return Err(damaged());
-    }
-    Ok(Some(bytes))
 }
 
 /// The bytes of a file, from `at`, up to `len`.

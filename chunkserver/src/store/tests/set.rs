@@ -164,21 +164,58 @@ async fn a_wish_to_delete_does_not_outlive_the_epoch_it_was_made_in() {
 }
 
 #[tokio::test]
-async fn a_missing_directory_stops_the_start_unless_that_is_allowed() {
+async fn a_missing_directory_is_left_out_made_anew_or_stops_the_start() {
     let disk = SimDisk::new(1);
     let set = open(&disk, 1, &config(&["/a"])).await.unwrap();
     set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.unwrap();
     drop(set);
-    let two = config(&["/a", "/gone"]);
+    let two = config(&["/gone", "/a"]);
     let error = open(&disk, 2, &two).await.unwrap_err();
     assert!(matches!(&error, OpenError::Missing { .. }) && error.to_string().contains("/gone"), "{error}");
     let set = open(&disk, 3, &SetConfig { missing: MissingDir::Skip, ..two.clone() }).await.unwrap();
-    assert_eq!(set.stores().len(), 1);
+    assert_eq!((set.stores().len(), set.stats().fenced, set.identity().server), (1, 1, Some(ServerId(3))));
+    assert_eq!(set.left_out()[0].dir, Path::new("/gone"));
     drop(set);
     let set = open(&disk, 4, &SetConfig { missing: MissingDir::Create, ..two.clone() }).await.unwrap();
-    assert_eq!(set.stores().len(), 2);
+    assert_eq!((set.stores().len(), set.stats().fenced), (2, 0));
     drop(set);
     open(&disk, 5, &two).await.unwrap();
+}
+
+/// Whatever is wrong with one disk, the server goes on with the others.
+#[tokio::test]
+async fn a_directory_that_does_not_open_is_left_out_alone() {
+    let whole = SimDisk::new(1);
+    let two = SetConfig { missing: MissingDir::Skip, ..config(&["/a", "/b"]) };
+    let set = open(&whole, 1, &two).await.unwrap();
+    set.adopt(ClusterId(5), ServerId(3), Epoch(1)).await.unwrap();
+    let all: Vec<Vec<u8>> = (0..40).map(|n| bytes(n, 20_000)).collect();
+    assert!(set.put_all(all.iter().map(|bytes| chunk(bytes)).collect()).await.iter().all(Result::is_ok));
+    let kept = set.stores()[1].stats().chunks;
+    assert!(0 < kept && kept < 40);
+    set.flush().await;
+    drop(set);
+    for (seed, wrong) in (2..).zip(["a damaged identity", "an unreadable identity", "no directory of segments"]) {
+        let disk = whole.after_crash();
+        match seed {
+            2 => disk.flip(Path::new("/a/identity"), 20),
+            3 => disk.fail_reads(Path::new("/a/identity"), 0),
+            _ => {
+                let real = world(&disk, seed).disk;
+                real.remove_dir_all(Path::new("/a/segments-large")).unwrap();
+                real.create(Path::new("/a/segments-large")).unwrap();
+            }
+        }
+        let refused = open(&disk, seed, &SetConfig { missing: MissingDir::Refuse, ..two.clone() }).await;
+        let error = refused.expect_err(wrong).to_string();
+        assert!(error.contains("/a"), "{error}");
+        let set = open(&disk, seed, &two).await.unwrap_or_else(|error| panic!("{wrong}: {error}"));
+        assert_eq!((set.stores().len(), set.stats().fenced, set.stats().chunks), (1, 1, kept), "{wrong}");
+        assert_eq!((set.left_out()[0].dir.as_path(), set.identity().server), (Path::new("/a"), Some(ServerId(3))));
+        let alone = SetConfig { dirs: vec!["/a".into()], ..two.clone() };
+        drop(set);
+        assert!(open(&disk, seed, &alone).await.is_err(), "{wrong}: nothing is left");
+    }
 }
 
 #[tokio::test]
