@@ -20,6 +20,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 const ENTRY_COST: u64 = 256;
 /// Chunks whose random reads are counted.
 const COUNTED_MAX: usize = 4096;
+/// Reading a part of a chunk costs about as much as reading so many bytes in one go, in bytes: a round trip to a replica, at
+/// which about 1 GB/s come in one go.
+const RANGE_COST: u64 = 256 << 10;
+/// Fewer small reads than would cost this much are no sign of more to come, in bytes.
+const DENSE_MIN: u64 = 4 * RANGE_COST;
 
 /// Whether `new` tells more of a file than `old`: the data version decides.
 pub(crate) fn fresher(new: &Attr, old: &Attr) -> bool {
@@ -40,8 +45,28 @@ struct Inside {
     by_age: BTreeMap<u64, ChunkId>,
     bytes: u64,
     tick: u64,
-    /// Bytes of each chunk read in ranges lately.
-    ranges: BTreeMap<ChunkId, u64>,
+    /// What was read of chunks in ranges lately.
+    ranges: BTreeMap<ChunkId, Ranges>,
+}
+
+#[derive(Debug, Default)]
+struct Ranges {
+    bytes: u64,
+    /// What the reads cost since the chunk was last said to be read densely, in bytes as [`RANGE_COST`] counts them.
+    cost: u64,
+}
+
+/// What to do about a read of a part of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Worth {
+    /// To read that part.
+    Part,
+    /// The same. So many parts were read by now that one read of the whole would not have cost more: whoever has memory for it
+    /// that is not of the client should have it read. (As when to buy skis that one has rented so far: this never costs
+    /// more than twice of what would have been best.)
+    PartOfDense,
+    /// So much of it was read that the whole is worth keeping.
+    Whole,
 }
 
 /// A bounded cache of whole, verified chunks.
@@ -174,15 +199,23 @@ impl ChunkCache {
         inside.entries.insert(id, Entry::Ready { bytes, tick });
     }
 
-    /// Counts a read of a part. True: so much of the chunk was read that the whole of it is worth keeping.
-    pub(crate) fn count_range(&self, id: &ChunkId, len: u32, chunk_len: u32) -> bool {
+    /// Counts a read of a part.
+    pub(crate) fn count_range(&self, id: &ChunkId, len: u32, chunk_len: u32) -> Worth {
         let mut inside = self.inside.lock().expect("no panic holds this lock");
         if inside.ranges.len() >= COUNTED_MAX && !inside.ranges.contains_key(id) {
             inside.ranges.clear();
         }
         let read = inside.ranges.entry(*id).or_default();
-        *read += u64::from(len);
-        *read >= u64::from(chunk_len) / 4
+        read.bytes += u64::from(len);
+        read.cost += RANGE_COST.max(len.into());
+        if read.bytes >= u64::from(chunk_len) / 4 {
+            return Worth::Whole;
+        }
+        if read.cost < DENSE_MIN.max(chunk_len.into()) {
+            return Worth::Part;
+        }
+        read.cost = 0;
+        Worth::PartOfDense
     }
 }
 
@@ -277,5 +310,23 @@ mod tests {
         assert_eq!(first.wait().await.unwrap_err().kind, Kind::Corrupt);
         assert_eq!(second.wait().await.unwrap_err().kind, Kind::Corrupt);
         assert_eq!(load(&cache, 1, 10).await.len(), 10);
+    }
+
+    #[test]
+    fn many_small_reads_of_a_chunk_make_it_dense_and_much_of_it_whole() {
+        let cache = ChunkCache::new(20_000);
+        let (len, chunk_len) = (4096, 4 << 20);
+        let said: Vec<Worth> = (0..256).map(|_| cache.count_range(&id(1), len, chunk_len)).collect();
+        for (at, worth) in said.iter().enumerate() {
+            let expected = match at + 1 {
+                256 => Worth::Whole,
+                n if n % 16 == 0 => Worth::PartOfDense,
+                _ => Worth::Part,
+            };
+            assert_eq!(*worth, expected, "read {at}");
+        }
+        let said: Vec<Worth> = (0..4).map(|_| cache.count_range(&id(2), len, 200 << 10)).collect();
+        assert_eq!(said, [Worth::Part, Worth::Part, Worth::Part, Worth::PartOfDense], "a look at a short file");
+        assert_eq!(cache.count_range(&id(3), 1 << 20, chunk_len), Worth::Whole, "a quarter");
     }
 }

@@ -132,6 +132,12 @@ impl Extents {
         Ok(out)
     }
 
+    /// The range of the extent that covers this byte, if one is known to.
+    pub(crate) fn around(&self, at: u64) -> Option<Range<u64>> {
+        let (_, extent) = self.map.range(..=at).next_back()?;
+        Some(extent.at..extent.at + extent.len).filter(|range| range.contains(&at))
+    }
+
     fn add_known(&mut self, mut from: u64, mut to: u64) {
         let touching: Vec<u64> =
             self.known.range(..=to).filter(|(_, end)| **end >= from).map(|(start, _)| *start).collect();

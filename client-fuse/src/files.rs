@@ -7,6 +7,7 @@ use crate::handle::{Handle, Inside, OpenFlags};
 use crate::inode::Inode;
 use crate::leases::may_open;
 use crate::meta::unexpected;
+use crate::read::Around;
 use bytes::{Bytes, BytesMut};
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LayoutVersion};
@@ -128,6 +129,20 @@ impl Client {
             return Err(Fault::new(Kind::Invalid, "not open for reading"));
         }
         self.core.read(&handle.0, offset, len).await
+    }
+
+    /// A place in a chunk that was read densely enough for the whole of it to be read: each is told once. See [`Around`].
+    pub fn take_dense(&self, handle: &Handle) -> Option<u64> {
+        let dense = &handle.0.inode.dense;
+        if dense.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        dense.swap(0, Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// The bytes around a place. `None`: they are not to be had now, which is no error.
+    pub async fn read_around(&self, handle: &Handle, at: u64) -> Result<Option<Around>, Fault> {
+        self.core.read_around(&handle.0, at).await
     }
 
     /// Takes the bytes: visible to every reader of this client at once, durable at the next `fsync`. Waits while too

@@ -24,6 +24,7 @@ use common::units::{COMMIT_EDITS_MAX, len_u64, len_usize};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use tokio::sync::{Notify, RwLock, oneshot};
 use tokio::time::Instant;
 
@@ -44,6 +45,8 @@ pub(crate) struct Inode {
     pub(crate) arrived: Notify,
     /// Writers share it; what changes size or ranges on the metaserver at once (truncate, punch) has it alone.
     pub(crate) gate: RwLock<()>,
+    /// Where a chunk was last found to be read densely, plus 1; 0: nowhere, or it was taken note of.
+    pub(crate) dense: AtomicU64,
 }
 
 /// See the module's head.
@@ -159,7 +162,8 @@ impl Inode {
             attr,
         };
         let (changed, arrived) = (Notify::new(), Notify::new());
-        Inode { ino: state.attr.ino, state: Mutex::new(state), changed, arrived, gate: RwLock::new(()) }
+        let dense = AtomicU64::new(0);
+        Inode { ino: state.attr.ino, state: Mutex::new(state), changed, arrived, gate: RwLock::new(()), dense }
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {

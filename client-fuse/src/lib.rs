@@ -68,4 +68,5 @@ pub use files::{Fallocate, Progress, Seek};
 pub use handle::{Handle, OpenFlags};
 pub use holds::{Holds, Unsaved};
 pub use leases::OnForget;
+pub use read::Around;
 pub use stats::Stats;

@@ -3,7 +3,7 @@
 //! Reading in order loads whole chunks, and more and more of them ahead. Reading here and there fetches only the hash
 //! groups that hold the bytes, until so much of a chunk was read that the whole of it is worth keeping.
 
-use crate::cache::Find;
+use crate::cache::{Find, Worth};
 use crate::chunks::Spot;
 use crate::core::Core;
 use crate::extents::{Extents, Part};
@@ -19,6 +19,7 @@ use common::units::{len_u32, len_u64, len_usize};
 use futures::future::try_join_all;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
@@ -37,8 +38,23 @@ const EXTENTS_AHEAD: u64 = 8 << 30;
 const READ_ROUNDS_MAX: u32 = 16;
 /// Rounds of asking for extents in one read: more mean that the file changes all the time.
 const EXTENT_ROUNDS_MAX: u32 = 64;
+/// The longest stretch that is read around a place, in bytes.
+const AROUND_MAX: u64 = 8 << 20;
+/// What stretches for others to keep begin and end on, in bytes.
+const PAGE: u64 = 4096;
 
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+
+/// Bytes of a file that somebody else may keep: committed ones, nothing unsaved beside them, all of one version.
+#[derive(Clone, Debug)]
+pub struct Around {
+    /// Where in the file: a multiple of 4096.
+    pub start: u64,
+    /// The bytes, in order: up to another such multiple, or to the end of the file.
+    pub pieces: Vec<Bytes>,
+    /// Which version.
+    pub version: DataVersion,
+}
 
 /// How one handle reads.
 #[derive(Debug, Default)]
@@ -131,6 +147,22 @@ impl Core {
         }
         add(&self.counters.read_bytes, range.end - range.start);
         Ok((out, version))
+    }
+
+    /// The extent around a byte, as [`Around`]. `None`: it is too long, or not known any more, or the file changes.
+    pub(crate) async fn read_around(self: &Arc<Self>, handle: &Inside, at: u64) -> Result<Option<Around>, Fault> {
+        let inode = &handle.inode;
+        let (range, version) = {
+            let state = inode.lock();
+            let extent = state.extents.around(at).filter(|_| !state.is_unsaved());
+            let Some(range) = extent.and_then(|extent| whole_pages(extent, state.attr.size)) else { return Ok(None) };
+            (range, state.attr.version)
+        };
+        let (start, mut pieces) = (range.start, Vec::new());
+        self.committed(handle, range, true, self.meta.deadline(), &mut pieces).await?;
+        let state = inode.lock();
+        let is_so = state.attr.version == version && !state.is_unsaved();
+        Ok(is_so.then_some(Around { start, pieces, version }))
     }
 
     /// Asks for a file's attributes unless it is certain that nobody else has changed it since this client last heard.
@@ -291,17 +323,18 @@ impl Core {
                     let text = format!("an extent of {} ends at {end} of chunk {id}, which is shorter", inode.ino);
                     return Err(Fault::new(Kind::Corrupt, text));
                 }
-                self.chunk_part(spot, *offset, len, whole, deadline).await?
+                self.chunk_part((inode, range.start), spot, (*offset, len), whole, deadline).await?
             }
         };
         Ok(vec![one])
     }
 
+    /// `place`: of the bytes in the file.
     async fn chunk_part(
         self: &Arc<Self>,
+        place: (&Inode, u64),
         spot: Spot,
-        offset: u32,
-        len: u32,
+        (offset, len): (u32, u32),
         whole: bool,
         deadline: Instant,
     ) -> Result<Bytes, Fault> {
@@ -314,7 +347,12 @@ impl Core {
             return Ok(cut(bytes, 0));
         }
         let most = spot.len <= WHOLE_MAX || u64::from(len) * 2 >= u64::from(spot.len);
-        if !(whole || most || self.cache.count_range(&spot.id, len, spot.len)) {
+        let is_whole = whole || most;
+        let worth = if is_whole { Worth::Whole } else { self.cache.count_range(&spot.id, len, spot.len) };
+        if worth == Worth::PartOfDense {
+            place.0.dense.store(place.1 + 1, Ordering::Relaxed);
+        }
+        if worth != Worth::Whole {
             add(&self.counters.cache_misses, 1);
             let (start, bytes) = self.chunks.fetch(&spot, (offset, len), deadline).await?;
             return Ok(cut(bytes, start));
@@ -371,6 +409,13 @@ impl Core {
     }
 }
 
+/// The whole pages of an extent in a file of this size, of which the last one may be cut.
+fn whole_pages(extent: Range<u64>, size: u64) -> Option<Range<u64>> {
+    let end = if extent.end >= size { size } else { extent.end / PAGE * PAGE };
+    let range = extent.start.next_multiple_of(PAGE)..end;
+    Some(range).filter(|range| range.start < range.end && range.end - range.start <= AROUND_MAX)
+}
+
 fn zeros(len: u64) -> Vec<Bytes> {
     let block = len_u64(ZEROS.len());
     let full = (0..len / block).map(|_| Bytes::from_static(&ZEROS));
@@ -416,5 +461,16 @@ mod tests {
         for at in [0, 256 << 10, 128 << 10, 512 << 10, 384 << 10] {
             assert!(ahead.note(&(at..at + (128 << 10)), CHUNK, 32 * MIB).is_some(), "{at}");
         }
+    }
+
+    #[test]
+    fn stretches_for_others_are_whole_pages() {
+        assert_eq!(whole_pages(0..CHUNK, 10 * CHUNK), Some(0..CHUNK));
+        assert_eq!(whole_pages(100..CHUNK - 1, 10 * CHUNK), Some(4096..CHUNK - 4096));
+        assert_eq!(whole_pages(CHUNK..CHUNK + 5000, CHUNK + 5000), Some(CHUNK..CHUNK + 5000), "the end of the file");
+        assert_eq!(whole_pages(CHUNK..CHUNK + 5000, CHUNK + 4999), Some(CHUNK..CHUNK + 4999), "it was cut meanwhile");
+        assert_eq!(whole_pages(10..4096, CHUNK), None);
+        assert_eq!(whole_pages(CHUNK..2 * CHUNK, CHUNK), None, "behind the end");
+        assert_eq!(whole_pages(0..64 << 20, 64 << 20), None, "too long");
     }
 }

@@ -251,7 +251,8 @@ mod tests {
         let disk = SimDisk::new(1);
         let dir = Path::new("/");
         assert_eq!(Place::read(&disk, dir), None);
-        let place = Place { version: PLACE_VERSION, from: ChunkId([0xab; 32]), done: 300, rounds: 2, damaged: 1, order: 7 };
+        let place =
+            Place { version: PLACE_VERSION, from: ChunkId([0xab; 32]), done: 300, rounds: 2, damaged: 1, order: 7 };
         let golden = [&[1][..], &[0xab; 32], &[0xac, 2, 2, 1, 7]].concat();
         assert_eq!(postcard::to_stdvec(&place).unwrap(), golden);
         place.write(&disk, dir).unwrap();

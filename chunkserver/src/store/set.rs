@@ -507,13 +507,16 @@ impl SetConfig {
 /// What there is in a data directory: `None`: it is not there; no identity: nothing was ever stored in it.
 type Look = Option<(Lock, Option<Identity>)>;
 
+/// A directory, and why it does not open.
+type Failed = (PathBuf, OpenError);
+
 /// The directories to open with their identities, made where they are new; and those to go without.
-fn identities(world: &World, config: &SetConfig) -> Result<(Vec<Dir>, Vec<(PathBuf, OpenError)>), OpenError> {
+fn identities(world: &World, config: &SetConfig) -> Result<(Vec<Dir>, Vec<Failed>), OpenError> {
     if config.dirs.is_empty() || config.dirs.len() > DIRS_MAX {
         let what = format!("1 to {DIRS_MAX} data directories are needed, not {}", config.dirs.len());
         return Err(OpenError::Config { what });
     }
-    let (mut found, mut failed): (Vec<(PathBuf, Look)>, Vec<(PathBuf, OpenError)>) = (Vec::new(), Vec::new());
+    let (mut found, mut failed) = (Vec::<(PathBuf, Look)>::new(), Vec::<Failed>::new());
     for (at, dir) in config.dirs.iter().enumerate() {
         if config.dirs[..at].contains(dir) {
             return Err(OpenError::Config { what: format!("{}: the same data directory twice", dir.display()) });

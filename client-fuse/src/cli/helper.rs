@@ -78,7 +78,7 @@ pub(crate) fn remount(point: &Path, options: &[String]) -> Outcome {
             "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
             "dirsync" => flags |= MsFlags::MS_DIRSYNC,
             "rw" | "dev" | "suid" | "exec" | "atime" => {} // the absence of the others
-            "nopack" | "relatime" => {} // shown of every mount; whether access times are kept stays as it was
+            "nopack" | "nofill" | "relatime" => {} // shown of every mount; whether access times are kept stays as it was
             other => return Err(Failure::new(format!("option {other} is not known"))),
         }
     }

@@ -26,6 +26,8 @@ const SYNCED: [&str; 3] = ["sync_metadata", "sync", "dirsync"];
 const RELATIME: &str = "relatime";
 /// The option with which small pieces do not share chunks.
 const NO_PACK: &str = "nopack";
+/// The option with which random reads bring no whole chunks into the kernel's memory.
+const NO_FILL: &str = "nofill";
 /// How long the kernel may take to end the mount after it was unmounted.
 const END_LIMIT: Duration = Duration::from_secs(2);
 /// What is left for the last savings after the operation timeout, which counts from the end of the mount on.
@@ -45,7 +47,8 @@ pub(crate) struct MountArgs {
     #[arg(long, default_value = "info")]
     log_level: String,
     /// ro, dev, suid, noexec, sync, relatime (reads change access times), sync_metadata (each change is durable when it
-    /// returns), nopack (small pieces do not share chunks: equal ones are stored once), ...
+    /// returns), nopack (small pieces do not share chunks: equal ones are stored once), nofill (many small reads of a chunk do
+    /// not bring all of it into the kernel's memory), ...
     #[arg(short = 'o', value_delimiter = ',', value_name = "OPTIONS", value_parser = option)]
     options: Vec<String>,
     /// For the background process: report on standard output
@@ -71,10 +74,11 @@ impl MountArgs {
 }
 
 fn option(name: &str) -> Result<String, String> {
-    if fuse::mount_option(name).is_some() || SYNCED.contains(&name) || [RELATIME, NO_PACK].contains(&name) {
+    if fuse::mount_option(name).is_some() || SYNCED.contains(&name) || [RELATIME, NO_PACK, NO_FILL].contains(&name) {
         return Ok(name.to_owned());
     }
-    let known = "ro, rw, (no)dev, (no)suid, (no)exec, (no)atime, relatime, sync, dirsync, sync_metadata, nopack";
+    let known =
+        "ro, rw, (no)dev, (no)suid, (no)exec, (no)atime, relatime, sync, dirsync, sync_metadata, nopack, nofill";
     Err(format!("{name} is not known; there are {known}"))
 }
 
@@ -166,6 +170,7 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
         source: format!("dfs:{}", config.metaservers.join("+")),
         flags: args.options.clone(),
         op_timeout: config.op_timeout,
+        fills: !is_given(NO_FILL),
     };
     let (servers, limit) = (config.metaservers.join(","), config.op_timeout);
     let mut signals = Signals::new()?;

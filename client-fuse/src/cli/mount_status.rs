@@ -110,7 +110,8 @@ fn lines(point: &Path, status: &MountStatus) -> Vec<String> {
         ms => format!("good for {}", span(ms)),
     };
     out.push(format!("leases       {} inodes, {} names, {good}", holds.leased_inodes, holds.leased_names));
-    out.push(format!("cache        {} of chunks", size_text(holds.cached_bytes)));
+    let given = size_text(status.given_bytes);
+    out.push(format!("cache        {} of chunks; {given} given to the kernel unasked", size_text(holds.cached_bytes)));
     out.push(format!("requests     {} so far, {} under way", status.requests, status.under_way));
     for slow in &status.slow {
         out.push(format!("  {} i{} since {}", slow.op, slow.inode, span(slow.for_ms)));

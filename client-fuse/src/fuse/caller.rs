@@ -133,8 +133,8 @@ mod tests {
     fn who_is_killed_is_told_from_who_ends() {
         assert!(is_deadly(1 << 8) && is_deadly(u64::MAX) && !is_deadly(1 << 14), "SIGTERM has a handler if it waits");
         let stat = |flags: u32, code: u32| {
-            let before = vec!["0"; STAT_FLAGS - 1].join(" ");
-            let between = vec!["0"; STAT_EXIT_CODE - STAT_FLAGS - 1].join(" ");
+            let before = ["0"; STAT_FLAGS - 1].join(" ");
+            let between = ["0"; STAT_EXIT_CODE - STAT_FLAGS - 1].join(" ");
             format!("77 (a) name) D {before} {flags} {between} {code}\n")
         };
         assert!(dies(&stat(0x40_0004, 9)) && dies(&stat(4, 0x8b)), "killed, and with a core dump");

@@ -21,21 +21,29 @@
 //! [`Client::certain`]: client_fuse::Client::certain
 
 use super::Shared;
+use bytes::Bytes;
+use client_fuse::Around;
 use common::id::InodeId;
 use common::name::Name;
 use common::proto::meta::{Attr, Cred, MODE_ACL, MODE_DEFAULT_ACL};
+use common::units::{len_u32, len_u64};
 use fuser::{INodeNo, Notifier};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// `FUSE_NOTIFY_STORE`.
+const STORE: i32 = 4;
 /// `FUSE_NOTIFY_INC_EPOCH`.
 const INC_EPOCH: i32 = 8;
+/// Length of a notification's head, and of what comes before the bytes that are stored.
+const HEAD_LEN: usize = 16;
+const STORE_LEN: usize = 24;
 /// How long reads under way are waited for.
 const READS_LIMIT: Duration = Duration::from_millis(300);
 /// How long it is waited until all that the kernel has asked for is taken, and how often that is looked at.
@@ -76,13 +84,32 @@ impl Device {
     }
 }
 
-/// Raises the epoch of a connection: all names are looked up again.
+/// The head of a notification that is so long in all: length, code, unique (0: a notification).
 #[expect(clippy::host_endian_bytes, reason = "the kernel on this machine reads it")]
+fn notice(len: u32, code: i32) -> [u8; HEAD_LEN] {
+    let mut notice = [0; HEAD_LEN];
+    notice[..4].copy_from_slice(&len.to_ne_bytes());
+    notice[4..8].copy_from_slice(&code.to_ne_bytes());
+    notice
+}
+
+/// Raises the epoch of a connection: all names are looked up again.
 fn raise_epoch(mut device: &File) -> io::Result<()> {
-    let mut notice = [0; 16]; // length, code, unique (0: a notification)
-    notice[..4].copy_from_slice(&16_u32.to_ne_bytes());
-    notice[4..8].copy_from_slice(&INC_EPOCH.to_ne_bytes());
-    device.write_all(&notice)
+    device.write_all(&notice(len_u32(HEAD_LEN), INC_EPOCH))
+}
+
+/// Puts bytes into the kernel's pages of a file, in one call and without a copy of ours.
+#[expect(clippy::host_endian_bytes, reason = "the kernel on this machine reads it")]
+fn store(mut device: &File, ino: InodeId, at: u64, pieces: &[Bytes]) -> io::Result<()> {
+    let len: usize = pieces.iter().map(Bytes::len).sum();
+    let head = notice(len_u32(HEAD_LEN + STORE_LEN + len), STORE);
+    let mut what = [0; STORE_LEN]; // inode, offset, length
+    what[..8].copy_from_slice(&ino.0.to_ne_bytes());
+    what[8..16].copy_from_slice(&at.to_ne_bytes());
+    what[16..20].copy_from_slice(&len_u32(len).to_ne_bytes());
+    let slices: Vec<IoSlice<'_>> =
+        [&head[..], &what].into_iter().chain(pieces.iter().map(|piece| &piece[..])).map(IoSlice::new).collect();
+    device.write_vectored(&slices).map(|_| ()) // all or nothing
 }
 
 impl Coherence {
@@ -93,6 +120,27 @@ impl Coherence {
             tracing::info!(%error, "this kernel cannot forget all names at once: it keeps none");
         }
         let _ = self.device.set(Device { notifier, has_epochs: epochs.is_ok(), connection: file });
+    }
+
+    /// Gives the kernel these bytes of a file: how many. If it does not take them, it will ask.
+    pub(super) fn give(&self, ino: InodeId, at: u64, pieces: &[Bytes]) -> u64 {
+        let Some(device) = self.device.get() else { return 0 };
+        if let Err(error) = store(&device.connection, ino, at, pieces) {
+            tracing::debug!(inode = %ino, %error, "the kernel takes no pages of it");
+            return 0;
+        }
+        pieces.iter().map(|piece| len_u64(piece.len())).sum()
+    }
+
+    /// The kernel is to forget them again.
+    pub(super) fn take_back(&self, ino: InodeId, around: &Around) {
+        let Some(device) = self.device.get() else { return };
+        let len: usize = around.pieces.iter().map(Bytes::len).sum();
+        let range = i64::try_from(around.start).and_then(|start| Ok((start, i64::try_from(len)?)));
+        let (start, len) = range.expect("file sizes have 60 bits");
+        if let Err(error) = device.notifier.inval_inode(INodeNo(ino.0), start, len) {
+            tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
+        }
     }
 
     fn keeps_names(&self) -> bool {
@@ -139,6 +187,7 @@ impl Shared {
 
     /// The client does not answer for these any more. Returns when the kernel does not believe them either. Blocks.
     pub(super) fn forget(self: &Arc<Self>, inodes: &[InodeId]) {
+        self.runtime.block_on(self.warm.void(inodes));
         // What was shown of them before is with the kernel when this is through.
         drop(self.coherence.gate.write().unwrap_or_else(PoisonError::into_inner));
         let Some(device) = self.coherence.device.get() else { return };

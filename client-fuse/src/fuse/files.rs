@@ -3,6 +3,7 @@
 use super::Shared;
 use super::inodes::without_privilege;
 use super::locks::Owners;
+use super::warm::Writing;
 use bytes::Bytes;
 use client_fuse::{Fallocate, Handle, OpenFlags, Seek};
 use common::fault::{Fault, Kind};
@@ -30,10 +31,14 @@ const COPY_MAX: u64 = 2 << 30;
 
 /// An open file.
 pub(super) struct OpenFile {
-    handle: Handle,
+    pub(super) handle: Handle,
     flags: OpenFlags,
+    /// Reads go round the kernel's pages.
+    direct: bool,
     /// What was locked through it and goes with it.
     owners: Owners,
+    /// If it may write.
+    _writing: Option<Writing>,
 }
 
 /// A write as the kernel asks for it.
@@ -119,35 +124,45 @@ impl Shared {
         if wanted.truncate && cred.uid != 0 {
             self.drop_privilege(ino).await?;
         }
+        let writing = if wanted.write { Some(self.warm.writing(ino).await) } else { None };
         let handle = self.client.open(&cred, ino, wanted).await?;
         if wanted.truncate {
             self.inodes.changed(ino);
         }
-        Ok(Opened { handle, flags: wanted })
+        Ok(Opened { handle, flags: wanted, writing })
     }
 
     /// Makes a file known to the kernel: its handle number and how its pages are treated.
     pub(super) fn register(self: &Arc<Self>, opened: Opened, flags: i32) -> (u64, FopenFlags) {
-        let Opened { handle, flags: wanted } = opened;
+        let Opened { handle, flags: wanted, writing } = opened;
         let is_current = self.inodes.opened(handle.ino(), handle.version());
         let keep = is_current && !self.client.is_access_due(&handle);
         if !self.client.is_leased(handle.ino()) {
             self.recheck_soon(handle.ino()); // what is read from now on may be old by the time it is kept
         }
         let mut answer = FopenFlags::empty();
-        if OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT) {
+        let direct = OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT);
+        if direct {
             answer |= FopenFlags::FOPEN_DIRECT_IO;
         } else if keep {
             answer |= FopenFlags::FOPEN_KEEP_CACHE;
         }
-        let number = self.files.insert(OpenFile { handle, flags: wanted, owners: Owners::default() });
+        let owners = Owners::default();
+        let number = self.files.insert(OpenFile { handle, flags: wanted, direct, owners, _writing: writing });
         (number, answer)
     }
 
     /// Reads; the pieces go to the kernel by [`reply_pieces`].
-    pub(super) async fn read_file(&self, number: u64, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
+    pub(super) async fn read_file(self: &Arc<Self>, number: u64, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
         let file = self.files.get(number)?;
-        self.client.read(&file.handle, offset, len).await
+        let read = self.client.read(&file.handle, offset, len).await?;
+        if self.fills
+            && !file.direct
+            && let Some(at) = self.client.take_dense(&file.handle)
+        {
+            self.warm_up(&file, at);
+        }
+        Ok(read)
     }
 
     /// Writes.
@@ -244,6 +259,8 @@ impl Shared {
 pub(super) struct Opened {
     pub(super) handle: Handle,
     pub(super) flags: OpenFlags,
+    /// If it may write.
+    pub(super) writing: Option<Writing>,
 }
 
 /// Hands the pieces of a read to the kernel; one piece goes without a copy.

@@ -87,6 +87,11 @@ impl Inodes {
         same
     }
 
+    /// True if the kernel's pages of the file are of this version.
+    pub(crate) fn has_pages_of(&self, ino: InodeId, version: DataVersion) -> bool {
+        self.table().known.get(&ino).is_some_and(|known| known.has_pages && known.pages == version)
+    }
+
     /// What became of writes to a file. After an error its pages may show bytes that exist nowhere else.
     pub(crate) fn saved(&self, ino: InodeId, outcome: Result<(), Fault>) -> Result<(), Fault> {
         if outcome.is_err()

@@ -126,6 +126,7 @@ async fn set_attr(shared: &Shared, cred: Cred, number: InodeId, set: SetAttr) ->
     if set.size.is_some() && cred.uid != 0 {
         shared.drop_privilege(number).await?;
     }
+    let _writing = if set.size.is_some() { Some(shared.warm.writing(number).await) } else { None };
     let changed = if set == SetAttr::default() {
         shared.client.getattr(&cred, number).await
     } else {
@@ -382,7 +383,8 @@ impl Filesystem for Kernel {
     fn readdir(&self, request: &Request, number: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
         let work = async move { shared.list(cred, ino(number), handle.0, offset, false).await };
-        self.0.serve(ask("readdir", request, number), reply, work, |shared, reply, rows| shared.reply_rows(reply, &rows));
+        self.0
+            .serve(ask("readdir", request, number), reply, work, |shared, reply, rows| shared.reply_rows(reply, &rows));
     }
 
     fn readdirplus(
@@ -500,7 +502,8 @@ impl Filesystem for Kernel {
             shared.inodes.changed(parent);
             let (handle, _) = made?;
             shared.inodes.changed(handle.ino());
-            Ok(Opened { handle, flags: wanted })
+            let writing = if wanted.write { Some(shared.warm.writing(handle.ino()).await) } else { None };
+            Ok(Opened { handle, flags: wanted, writing })
         };
         self.0.serve(op("create", request, parent), reply, work, move |shared, reply, opened| {
             let mut attr = opened.handle.attr();
@@ -559,7 +562,15 @@ impl Filesystem for Kernel {
         self.0.set_lock(self.0.creds.of(request), asked, reply);
     }
 
-    fn lseek(&self, request: &Request, number: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.seek(handle.0, offset, whence).await };
         let done = |_: &Arc<Shared>, reply: ReplyLseek, found: Option<u64>| match found.map(i64::try_from) {

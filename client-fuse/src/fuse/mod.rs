@@ -39,6 +39,8 @@
 //! The kernel believes names and attributes as long as the client's leases of them last, or until it is told otherwise:
 //! `coherence.rs`.
 //!
+//! A chunk of which many small parts are read here and there is given to the kernel whole: `warm.rs`.
+//!
 //! Access times are ours to keep, for the kernel changes none: with `-o relatime`, files that are read next at a time that is due
 //! are opened without the kernel's pages of them, so that the read comes here.
 //!
@@ -61,6 +63,7 @@ mod locks;
 mod requests;
 mod serve;
 mod usage;
+mod warm;
 
 use client_fuse::Client;
 use coherence::Coherence;
@@ -84,6 +87,7 @@ use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Semaphore, oneshot};
 use usage::Usage;
+use warm::Warm;
 
 /// How many requests are under way at once.
 const REQUESTS_MAX: usize = 4096;
@@ -111,6 +115,8 @@ pub(crate) struct Options {
     pub(crate) flags: Vec<String>,
     /// A request that has not succeeded after this long fails.
     pub(crate) op_timeout: Duration,
+    /// Chunks that are read densely are given to the kernel whole.
+    pub(crate) fills: bool,
 }
 
 /// All that requests share.
@@ -128,6 +134,9 @@ struct Shared {
     dirs: OpenDirs,
     usage: Usage,
     coherence: Coherence,
+    warm: Arc<Warm>,
+    /// Chunks that are read densely are given to the kernel whole.
+    fills: bool,
     requests: Requests,
 }
 
@@ -184,6 +193,8 @@ pub(crate) fn start(client: Client, runtime: Runtime, point: &Path, options: &Op
         dirs: OpenDirs::default(),
         usage: Usage::default(),
         coherence: Coherence::default(),
+        warm: Arc::default(),
+        fills: options.fills,
         requests: Requests::default(),
     });
     shared.refresh_usage();

@@ -71,7 +71,9 @@ pub(crate) struct MountStatus {
     pub(crate) limit_ms: u64,
     /// Requests of the kernel so far.
     pub(crate) requests: u64,
-    /// Those that are under way.
+    /// Bytes that were given to the kernel before it asked, because much was read around them.
+    pub(crate) given_bytes: u64,
+    /// Requests that are under way.
     pub(crate) under_way: usize,
     /// Of these, the slow ones, the oldest first.
     pub(crate) slow: Vec<SlowRequest>,
@@ -244,6 +246,7 @@ impl Shared {
             metaservers_away: self.away.load(Ordering::Relaxed),
             limit_ms: u64::try_from(self.limit.as_millis()).expect("a limit is short"),
             requests: self.requests.total.load(Ordering::Relaxed),
+            given_bytes: self.warm.bytes(),
             under_way,
             slow,
             failed,

@@ -54,9 +54,11 @@ mod tests {
         write_checked(&whole, Path::new("/"), "f", b"new and longer").unwrap();
         for cut in before..=whole.writes() {
             let disk = SimDisk::new(1).cut_after(cut);
-            let written = ["old", "new and longer"].map(|bytes| write_checked(&disk, Path::new("/"), "f", bytes.as_bytes()));
+            let written =
+                ["old", "new and longer"].map(|bytes| write_checked(&disk, Path::new("/"), "f", bytes.as_bytes()));
             let found = read_checked(&disk.after_crash(), Path::new("/f")).unwrap().unwrap();
-            let allowed: &[&[u8]] = if written[1].is_ok() { &[b"new and longer"] } else { &[b"old", b"new and longer"] };
+            let allowed: &[&[u8]] =
+                if written[1].is_ok() { &[b"new and longer"] } else { &[b"old", b"new and longer"] };
             assert!(allowed.contains(&&found[..]), "cut after {cut}: {found:?}");
         }
         assert_eq!(read_checked(&whole, Path::new("/other")).unwrap(), None);
