@@ -138,20 +138,13 @@ impl Client {
         Ok(Client { core: Core::start(link, reports, config, world, tasks).await? })
     }
 
-    /// [`Client::shutdown_by`], within the operation timeout.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn shutdown(&self) -> Result<(), Fault> {
-        self.shutdown_by(self.core.meta.deadline()).await
-    }
-
-    /// Saves everything, closes the session, ends the background tasks, all by `deadline` (the tasks: 5 s later). A session that
-    /// cannot be closed because no metaserver answers ends by itself; that is no error.
+    /// Saves everything, closes the session, ends the background tasks, all within the operation timeout (the tasks: 5 s later). A
+    /// session that cannot be closed because no metaserver answers ends by itself; that is no error.
     ///
     /// # Errors
     /// The first: what could not be saved by then is lost.
-    pub async fn shutdown_by(&self, deadline: Instant) -> Result<(), Fault> {
+    pub async fn shutdown(&self) -> Result<(), Fault> {
+        let deadline = self.core.meta.deadline();
         let saved = self.sync_all_by(deadline).await;
         self.core.tell_accesses(deadline).await;
         let closed = self.core.meta.close(deadline).await.or_else(|fault| {
@@ -483,8 +476,7 @@ impl Client {
         self.sync_all_by(self.core.meta.deadline()).await
     }
 
-    /// As [`Client::sync_all`], by `deadline`.
-    pub async fn sync_all_by(&self, deadline: Instant) -> Result<(), Fault> {
+    async fn sync_all_by(&self, deadline: Instant) -> Result<(), Fault> {
         let unsaved = self.core.files().into_iter().filter(|inode| inode.lock().is_unsaved());
         let saves = unsaved.map(|inode| {
             let core = self.core.clone();

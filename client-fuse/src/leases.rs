@@ -30,6 +30,7 @@ mod journal;
 mod listing;
 mod local;
 mod locks;
+mod next;
 mod own;
 #[cfg(test)]
 mod tests;
@@ -138,6 +139,16 @@ impl Leases {
     /// A file's attributes and all that it holds, if both are certain now.
     pub(crate) fn whole(&self, ino: InodeId, uptime: Duration) -> Option<(Attr, ExtentRun)> {
         self.inside().whole(ino, uptime)
+    }
+
+    /// A file is opened of which not all is known here: which ones will probably be opened next.
+    pub(crate) fn opens_next(&self, ino: InodeId) -> Vec<InodeId> {
+        self.inside().opens_next(ino)
+    }
+
+    /// What files hold that came with the answer to a question that [`Leases::opens_next`] went along with.
+    pub(crate) fn keep_contents(&self, files: Vec<(Attr, ExtentRun)>) {
+        self.inside().keep_contents(files);
     }
 
     /// True if nobody else changes the inode now: what this session changed of a file's contents is all that changed.

@@ -388,7 +388,7 @@ impl Cluster {
             Query::GetAttr { ino } => Ok(Answer::Attr(find(ino)?.0.clone())),
             Query::Open { ino, .. } => {
                 let (attr, extents) = find(ino)?;
-                Ok(Answer::Opened { attr: attr.clone(), run: run(extents, 0, END) })
+                Ok(Answer::Opened { attr: attr.clone(), run: run(extents, 0, END), ahead: Vec::new() })
             }
             Query::Extents { ino, from, to } => {
                 let (attr, extents) = find(ino)?;

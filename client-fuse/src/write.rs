@@ -28,7 +28,7 @@ use common::units::{COMMIT_EDITS_MAX, COMMIT_INLINE_MAX, FILE_SIZE_MAX, len_u32,
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::{error, warn};
 
@@ -78,19 +78,18 @@ impl Core {
     ) -> Result<u64, Fault> {
         let len = len_u64(part.len());
         let cost = len_usize(len + 2 * PIECE_COST);
-        self.reserve(cost, deadline).await?;
+        let permit = self.reserve(cost, deadline).await?; // whoever gives up while it waits gives it back
         let gate = timeout_at(deadline, inode.gate.read()).await;
         let (at, spare) = {
             let mut state = inode.lock();
             let end = offset.unwrap_or_else(|| state.size()).checked_add(len).filter(|end| *end <= FILE_SIZE_MAX);
             if end.is_none() || gate.is_err() {
-                drop(state);
-                self.unsaved.add_permits(cost);
                 return Err(match end {
                     None => Fault::new(Kind::TooBig, format!("files end at {FILE_SIZE_MAX} bytes")),
                     Some(_) => Fault::new(Kind::Unavailable, "write: a truncate of this file does not end"),
                 });
             }
+            permit.forget(); // given back when the bytes are saved, replaced or dropped
             if !state.is_unsaved() {
                 state.generation = self.meta.session().generation;
             }
@@ -108,10 +107,10 @@ impl Core {
     }
 
     /// Waits for room in the budget of unsaved bytes.
-    async fn reserve(&self, len: usize, deadline: Instant) -> Result<(), Fault> {
+    async fn reserve(&self, len: usize, deadline: Instant) -> Result<SemaphorePermit<'_>, Fault> {
         let len = len_u32(len);
-        let permit = match self.unsaved.try_acquire_many(len) {
-            Ok(permit) => permit,
+        match self.unsaved.try_acquire_many(len) {
+            Ok(permit) => Ok(permit),
             Err(_) => {
                 let asking = async {
                     loop {
@@ -126,11 +125,9 @@ impl Core {
                     }
                 };
                 let full = |_| Fault::new(Kind::Unavailable, "write: too much is unsaved and cannot be stored");
-                timeout_at(deadline, room).await.map_err(full)?
+                timeout_at(deadline, room).await.map_err(full)
             }
-        };
-        permit.forget(); // given back when the bytes are saved, replaced or dropped
-        Ok(())
+        }
     }
 
     /// Seals everything unsaved of a file and waits until it is committed.

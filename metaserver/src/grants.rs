@@ -7,7 +7,7 @@ use crate::raft::State;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::proto::lease::{Grants, LEASE_ATTRS_MAX, LEASE_CONTENTS_MAX, LEASE_FILE_MAX, LeaseAsk, LeasedListing};
-use common::proto::meta::{Answer, Answered, Ask, Attr, DirEntry, Extent, ExtentRun, FileKind, Query};
+use common::proto::meta::{Answer, Answered, Ask, Attr, DirEntry, Extent, ExtentRun, FileKind, OPEN_AHEAD_MAX, Query};
 use common::units::len_u64;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -98,14 +98,49 @@ impl Reading {
         let Some(lease) = self.leases.grant(self.session, ino, self.arrived) else { return self.plain(ask) };
         let answered = self.plain(ask);
         match answered {
-            Ok(answered) if answered.answer.attrs().first().is_some_and(|attr| attr.ino == ino) => {
-                Ok(Answered { grants: Grants { term: self.term, leases: vec![lease.number] }, ..answered })
+            Ok(mut answered) if answered.answer.attrs().first().is_some_and(|attr| attr.ino == ino) => {
+                let mut leases = vec![lease.number];
+                if let (Query::Open { ahead, .. }, Answer::Opened { ahead: found, .. }) =
+                    (&ask.query, &mut answered.answer)
+                {
+                    leases.extend(self.ahead(ahead, found)?);
+                }
+                Ok(Answered { grants: Grants { term: self.term, leases }, ..answered })
             }
             other => {
                 self.leases.undo(lease);
                 other
             }
         }
+    }
+
+    /// Files that will probably be opened next, and the numbers of their leases: those of them that can be told in few bytes, and
+    /// are leased. Where root may be nobody there are none: who has them opens them without asking.
+    fn ahead(&self, wanted: &[InodeId], found: &mut Vec<(Attr, ExtentRun)>) -> Result<Vec<u64>, Fail> {
+        let mounted = self.state.mounted();
+        if wanted.is_empty() || namespace::squash(mounted.kv())?.is_some() {
+            return Ok(Vec::new());
+        }
+        let wanted = wanted.iter().copied().take(OPEN_AHEAD_MAX);
+        let granted = self.leases.grant_all(self.session, wanted, self.arrived);
+        let view = mounted.kv().snapshot();
+        let degraded = namespace::counters(&*view)?.degraded > 0;
+        let (mut contents, mut leases) = (Contents::default(), Vec::with_capacity(granted.len()));
+        for lease in granted {
+            let attr = if lease.number == 0 { None } else { namespace::attr(&*view, lease.ino)? };
+            let run = match attr.as_ref().filter(|attr| contents.may_take(attr)) {
+                Some(attr) => namespace::few_extents(&*view, &self.ctx, self.session, degraded, attr.ino)?,
+                None => None,
+            };
+            match (attr, run) {
+                (Some(attr), Some(run)) if contents.has_room(&run) => {
+                    leases.push(lease.number);
+                    found.push((attr, run));
+                }
+                _ => self.leases.undo(lease),
+            }
+        }
+        Ok(leases)
     }
 
     /// Attributes of what the first entries lead to, and the numbers of their leases. What is gone by now goes. `contents`:
@@ -129,8 +164,9 @@ impl Reading {
                 if let (Some(contents), Some(attr), true) = (&mut contents, &entry.attr, lease.number != 0)
                     && contents.may_take(attr)
                     && let Some(run) = namespace::few_extents(&*view, &self.ctx, self.session, degraded, attr.ino)?
+                    && contents.has_room(&run)
                 {
-                    contents.take(attr.ino, run);
+                    contents.runs.push((attr.ino, run));
                 }
             }
             kept.push(entry);
@@ -170,13 +206,13 @@ impl Contents {
         attr.kind == FileKind::File && self.read < LEASE_CONTENTS_MAX
     }
 
-    fn take(&mut self, ino: InodeId, run: ExtentRun) {
+    /// Whether this goes along, too; if so, its room is taken.
+    fn has_room(&mut self, run: &ExtentRun) -> bool {
         let inline: u64 = run.extents.iter().map(Extent::inline_len).sum();
         let bytes = inline + EXTENT_COST * len_u64(run.extents.len());
         self.read += bytes;
-        if inline <= LEASE_FILE_MAX && self.bytes + bytes <= LEASE_CONTENTS_MAX {
-            self.bytes += bytes;
-            self.runs.push((ino, run));
-        }
+        let has_room = inline <= LEASE_FILE_MAX && self.bytes + bytes <= LEASE_CONTENTS_MAX;
+        self.bytes += if has_room { bytes } else { 0 };
+        has_room
     }
 }

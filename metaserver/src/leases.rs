@@ -49,7 +49,7 @@ pub(crate) struct Noted {
     /// Its number; 0: there is none.
     pub(crate) number: u64,
     session: SessionId,
-    ino: InodeId,
+    pub(crate) ino: InodeId,
     /// The number of the lease that the session held before.
     before: Option<u64>,
 }

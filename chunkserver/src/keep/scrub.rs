@@ -1,12 +1,12 @@
 //! Reading everything again, slowly: every stored byte is verified within the configured period, so that damage is found
 //! before the other copies are gone, too. A damaged copy is marked by the store; the next pass fetches it anew.
 //!
-//! How far a round is, is noted every minute in the file `scrub` of the first data directory, so that a server which is often
+//! How far a round is, is noted every minute in the file `scrub` of the first data directory that works, so that a server which is often
 //! restarted reads all of it, too. A round begins again when somebody orders a scrub: what a round that ends after an order has read
 //! was read after it.
 
 use super::Keeper;
-use crate::store::StoreError;
+use crate::store::{DISK_WAIT_MAX, Store, StoreError};
 use common::disk::{Disk, read_checked, write_checked};
 use common::id::ChunkId;
 use common::proto::keep::KeepSettings;
@@ -33,13 +33,28 @@ const PLACE_VERSION: u8 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Place {
     version: u8,
-    /// What comes next.
-    from: ChunkId,
+    round: Round,
     /// As in [`Progress`].
     done: u64,
     rounds: u64,
     damaged: u64,
     order: u64,
+}
+
+/// A round that goes on at `from`: everything before that was read since it began, which was after this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Round {
+    from: ChunkId,
+    order: u64,
+}
+
+/// The id behind this one. `None`: there is none.
+fn behind(id: ChunkId) -> Option<ChunkId> {
+    let mut next = id.0;
+    let at = next.iter().rposition(|byte| *byte < u8::MAX)?;
+    next[at] += 1;
+    next[at + 1..].fill(0);
+    Some(ChunkId(next))
 }
 
 impl Place {
@@ -93,46 +108,53 @@ impl Read {
 
 impl Keeper {
     pub(super) async fn scrubs(&self) {
-        let mut from = self.noted_place().await;
+        let mut noted = self.noted_round().await;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             if self.shared.registration().is_ok() {
-                self.round(from).await;
-                from = ChunkId([0; 32]);
+                let round = noted.take().unwrap_or_else(|| self.new_round());
+                self.round(round).await;
             }
         }
     }
 
-    /// Where a round was when it was noted last.
-    async fn noted_place(&self) -> ChunkId {
-        let (disk, dir) = (self.shared.world.disk.clone(), self.shared.stores().stores()[0].dir().to_path_buf());
-        let Some(place) = self.shared.world.blocking(move || Place::read(&*disk, &dir)).await else {
-            return ChunkId([0; 32]);
-        };
-        let mut scrub = self.scrub();
-        let Place { version: _, from, done, rounds, damaged, order } = place;
-        *scrub = Progress { done, rounds, damaged, order, ..*scrub };
-        from
+    fn new_round(&self) -> Round {
+        self.scrub().done = 0;
+        Round { from: ChunkId([0; 32]), order: self.orders.borrow().scrub }
     }
 
-    /// Notes that a round goes on behind what is before `from`.
-    async fn note_place(&self, from: ChunkId) {
+    /// Does this to the first data directory that works, if it has an answer in time.
+    async fn at_place<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Disk, &Path) -> T + Send + 'static,
+    ) -> Option<T> {
+        let works = |store: &&Store| !store.is_silent() && store.fenced().is_none();
+        let dir = self.shared.stores().stores().iter().find(works)?.dir().to_path_buf();
+        let disk = self.shared.world.disk.clone();
+        let work = self.shared.world.blocking(move || work(&*disk, &dir));
+        tokio::time::timeout(DISK_WAIT_MAX, work).await.ok()
+    }
+
+    /// How far a round was when that was noted last.
+    async fn noted_round(&self) -> Option<Round> {
+        let place = self.at_place(Place::read).await??;
+        let mut scrub = self.scrub();
+        let Place { version: _, round, done, rounds, damaged, order } = place;
+        *scrub = Progress { done, rounds, damaged, order, ..*scrub };
+        Some(round)
+    }
+
+    async fn note(&self, round: Round) {
         let Progress { done, rounds, damaged, order, .. } = *self.scrub();
-        let place = Place { version: PLACE_VERSION, from, done, rounds, damaged, order };
-        let Some(store) = self.shared.stores().stores().iter().find(|store| !store.is_silent()) else { return };
-        let (disk, dir) = (self.shared.world.disk.clone(), store.dir().to_path_buf());
-        if let Err(error) = self.shared.world.blocking(move || place.write(&*disk, &dir)).await {
+        let place = Place { version: PLACE_VERSION, round, done, rounds, damaged, order };
+        if let Some(Err(error)) = self.at_place(move |disk, dir| place.write(disk, dir)).await {
             debug!(%error, "note how far scrub is");
         }
     }
 
-    /// One round over everything that is here from `from` on.
-    async fn round(&self, mut from: ChunkId) {
+    /// The rest of a round over everything that is here.
+    async fn round(&self, Round { mut from, order }: Round) {
         let mut last = Read { at: Instant::now(), len: 0 };
-        let order = self.orders.borrow().scrub.max(self.scrub().order);
-        if from == ChunkId([0; 32]) {
-            self.scrub().done = 0;
-        }
         let mut noted = Instant::now();
         loop {
             let (copies, more) = match self.shared.stores().range(from, None, LIST_MAX).await {
@@ -145,13 +167,15 @@ impl Keeper {
             };
             for copy in copies.iter().filter(|copy| !copy.damaged || copy.unreadable) {
                 let Some(at) = self.turn(last, order).await else { return };
-                if noted.elapsed() >= NOTE_EVERY {
-                    self.note_place(copy.id).await;
-                    noted = Instant::now();
-                }
                 last = Read { at, len: copy.len.into() };
                 self.check(copy.id).await;
                 self.scrub().done += u64::from(copy.len);
+                if noted.elapsed() >= NOTE_EVERY
+                    && let Some(from) = behind(copy.id)
+                {
+                    self.note(Round { from, order }).await;
+                    noted = Instant::now();
+                }
             }
             match more {
                 Some(more) => from = more,
@@ -166,7 +190,8 @@ impl Keeper {
             scrub.rounds += 1;
             scrub.order = order;
         }
-        self.note_place(ChunkId([0; 32])).await;
+        let next = self.new_round();
+        self.note(next).await;
     }
 
     /// Waits until the next copy may be read, and while scrub is paused. From when on its reading counts. `None`: an order came
@@ -247,13 +272,21 @@ mod tests {
     }
 
     #[test]
+    fn the_id_behind_another_is_the_next_one() {
+        let id = |last: [u8; 2]| ChunkId([&[3; 30][..], &last].concat().try_into().unwrap());
+        assert_eq!(behind(id([7, 8])), Some(id([7, 9])));
+        assert_eq!(behind(id([7, 255])), Some(id([8, 0])));
+        assert_eq!(behind(ChunkId([255; 32])), None);
+    }
+
+    #[test]
     fn where_a_round_is_outlives_the_server() {
         let disk = SimDisk::new(1);
         let dir = Path::new("/");
         assert_eq!(Place::read(&disk, dir), None);
-        let place =
-            Place { version: PLACE_VERSION, from: ChunkId([0xab; 32]), done: 300, rounds: 2, damaged: 1, order: 7 };
-        let golden = [&[1][..], &[0xab; 32], &[0xac, 2, 2, 1, 7]].concat();
+        let round = Round { from: ChunkId([0xab; 32]), order: 9 };
+        let place = Place { version: PLACE_VERSION, round, done: 300, rounds: 2, damaged: 1, order: 7 };
+        let golden = [&[1][..], &[0xab; 32], &[9, 0xac, 2, 2, 1, 7]].concat();
         assert_eq!(postcard::to_stdvec(&place).unwrap(), golden);
         place.write(&disk, dir).unwrap();
         let disk = disk.after_crash();

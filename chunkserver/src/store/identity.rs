@@ -67,6 +67,15 @@ pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Open
     }
     let mut bytes = vec![0; common::units::len_usize(len)];
     file.read_exact_at(&mut bytes, 0).map_err(disk_error("read", &path))?;
+    let known = |version: &u16| (1..=VERSION).contains(version);
+    if let Some(version) = version_of(&bytes).filter(|version| !known(version)) {
+        return Err(OpenError::Config {
+            what: format!(
+                "{}: written by another version of dfs (format {version}, this is {VERSION})",
+                path.display()
+            ),
+        });
+    }
     decode(&bytes).map(Some).map_err(bad)
 }
 
@@ -96,6 +105,11 @@ fn encode(identity: &Identity) -> [u8; LEN] {
     let crc = crc32c::crc32c(&out[..72]);
     out[72..].copy_from_slice(&crc.to_le_bytes());
     out
+}
+
+/// The version of what begins as an identity does.
+fn version_of(bytes: &[u8]) -> Option<u16> {
+    bytes.strip_prefix(&MAGIC)?.first_chunk().map(|version| u16::from_le_bytes(*version))
 }
 
 /// `bytes` are as long as one version's.

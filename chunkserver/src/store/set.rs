@@ -529,7 +529,8 @@ fn identities(world: &World, config: &SetConfig) -> Result<(Vec<Dir>, Vec<Failed
     let seen = |(dir, found): &(PathBuf, Look)| {
         found.as_ref().and_then(|(_, identity)| *identity).map(|identity| (dir.clone(), identity))
     };
-    let first = found.iter().find_map(seen);
+    let registered = found.iter().filter_map(seen).find(|(_, identity)| identity.server.is_some());
+    let first = registered.or_else(|| found.iter().find_map(seen));
     if first.as_ref().is_none_or(|(_, first)| first.server.is_none()) && !failed.is_empty() {
         return Err(failed.swap_remove(0).1); // it may be the one that tells whose data this is
     }

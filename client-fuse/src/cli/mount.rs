@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
 
 /// What a background mount says when it serves.
 const READY: &str = "ready";
@@ -30,8 +29,6 @@ const NO_PACK: &str = "nopack";
 const NO_FILL: &str = "nofill";
 /// How long the kernel may take to end the mount after it was unmounted.
 const END_LIMIT: Duration = Duration::from_secs(2);
-/// What is left for the last savings after the operation timeout, which counts from the end of the mount on.
-const LAST_LIMIT: Duration = Duration::from_secs(2);
 
 /// `dfs mount`.
 #[derive(Args, Debug)]
@@ -172,7 +169,7 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
         op_timeout: config.op_timeout,
         fills: !is_given(NO_FILL),
     };
-    let (servers, limit) = (config.metaservers.join(","), config.op_timeout);
+    let servers = config.metaservers.join(",");
     let mut signals = Signals::new()?;
     let connected = tokio::select! {
         connected = Client::connect(config, World::real()) => connected,
@@ -206,18 +203,12 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
     if args.report {
         report_ready();
     }
-    let (ended, deadline) = tokio::select! {
-        ended = mounted.ended() => {
-            (ended.map_err(|e| Failure::at("serve", point.display(), e)), Instant::now() + limit)
-        }
-        () = signals.any() => {
-            let deadline = Instant::now() + limit;
-            (unmount_by_signal(&client, &mut mounted, point, deadline).await, deadline)
-        }
+    let ended = tokio::select! {
+        ended = mounted.ended() => ended.map_err(|e| Failure::at("serve", point.display(), e)),
+        () = signals.any() => unmount_by_signal(&client, &mut mounted, point).await,
     };
     mounted.finish().await;
-    let deadline = deadline.max(Instant::now() + LAST_LIMIT);
-    let saved = client.shutdown_by(deadline).await.map_err(|fault| Failure::fault("save", point.display(), &fault));
+    let saved = client.shutdown().await.map_err(|fault| Failure::fault("save", point.display(), &fault));
     let result = saved.and(ended);
     match &result {
         Ok(()) => tracing::info!(point = %point.display(), "unmounted, everything is saved"),
@@ -228,9 +219,9 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
 }
 
 /// Saves what is unsaved while programs still can be told of errors, then unmounts, if need be under them.
-async fn unmount_by_signal(client: &Client, mounted: &mut Mounted, point: &Path, deadline: Instant) -> Outcome {
+async fn unmount_by_signal(client: &Client, mounted: &mut Mounted, point: &Path) -> Outcome {
     tracing::info!(point = %point.display(), "told to stop: saving and unmounting");
-    let saved = client.sync_all_by(deadline).await.map_err(|fault| Failure::fault("save", point.display(), &fault));
+    let saved = client.sync_all().await.map_err(|fault| Failure::fault("save", point.display(), &fault));
     let place = point.to_owned();
     let detached = tokio::task::spawn_blocking(move || {
         mounts::detach(&place, false).or_else(|failure| {

@@ -52,12 +52,17 @@ const XATTR_CREATE: i32 = 1;
 const XATTR_REPLACE: i32 = 2;
 
 fn op(name: &'static str, request: &Request, number: INodeNo) -> Op {
-    Op { name, ino: ino(number), asks: false, thread: request.pid() }
+    Op { name, ino: ino(number), asks: false, thread: request.pid(), saves: false }
 }
 
 /// A request that only asks the metadata service.
 fn ask(name: &'static str, request: &Request, number: INodeNo) -> Op {
     Op { asks: true, ..op(name, request, number) }
+}
+
+/// A request that saves what others took.
+fn save(name: &'static str, request: &Request, number: INodeNo) -> Op {
+    Op { saves: true, ..op(name, request, number) }
 }
 
 /// What a program asked for: the kernel leaves the umask to us ([`InitFlags::FUSE_DONT_MASK`]).
@@ -352,7 +357,7 @@ impl Filesystem for Kernel {
     fn flush(&self, request: &Request, number: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.flush_file(handle.0, owner.0).await };
-        self.0.serve(op("flush", request, number), reply, work, done_empty);
+        self.0.serve(save("flush", request, number), reply, work, done_empty);
     }
 
     fn release(
@@ -367,13 +372,13 @@ impl Filesystem for Kernel {
     ) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.release_file(handle.0).await };
-        self.0.serve(op("release", request, number), reply, work, done_empty);
+        self.0.serve(save("release", request, number), reply, work, done_empty);
     }
 
     fn fsync(&self, request: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.sync_file(handle.0).await };
-        self.0.serve(op("fsync", request, number), reply, work, done_empty);
+        self.0.serve(save("fsync", request, number), reply, work, done_empty);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -409,7 +414,7 @@ impl Filesystem for Kernel {
     fn fsyncdir(&self, request: &Request, number: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         let shared = Arc::clone(&self.0);
         let work = async move { shared.sync_dir(handle.0).await };
-        self.0.serve(op("fsyncdir", request, number), reply, work, done_empty);
+        self.0.serve(save("fsyncdir", request, number), reply, work, done_empty);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

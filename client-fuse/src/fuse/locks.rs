@@ -47,7 +47,7 @@ fn kind(number: i32) -> Option<LockKind> {
 impl Shared {
     /// Takes a lock or lets go, however long it takes.
     pub(super) fn set_lock(self: &Arc<Self>, cred: Cred, asked: Asked, reply: ReplyEmpty) {
-        let under_way = self.begin(Op { name: "setlk", ino: asked.ino, asks: false, thread: 0 });
+        let under_way = self.begin(Op { name: "setlk", ino: asked.ino, asks: false, thread: 0, saves: false });
         let shared = Arc::clone(self);
         self.run(async move {
             let _under_way = under_way;

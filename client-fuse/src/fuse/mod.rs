@@ -8,7 +8,8 @@
 //! 1. Every request is answered within the operation timeout (and [`GRACE`]), with `ETIMEDOUT` if nothing else is
 //!    known; what it had begun goes on and is cleaned up in the background, its late answer is dropped. Questions that
 //!    follow one which found the metadata service away wait only [`AWAY_LIMIT`].
-//!    Who is killed while it waits gets its answer, `EINTR`, within half a second: it does not stay behind in state D. Other
+//!    Who is killed while it waits gets its answer, `EINTR`, within half a second: it does not stay behind in state D (but for
+//!    its mapped pages, which the kernel writes back itself). What it had written is saved nevertheless, after it is gone. Other
 //!    signals interrupt nothing but waiting for a lock, as on a local disk.
 //! 2. `close(2)` and `fsync(2)` return success only when everything written to the file is committed and durable.
 //! 3. The kernel's pages of a file survive an `open` only if the file's data version is the one they were read at.

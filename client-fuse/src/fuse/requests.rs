@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     fn op(name: &'static str, ino: u64) -> Op {
-        Op { name, ino: InodeId(ino), asks: false, thread: 7 }
+        Op { name, ino: InodeId(ino), asks: false, thread: 7, saves: false }
     }
 
     #[test]

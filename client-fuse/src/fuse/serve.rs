@@ -56,6 +56,8 @@ pub(super) struct Op {
     pub(super) asks: bool,
     /// The thread that asks and waits; 0: none that is known.
     pub(super) thread: u32,
+    /// It saves what was taken before: that goes on if whoever asks is killed.
+    pub(super) saves: bool,
 }
 
 impl Shared {
@@ -74,8 +76,9 @@ impl Shared {
     }
 
     /// Does `work` and answers: with `done` if it succeeded, else with the fault's errno. If the deadline passes first,
-    /// or the thread that asks is killed, the kernel gets `ETIMEDOUT` or `EINTR` at once; the work goes on to its end and its
-    /// result is dropped.
+    /// the kernel gets `ETIMEDOUT` at once; the work goes on to its end and its result is dropped. If the thread that asks is
+    /// killed, the kernel gets `EINTR` at once, and the work ends there: what others do next is not to meet changes of one that
+    /// is gone. (A change that was sent may happen or not, as in a crash; the session's next one waits until that is known.)
     pub(super) fn serve<R, T, W>(
         self: &Arc<Self>,
         op: Op,
@@ -94,13 +97,13 @@ impl Shared {
         };
         let (shared, under_way) = (Arc::clone(self), self.begin(op));
         self.run(async move {
-            let _held = slot;
+            let held = (slot, under_way);
             let mut work = pin!(work);
             let limit = shared.limit(op);
             let ended = tokio::select! {
                 biased;
                 ended = tokio::time::timeout(limit, work.as_mut()) => ended.map_err(|_| Errno::ETIMEDOUT),
-                () = under_way.killed() => Err(Errno::EINTR),
+                () = held.1.killed() => Err(Errno::EINTR),
             };
             match ended {
                 Ok(Ok(value)) => {
@@ -118,7 +121,13 @@ impl Shared {
                     let why = if early == Errno::EINTR { "whoever asked was killed" } else { "no result in time" };
                     tracing::error!(op = op.name, inode = %op.ino, limit_s = limit.as_secs(), "{why}");
                     shared.requests.failed(op, why.to_owned());
+                    shared.inodes.changed(op.ino); // or nearly
                     reply.refuse(early);
+                    if early == Errno::EINTR && !op.saves {
+                        return;
+                    }
+                    let (_slot, under_way) = held;
+                    drop(under_way);
                     let late = work.await;
                     shared.heard(op, late.err().map(|fault| fault.kind));
                 }

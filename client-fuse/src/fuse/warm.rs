@@ -9,8 +9,8 @@
 //!    what is fetched afterwards needs a lease, which comes back only behind that change.
 //! 3. What is given is of the version that the kernel's other pages of the file are of.
 //!
-//! A mount that stood still between the last look at its lease and the giving may give old pages; it looks once more afterwards and
-//! takes them back.
+//! All that is looked at once more afterwards: a mount that stood still in between, or whose giving took longer than a recall may
+//! wait, takes back what it gave.
 //!
 //! [`Client::take_dense`]: client_fuse::Client::take_dense
 
@@ -21,18 +21,26 @@ use common::id::InodeId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Stretches that are fetched or given at once, at most: each is up to 8 MiB of memory.
 const FILLS_MAX: usize = 4;
 
 /// Who writes, and what is on its way to the kernel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Warm {
     table: Mutex<Table>,
+    room: Arc<Semaphore>,
     /// Something was given.
     given: Notify,
     bytes: AtomicU64,
+}
+
+impl Default for Warm {
+    fn default() -> Warm {
+        let (table, given, bytes) = Default::default();
+        Warm { table, room: Arc::new(Semaphore::new(FILLS_MAX)), given, bytes }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +68,7 @@ pub(super) struct Writing {
 pub(super) struct Filling {
     warm: Arc<Warm>,
     key: (InodeId, u64),
+    _room: OwnedSemaphorePermit,
 }
 
 impl Table {
@@ -109,14 +118,15 @@ impl Warm {
 
     /// Begins to fetch, unless somebody may write to the file, or much is on its way.
     fn begin(self: &Arc<Self>, ino: InodeId) -> Option<Filling> {
+        let room = Arc::clone(&self.room).try_acquire_owned().ok()?;
         let mut table = self.table();
-        if table.writers.contains_key(&ino) || table.fills.len() >= FILLS_MAX {
+        if table.writers.contains_key(&ino) {
             return None;
         }
         table.last += 1;
         let key = (ino, table.last);
         table.fills.insert(key, Stage::Fetching);
-        Some(Filling { warm: Arc::clone(self), key })
+        Some(Filling { warm: Arc::clone(self), key, _room: room })
     }
 }
 
@@ -167,10 +177,14 @@ impl Shared {
     }
 
     fn give_pages(self: &Arc<Self>, ino: InodeId, around: &Around) {
-        if self.client.is_leased(ino) && self.inodes.has_pages_of(ino, around.version) {
+        let is_current = || {
+            let known = self.client.known(ino).is_some_and(|attr| attr.version == around.version);
+            known && self.client.is_leased(ino) && self.inodes.has_pages_of(ino, around.version)
+        };
+        if is_current() {
             let bytes = self.coherence.give(ino, around.start, &around.pieces);
             self.warm.bytes.fetch_add(bytes, Ordering::Relaxed);
-            if !self.client.is_leased(ino) {
+            if !is_current() {
                 self.coherence.take_back(ino, around);
                 self.recheck_soon(ino);
             }

@@ -46,6 +46,11 @@ impl Contents {
         (*of == version).then(|| run.clone())
     }
 
+    /// Whether that is known.
+    pub(super) fn has(&self, ino: InodeId, version: DataVersion) -> bool {
+        self.files.get(&ino).is_some_and(|(of, _)| *of == version)
+    }
+
     pub(super) fn forget(&mut self, ino: InodeId) {
         if let Some((_, run)) = self.files.remove(&ino) {
             self.bytes -= cost(&run);

@@ -7,6 +7,7 @@ use super::contents::Contents;
 use super::journal::Journal;
 use super::listing::{Counted, Kept};
 use super::locks::{Asked, Held};
+use super::next::Opened;
 use common::id::{InodeId, LogIndex, SessionId};
 use common::name::Name;
 use common::proto::lease::{Grants, LEASE_TERM, WRITE};
@@ -56,6 +57,8 @@ pub(super) struct Inside {
     /// Directories that are being asked for whole, and the names this session has been changing since.
     pub(super) listing: BTreeMap<InodeId, Vec<Name>>,
     pub(super) counted: BTreeMap<InodeId, Counted>,
+    /// Directories listed lately, and how the files in them are opened.
+    pub(super) opened: Opened,
     /// A change of this session may still come (invariant 2).
     pub(super) uncertain: BTreeSet<InodeId>,
     /// And one of an inode that is not known.

@@ -25,7 +25,7 @@ pub(super) struct Kept {
     cred: Cred,
     parent: InodeId,
     /// In cookie order, without attributes.
-    entries: Vec<DirEntry>,
+    pub(super) entries: Vec<DirEntry>,
 }
 
 /// How often names of a directory were asked for, one by one.
@@ -130,6 +130,7 @@ impl Inside {
         let entry = |entry: &DirEntry| DirEntry { attr: None, ..entry.clone() };
         let entries = listing.entries.iter().map(entry).collect();
         known.listing = Some(Arc::new(Kept { cred, parent: listing.parent, entries }));
+        self.opened.listed(dir);
     }
 
     /// A directory as it was listed before, with everything that is in it as it is now, if all that is certain.

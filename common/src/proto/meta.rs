@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use super::query::{
-    Answer, Answered, Ask, DirEntry, EXTENTS_PER_ANSWER, Extent, ExtentRun, FsStat, LISTING_MAX, Query,
+    Answer, Answered, Ask, DirEntry, EXTENTS_PER_ANSWER, Extent, ExtentRun, FsStat, LISTING_MAX, OPEN_AHEAD_MAX, Query,
 };
 pub use super::servers::{
     Admin, AdminReply, Heartbeat, HeartbeatReply, NodeStatus, Register, Registered, ServerStatus, Status,

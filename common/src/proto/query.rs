@@ -55,6 +55,8 @@ pub enum Query {
         ino: InodeId,
         /// Bits of `ACCESS_READ`, `ACCESS_WRITE`, `ACCESS_EXEC`.
         access: u8,
+        /// Files that will probably be opened next: at most [`OPEN_AHEAD_MAX`].
+        ahead: Vec<InodeId>,
     },
     /// Extents that overlap `[from, to)`, in order. `Extents`.
     Extents {
@@ -146,6 +148,8 @@ pub struct ExtentRun {
     pub covered: u64,
 }
 
+/// Files that one question to open another one may name as well.
+pub const OPEN_AHEAD_MAX: usize = 64;
 /// The most extents in one answer.
 pub const EXTENTS_PER_ANSWER: usize = 512;
 /// The most entries in one listing answer.
@@ -180,6 +184,9 @@ pub enum Answer {
         attr: Attr,
         /// From 0.
         run: ExtentRun,
+        /// Of those that were named as well: files in few extents that this session got leases of, with all that they hold.
+        /// Whether somebody may open them is not checked.
+        ahead: Vec<(Attr, ExtentRun)>,
     },
     /// `Extents`.
     Extents {
@@ -250,7 +257,10 @@ impl Answer {
     pub fn attrs(&self) -> Vec<&Attr> {
         match self {
             Answer::Attr(attr) | Answer::Walked { attr, .. } => vec![attr],
-            Answer::Opened { attr, .. } | Answer::Extents { attr, .. } => vec![attr],
+            Answer::Opened { attr, ahead, .. } => {
+                std::iter::once(attr).chain(ahead.iter().map(|(attr, _)| attr)).collect()
+            }
+            Answer::Extents { attr, .. } => vec![attr],
             Answer::Listing { entries, .. } => entries.iter().filter_map(|entry| entry.attr.as_ref()).collect(),
             Answer::Target(_)
             | Answer::Value(_)

@@ -78,7 +78,7 @@ pub fn query(read: &dyn KvRead, index: LogIndex, ask: &Ask, ctx: &QueryCtx) -> R
             _ => return Err(refuse(Kind::Invalid, "is no symlink")),
         },
         Query::ReadDir { ino, after, limit, attrs } => reader.list(cred, *ino, *after, *limit, *attrs)?,
-        Query::Open { ino, access } => reader.open(cred, *ino, *access)?,
+        Query::Open { ino, access, .. } => reader.open(cred, *ino, *access)?,
         Query::Extents { ino, from, to } => {
             let (attr, run) = reader.extents(*ino, *from, *to)?;
             Answer::Extents { attr, run }
@@ -214,7 +214,7 @@ impl Reader<'_> {
             FileKind::File => self.run(&found, 0, u64::MAX)?,
             _ => ExtentRun { extents: Vec::new(), covered: u64::MAX },
         };
-        Ok(Answer::Opened { attr: found.attr(ino), run })
+        Ok(Answer::Opened { attr: found.attr(ino), run, ahead: Vec::new() })
     }
 
     fn extents(&self, ino: InodeId, from: u64, to: u64) -> Result<(Attr, ExtentRun), Fail> {

@@ -32,11 +32,11 @@ fn is_small(query: &Query) -> bool {
         Query::Lookup { .. }
         | Query::GetAttr { .. }
         | Query::ReadLink { .. }
-        | Query::Open { .. }
         | Query::GetXattr { .. }
         | Query::StatFs
         | Query::LockHolder { .. }
         | Query::LockWaits { .. } => true,
+        Query::Open { ahead, .. } => ahead.is_empty(),
         Query::Walk { .. }
         | Query::ReadDir { .. }
         | Query::Extents { .. }

@@ -78,7 +78,12 @@ impl World {
     }
 
     fn may(&self, cred: &Cred, ino: InodeId, access: u8) -> bool {
-        let ask = Ask { session: S1, cred: cred.clone(), query: Query::Open { ino, access }, lease: false };
+        let ask = Ask {
+            session: S1,
+            cred: cred.clone(),
+            query: Query::Open { ino, access, ahead: Vec::new() },
+            lease: false,
+        };
         let ctx = QueryCtx::new(&config(&*self.kv).unwrap().unwrap());
         match query(&*self.kv, LogIndex(self.index), &ask, &ctx).map_err(Fault::from) {
             Ok(_) => true,

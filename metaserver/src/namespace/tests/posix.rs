@@ -435,7 +435,8 @@ fn opening_checks_access() {
     let ino = world.file(0, ROOT, "f", 0o640);
     let link = world.make(0, ROOT, "l", NewNode::Symlink(b"f".to_vec()), 0).unwrap().ino;
     world.write(ino, 0, b"data").unwrap();
-    let open = |uid, ino, access| world.ask(uid, Query::Open { ino, access }).map_err(|fault| fault.kind);
+    let open =
+        |uid, ino, access| world.ask(uid, Query::Open { ino, access, ahead: Vec::new() }).map_err(|fault| fault.kind);
     assert_eq!(open(5, ino, ACCESS_READ), Err(Kind::Denied));
     assert_eq!(open(0, ino, ACCESS_EXEC), Err(Kind::Denied));
     assert_eq!(open(0, ROOT, ACCESS_WRITE), Err(Kind::IsDir));
@@ -445,8 +446,12 @@ fn opening_checks_access() {
         Answer::Opened { run, .. } => assert_eq!((run.extents.len(), run.covered), (1, u64::MAX)),
         other => panic!("{other:?}"),
     }
-    let ask =
-        Ask { session: SessionId(99), cred: cred(0), query: Query::Open { ino, access: ACCESS_READ }, lease: false };
+    let ask = Ask {
+        session: SessionId(99),
+        cred: cred(0),
+        query: Query::Open { ino, access: ACCESS_READ, ahead: Vec::new() },
+        lease: false,
+    };
     let ctx = QueryCtx::new(&config(&*world.kv).unwrap().unwrap());
     let stranger = query(&*world.kv, LogIndex(1), &ask, &ctx).map_err(Fault::from).unwrap_err();
     assert_eq!(stranger.kind, Kind::NoSession, "no tokens without a session");
