@@ -163,3 +163,57 @@ fn a_lost_server_is_made_again_elsewhere_and_one_that_returns_gives_back() {
     cluster.kill(&["chunk-2", "chunk-3"]);
     check(&cluster, local.path(), 1); // from the new one alone, verified
 }
+
+/// A disk of a server that has another one: it does not open when the server starts, and is replaced by an empty one.
+#[test]
+fn a_disk_that_does_not_open_is_made_good_and_can_be_replaced() {
+    let cluster = Cluster::start();
+    let local = tempfile::tempdir().unwrap();
+    let second = cluster.data("chunk-1").with_file_name("chunk-1-second");
+    // The second disk comes later, as any new one.
+    let restart = |lines: &[(&str, String)]| {
+        cluster.kill(&["chunk-1"]);
+        let file = cluster.dir().join("conf/chunk-1.toml");
+        let old = std::fs::read_to_string(&file).unwrap();
+        let is_kept = |line: &&str| !lines.iter().any(|(key, _)| line.starts_with(&format!("{key} =")));
+        let kept = old.lines().filter(is_kept).map(str::to_owned);
+        let new = lines.iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| format!("{key} = {value}"));
+        std::fs::write(&file, new.chain(kept).collect::<Vec<_>>().join("\n")).unwrap();
+        cluster.start_server("chunk-1");
+    };
+    let dirs = format!("{:?}", [cluster.data("chunk-1"), second.clone()]);
+    restart(&[("data_dirs", dirs), ("missing_dirs", "\"create\"".into())]);
+    restart(&[("missing_dirs", String::new())]);
+    let server = id(&cluster, "chunk-1");
+    let fenced = |status: &Value| {
+        let all = status["chunkservers"].as_array().unwrap();
+        all.iter().find(|one| one["server"] == server && one["up"] == true).map(|one| number(one, "fenced_dirs"))
+    };
+    wait_until("both disks", HEAL_LIMIT, || fenced(&cluster.status()) == Some(0));
+    (1..=4).for_each(|file| put(&cluster, local.path(), file));
+    assert!(bytes_in(&second) > LEN && bytes_in(&cluster.data("chunk-1")) > LEN, "both have some");
+
+    cluster.kill(&["chunk-1"]);
+    std::fs::write(second.join("identity"), b"overwritten by something").unwrap();
+    cluster.start_server("chunk-1");
+    wait_until("the server without that disk", HEAL_LIMIT, || fenced(&cluster.status()) == Some(1));
+    let text = cluster.dfs(&["admin", "status"]).text().to_owned();
+    assert!(text.contains(&format!("data directories are out of use on s{server}")), "{text}");
+    assert!(cluster.log("chunk-1").contains("data directory left out"));
+    wait_until("what it had, on the other one", HEAL_LIMIT, || cluster.dfs(&["admin", "fsck", "--data"]).ok());
+    check(&cluster, local.path(), 4);
+
+    std::fs::remove_dir_all(&second).unwrap();
+    restart(&[("missing_dirs", "\"create\"".into())]);
+    wait_until("a new disk in its place", HEAL_LIMIT, || cluster.status()["health"] == "ok");
+    assert_eq!(fenced(&cluster.status()), Some(0));
+    put(&cluster, local.path(), 5);
+    cluster.dfs(&["admin", "fsck", "--data"]).must();
+    check(&cluster, local.path(), 5);
+}
+
+/// Bytes of what is in a directory.
+fn bytes_in(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { bytes_in(&path) } else { path.metadata().unwrap().len() }).sum()
+}
