@@ -197,6 +197,11 @@ impl Client {
         self.core.told_losses.load(Ordering::Acquire)
     }
 
+    /// How often changes that this client had answered for were lost, whether or not somebody was told.
+    pub fn all_losses(&self) -> u64 {
+        self.core.leases.losses()
+    }
+
     /// Makes all changes of names and attributes before this call durable (`fsync` of a directory). An error as well if there
     /// were more losses than the caller was `told` of, which is noted there.
     pub async fn sync_changes(&self, told: &AtomicU64) -> Result<(), Fault> {

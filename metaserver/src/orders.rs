@@ -19,7 +19,7 @@ use common::kv::{KvError, KvRead};
 use common::layout::Layout;
 use common::proto::admin::{EVENTS_PER_ANSWER, ORDER_AGE_MAX_S, Order, Ordered, Signed};
 use common::proto::backup::{BackupAnswer, BackupAsk, MemberChange};
-use common::proto::keep::KeepReport;
+use common::proto::keep::{KeepAdmin, KeepReport};
 use common::proto::rebalance::RebalanceOrder;
 use common::proto::squash::SquashAsk;
 use common::proto::trash::SettingsChange;
@@ -63,6 +63,17 @@ impl Orders {
     pub(crate) fn check(&self, peer: &Peer, signed: &Signed) -> Result<(), Fault> {
         peer.require(&[Role::Admin], "this order")?;
         check(self.node.admin_key.as_ref(), signed, self.node.world.now().secs)
+    }
+
+    /// Notes an order about garbage or scrub that was carried out elsewhere.
+    pub(crate) async fn note_keep(&self, member: &Member, by: String, ask: &KeepAdmin) -> Result<(), Fault> {
+        let what = match ask {
+            KeepAdmin::Gc => "garbage collection run",
+            KeepAdmin::Scrub => "scrub run",
+            KeepAdmin::Set(_) => "settings of repair, garbage collection and scrub",
+            KeepAdmin::Status | KeepAdmin::Held | KeepAdmin::Explain { .. } => return Ok(()),
+        };
+        self.note(member, by, what.to_owned(), None).await.map(|_| ())
     }
 
     async fn root_squash(

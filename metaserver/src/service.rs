@@ -508,7 +508,12 @@ impl Meta for Call {
             Admin::Order(signed) => {
                 self.service.orders.check(&self.peer, &signed)?;
                 let done = match signed.order {
-                    Order::Keep(ask) => Ordered::Keep(self.keep_admin(ask).await?),
+                    Order::Keep(ask) => {
+                        let (member, _) = self.leading().await?;
+                        let done = self.keep_admin(ask.clone()).await?;
+                        self.service.orders.note_keep(&member, signed.by, &ask).await?;
+                        Ordered::Keep(done)
+                    }
                     Order::Restore(step) => {
                         let node = self.node().clone();
                         self.detached("restore", async move { node.restore(*step).await }).await?;

@@ -2,6 +2,7 @@
 
 use super::connect::Shell;
 use super::failure::{Failure, Outcome};
+use super::format::size_text;
 use super::put::umask;
 use super::remote::Remote;
 use clap::Args;
@@ -258,7 +259,12 @@ pub(crate) async fn replicas(shell: &Shell, args: ReplicasArgs) -> Outcome<u64> 
         }
         _ => SetAttr::default(),
     };
-    change_each(shell, "set the replica count", &args.paths, args.recursive, true, &change).await
+    let failed = change_each(shell, "set the replica count", &args.paths, args.recursive, true, &change).await?;
+    if failed == 0 {
+        let what = if args.recursive { ", and all below" } else { "" };
+        say_done!("{} copies of what is in {}{what}", args.replicas, shown(&args.paths));
+    }
+    Ok(failed)
 }
 
 /// Runs `dfs admin chunk-size`. Returns how many paths failed.
@@ -269,7 +275,17 @@ pub(crate) async fn set_chunk_size(shell: &Shell, args: ChunkSizeArgs) -> Outcom
         }
         _ => SetAttr::default(),
     };
-    change_each(shell, "set the chunk size", &args.paths, args.recursive, true, &change).await
+    let failed = change_each(shell, "set the chunk size", &args.paths, args.recursive, true, &change).await?;
+    if failed == 0 {
+        let what = if args.recursive { ", and all below" } else { "" };
+        say_done!("chunks of {} from now on in {}{what}", size_text(args.size.into()), shown(&args.paths));
+    }
+    Ok(failed)
+}
+
+/// For people.
+fn shown(paths: &[OsString]) -> String {
+    paths.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 fn chunk_size(text: &str) -> Result<u32, String> {

@@ -4,6 +4,7 @@ use super::admin::{Orders, REPORT_AGE_MAX_MS, ask, done};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
+use super::is_json;
 use clap::Subcommand;
 use common::id::ServerId;
 use common::proto::admin::{Order, Ordered};
@@ -236,13 +237,34 @@ async fn explain(target: &Target, chunk: &str) -> Outcome {
         KeepAdminReply::Explained(all) => all,
         other => return Err(unexpected(&other)),
     };
+    if is_json() {
+        say!("{}", serde_json::Value::from(all.iter().map(explained_json).collect::<Vec<_>>()));
+        return Ok(());
+    }
     if all.is_empty() {
-        say!("nothing refers to {chunk}: its copies go when their servers next ask");
+        let status = status(target).await?;
+        let held = held(target).await?.map(|held| held_text(&held));
+        let held = held.or_else(|| status.settings.delete_paused.then(|| "deletion is paused".to_owned()));
+        let when = held.map_or_else(|| "go when their servers next ask".to_owned(), |why| format!("stay: {why}"));
+        say!("no file refers to {chunk}: if there are copies, they {when}");
     }
     for one in &all {
         say!("{}", explained(one).trim_end());
     }
     Ok(())
+}
+
+fn explained_json(one: &Explained) -> serde_json::Value {
+    let ids = |servers: &[ServerId]| servers.iter().map(|server| server.0).collect::<Vec<_>>();
+    let refs = one.refs.iter().map(|(replicas, extents)| serde_json::json!({"replicas": replicas, "extents": extents}));
+    serde_json::json!({
+        "chunk": one.id.hex(),
+        "len": one.len,
+        "refs": refs.collect::<Vec<_>>(),
+        "inodes": one.files,
+        "owners": ids(&one.owners),
+        "degraded_on": one.degraded.as_deref().map(ids),
+    })
 }
 
 fn explained(one: &Explained) -> String {

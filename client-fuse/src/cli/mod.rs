@@ -131,9 +131,14 @@ fn say(line: std::fmt::Arguments<'_>) {
 /// `dfs admin --json` was asked for.
 static AS_JSON: AtomicBool = AtomicBool::new(false);
 
+/// Whether what is said is to be JSON.
+fn is_json() -> bool {
+    AS_JSON.load(Ordering::Relaxed)
+}
+
 /// See `say_done!`.
 fn say_done(line: &str) {
-    match AS_JSON.load(Ordering::Relaxed) {
+    match is_json() {
         true => say!("{}", serde_json::json!({ "done": line })),
         false => say!("{line}"),
     }

@@ -90,8 +90,8 @@ pub(crate) struct How {
     /// Only show what would move
     #[arg(long)]
     plan: bool,
-    /// With --plan: as JSON
-    #[arg(long, requires = "plan")]
+    /// As JSON
+    #[arg(long)]
     json: bool,
     /// Megabytes (10^6 bytes) per second that one server takes, at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -243,7 +243,7 @@ async fn add(target: &Target, server: ServerId, how: &How) -> Outcome {
             rebalance::show_plan(&rebalance::plan(target, Vec::new()).await?, how.json);
             Ok(())
         }
-        Some(_) => rebalance::start(target, how.max_mbps, how.wait, false).await,
+        Some(_) => rebalance::start(target, how.max_mbps, how.wait, how.json).await,
     }
 }
 
@@ -252,6 +252,11 @@ async fn drain(target: &Target, server: ServerId, how: &How) -> Outcome {
         rebalance::show_plan(&rebalance::plan(target, vec![(server, 0)]).await?, how.json);
         return Ok(());
     }
+    if !how.json
+        && let Ok(plan) = rebalance::plan(target, vec![(server, 0)]).await
+    {
+        rebalance::show_plan(&plan, false);
+    }
     let orders = Orders::new(target)?;
     done(orders.send("drain", Order::SetWeight { server, weight: 0 }).await?)?;
     let moves = rebalance::status(target).await?;
@@ -259,7 +264,14 @@ async fn drain(target: &Target, server: ServerId, how: &How) -> Outcome {
         let rate = rebalance::bytes_per_s(how.max_mbps);
         done(orders.send("limit", Order::Rebalance(RebalanceOrder::Rate(rate))).await?)?;
     }
-    if how.wait { wait_empty(target, server).await } else { Ok(()) }
+    if how.wait {
+        return wait_empty(target, server).await;
+    }
+    say_done!(
+        "{server} is being emptied: `dfs admin rebalance status`; `dfs admin server weight {} W` takes it back",
+        server.0
+    );
+    Ok(())
 }
 
 async fn maintenance(target: &Target, command: &MaintenanceCommand) -> Outcome {

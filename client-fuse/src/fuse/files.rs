@@ -135,6 +135,7 @@ impl Shared {
     /// Makes a file known to the kernel: its handle number and how its pages are treated.
     pub(super) fn register(self: &Arc<Self>, opened: Opened, flags: i32) -> (u64, FopenFlags) {
         let Opened { handle, flags: wanted, writing } = opened;
+        self.inodes.lost(self.client.all_losses());
         let is_current = self.inodes.opened(handle.ino(), handle.version());
         let keep = is_current && !self.client.is_access_due(&handle);
         if !self.client.is_leased(handle.ino()) {

@@ -34,6 +34,8 @@ struct Table {
     known: BTreeMap<InodeId, Known>,
     /// Counts changes made through this mount.
     clock: u64,
+    /// How often changes that were decided here were lost, as far as is known.
+    losses: u64,
 }
 
 /// The inodes the kernel knows.
@@ -90,6 +92,15 @@ impl Inodes {
     /// True if the kernel's pages of the file are of this version.
     pub(crate) fn has_pages_of(&self, ino: InodeId, version: DataVersion) -> bool {
         self.table().known.get(&ino).is_some_and(|known| known.has_pages && known.pages == version)
+    }
+
+    /// So often changes that were decided here were lost. A version that was made by a lost one may be made once more by
+    /// somebody else: what the kernel has of it is of no use.
+    pub(crate) fn lost(&self, losses: u64) {
+        let mut table = self.table();
+        if std::mem::replace(&mut table.losses, losses) != losses {
+            table.known.values_mut().for_each(|known| known.has_pages = false);
+        }
     }
 
     /// What became of writes to a file. After an error its pages may show bytes that exist nowhere else.
@@ -197,6 +208,19 @@ mod tests {
         assert!(inodes.opened(InodeId(7), DataVersion(1)));
         inodes.saved(InodeId(7), Err(Fault::new(Kind::NoSession, "lost"))).unwrap_err();
         assert!(!inodes.opened(InodeId(7), DataVersion(1)), "the version is the old one, the pages are not");
+    }
+
+    #[test]
+    fn pages_are_not_kept_after_changes_were_lost() {
+        let inodes = Inodes::default();
+        inodes.shown(&attr(7, 0o644));
+        inodes.opened(InodeId(7), DataVersion(2));
+        inodes.lost(0);
+        assert!(inodes.has_pages_of(InodeId(7), DataVersion(2)));
+        inodes.lost(1);
+        assert!(!inodes.opened(InodeId(7), DataVersion(2)), "another mount made that version");
+        inodes.lost(1);
+        assert!(inodes.opened(InodeId(7), DataVersion(2)), "once");
     }
 
     #[test]

@@ -1,0 +1,103 @@
+//! Every `dfs admin` command speaks JSON when it is asked to, one value a line; what destroys does nothing without `--yes`; and
+//! what administrators did stands in the list of events.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
+
+use serde_json::Value;
+use std::time::Duration;
+use tests::cluster::Cluster;
+use tests::content::Content;
+use tests::wait::wait_until;
+
+/// The cluster is well again within this.
+const WELL_LIMIT: Duration = Duration::from_secs(120);
+
+/// The values that a command says.
+#[track_caller]
+fn said(cluster: &Cluster, words: &[&str]) -> Vec<Value> {
+    let words: Vec<&str> = [&["admin"], words, &["--json"]].concat();
+    let ended = cluster.dfs(&words).must();
+    let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{words:?}: {error} in {line}"));
+    let values: Vec<Value> = ended.text().lines().map(parse).collect();
+    assert!(!values.is_empty(), "{words:?} says nothing");
+    values
+}
+
+fn wait_well(cluster: &Cluster) {
+    wait_until("the cluster to be well", WELL_LIMIT, || cluster.status()["health"] == "ok");
+}
+
+#[test]
+fn every_command_speaks_json_and_nothing_is_destroyed_by_accident() {
+    let cluster = Cluster::start_with(3, 4);
+    let local = tempfile::tempdir().unwrap();
+    let source = local.path().join("file");
+    Content::new(1, 1, 1).write_file(&source, 9 << 20).unwrap();
+    cluster.dfs(&["mkdir", "/dir"]).must();
+    cluster.dfs(&["put", source.to_str().unwrap(), "/dir/file"]).must();
+    wait_well(&cluster);
+
+    let before = cluster.status();
+    for words in [
+        &["server", "remove", "1"][..],
+        &["server", "decommission", "1"],
+        &["meta", "remove", "3"],
+        &["meta", "restore", "/nowhere"],
+    ] {
+        let words: Vec<&str> = [&["admin"], words].concat();
+        cluster.dfs(&words).must_fail_cleanly();
+    }
+    cluster.dfs(&["trash", "empty"]).must_fail_cleanly();
+    let after = cluster.status();
+    for what in ["files", "chunks"] {
+        assert_eq!(before[what], after[what], "{what}");
+    }
+    assert_eq!(after["chunkservers"].as_array().map(Vec::len), Some(4));
+
+    let chunk = said(&cluster, &["layout", "explain", "/dir/file"])[0][0]["chunk"].as_str().unwrap().to_owned();
+    let explained = &said(&cluster, &["gc", "--explain", &chunk])[0][0];
+    assert_eq!((&explained["chunk"], &explained["refs"][0]["extents"]), (&chunk.as_str().into(), &1.into()));
+    let backup = local.path().join("backup");
+    for words in [
+        &["status"][..],
+        &["fsck"],
+        &["server", "list"],
+        &["layout", "show"],
+        &["layout", "explain", &chunk],
+        &["keep"],
+        &["settings", "get"],
+        &["settings", "get", "grace_s"],
+        &["settings", "set", "grace_s=60"],
+        &["root-squash", "show"],
+        &["meta", "list"],
+        &["meta", "backup", backup.to_str().unwrap()],
+        &["gc", "pause"],
+        &["gc", "resume"],
+        &["gc", "run"],
+        &["scrub", "pause"],
+        &["scrub", "resume"],
+        &["scrub", "run"],
+        &["replicas", "3", "/dir", "-r"],
+        &["chunk-size", "4m", "/dir"],
+        &["server", "maintenance", "on", "2", "--for", "1h"],
+        &["server", "maintenance", "off", "2"],
+        &["server", "weight", "2", "90"],
+        &["server", "drain", "4", "--plan"],
+        &["server", "drain", "4"],
+        &["rebalance", "plan"],
+        &["rebalance", "status"],
+        &["server", "weight", "4", "100"],
+    ] {
+        said(&cluster, words);
+    }
+    wait_well(&cluster);
+
+    let events = said(&cluster, &["events"]);
+    let all = events[0].to_string();
+    for what in
+        ["garbage collection run", "scrub run", "weight of chunkserver s4: 0", "backup of the metadata", "grace"]
+    {
+        assert!(all.contains(what), "{what} is not in {all}");
+    }
+    cluster.dfs(&["admin", "fsck", "--data"]).must();
+}
