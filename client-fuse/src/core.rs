@@ -170,7 +170,8 @@ impl Core {
     }
 
     /// To be held from before the request that opens a file until it is in the table. Waits for removals that began when
-    /// nothing was open: the file they remove cannot be opened. Those that begin now keep theirs.
+    /// nothing was open, also for those whose caller gave up: the file they remove cannot be opened. Those that begin now keep
+    /// theirs.
     pub(crate) async fn opening(&self) -> Result<Opening<'_>, Fault> {
         let opening = {
             let mut table = self.table();
@@ -183,10 +184,14 @@ impl Core {
             let removed = self.removed.notified();
             tokio::pin!(removed);
             removed.as_mut().enable();
+            let late = |_| Fault::new(Kind::Unavailable, "open: a removal under way does not end");
             if self.table().removing == 0 {
+                let session = self.meta.session();
+                if !session.is_certain() {
+                    timeout_at(deadline, session.known()).await.map_err(late)?;
+                }
                 return Ok(opening);
             }
-            let late = |_| Fault::new(Kind::Unavailable, "open: a removal under way does not end");
             timeout_at(deadline, removed).await.map_err(late)?;
         }
     }

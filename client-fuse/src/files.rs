@@ -90,10 +90,13 @@ impl Client {
             return self.opened(cred, (&attr, losses), Some(run), flags).await;
         }
         let ahead = if flags.write { Vec::new() } else { self.core.leases.opens_next(ino) };
+        let guesses = !ahead.is_empty();
         let query = Query::Open { ino, access: flags.access(), ahead };
         match self.core.query(cred, query, self.core.meta.deadline()).await? {
             Answer::Opened { attr, run, ahead } => {
-                self.core.leases.keep_contents(ahead);
+                if guesses {
+                    self.core.leases.opened_next(ino, ahead);
+                }
                 self.opened(cred, (&attr, losses), Some(run), flags).await
             }
             other => Err(unexpected("open", &other)),

@@ -57,7 +57,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -146,9 +146,9 @@ impl Leases {
         self.inside().opens_next(ino)
     }
 
-    /// What files hold that came with the answer to a question that [`Leases::opens_next`] went along with.
-    pub(crate) fn keep_contents(&self, files: Vec<(Attr, ExtentRun)>) {
-        self.inside().keep_contents(files);
+    /// What files hold that came with the answer to a question about `ino` that [`Leases::opens_next`] went along with.
+    pub(crate) fn opened_next(&self, ino: InodeId, files: Vec<(Attr, ExtentRun)>) {
+        self.inside().opened_next(ino, files);
     }
 
     /// True if nobody else changes the inode now: what this session changed of a file's contents is all that changed.
@@ -527,7 +527,15 @@ impl Core {
         };
         match listed {
             Some(listed) => Some(listed),
-            None => self.lease_dir(cred.clone(), dir, false).await,
+            None => {
+                // On a task of its own: it is noted as under way until it ends, whether or not the caller waits.
+                let (core, cred) = (self.clone(), cred.clone());
+                let (sender, listed) = oneshot::channel();
+                self.tasks.spawn_until_stop(async move {
+                    let _ = sender.send(core.lease_dir(cred, dir, false).await); // the caller gave up
+                });
+                listed.await.ok().flatten()
+            }
         }
     }
 

@@ -117,13 +117,17 @@ impl Reading {
     /// Files that will probably be opened next, and the numbers of their leases: those of them that can be told in few bytes, and
     /// are leased. Where root may be nobody there are none: who has them opens them without asking.
     fn ahead(&self, wanted: &[InodeId], found: &mut Vec<(Attr, ExtentRun)>) -> Result<Vec<u64>, Fail> {
-        let mounted = self.state.mounted();
-        if wanted.is_empty() || namespace::squash(mounted.kv())?.is_some() {
+        if wanted.is_empty() {
             return Ok(Vec::new());
         }
         let wanted = wanted.iter().copied().take(OPEN_AHEAD_MAX);
         let granted = self.leases.grant_all(self.session, wanted, self.arrived);
+        let mounted = self.state.mounted();
         let view = mounted.kv().snapshot();
+        if namespace::squash(&*view)?.is_some() {
+            granted.into_iter().for_each(|lease| self.leases.undo(lease));
+            return Ok(Vec::new());
+        }
         let degraded = namespace::counters(&*view)?.degraded > 0;
         let (mut contents, mut leases) = (Contents::default(), Vec::with_capacity(granted.len()));
         for lease in granted {

@@ -65,7 +65,7 @@ impl Orders {
         check(self.node.admin_key.as_ref(), signed, self.node.world.now().secs)
     }
 
-    /// Notes an order about garbage or scrub that was carried out elsewhere.
+    /// Notes an order about garbage or scrub, which is carried out elsewhere.
     pub(crate) async fn note_keep(&self, member: &Member, by: String, ask: &KeepAdmin) -> Result<(), Fault> {
         let what = match ask {
             KeepAdmin::Gc => "garbage collection run",

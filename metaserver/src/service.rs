@@ -510,9 +510,8 @@ impl Meta for Call {
                 let done = match signed.order {
                     Order::Keep(ask) => {
                         let (member, _) = self.leading().await?;
-                        let done = self.keep_admin(ask.clone()).await?;
                         self.service.orders.note_keep(&member, signed.by, &ask).await?;
-                        Ordered::Keep(done)
+                        Ordered::Keep(self.keep_admin(ask).await?)
                     }
                     Order::Restore(step) => {
                         let node = self.node().clone();

@@ -44,6 +44,12 @@ struct Outcome {
 }
 
 impl Keeper {
+    /// Deletion is paused, or a directory is left out: that may be the only one that knows of the newest epoch, so who is listened to
+    /// may be of an old one.
+    pub(super) fn deletes_nothing(&self, settings: &KeepSettings) -> bool {
+        settings.delete_paused || !self.shared.stores().left_out().is_empty()
+    }
+
     /// Asks about these copies, and deletes what may go. How many went. `now`: comes back to those that somebody was at,
     /// [`BUSY_TRIES`] times.
     pub(super) async fn settle(
@@ -53,8 +59,7 @@ impl Keeper {
         extra: &[Kept],
         now: bool,
     ) -> Result<u64, Fault> {
-        // A directory that is left out may be the only one that knows of the newest epoch: who is listened to may be of an old one.
-        if settings.delete_paused || !self.shared.stores().left_out().is_empty() {
+        if self.deletes_nothing(settings) {
             return Ok(0);
         }
         let mut lens: BTreeMap<ChunkId, u32> = extra.iter().map(|copy| (copy.id, copy.len)).collect();

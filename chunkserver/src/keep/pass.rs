@@ -218,7 +218,7 @@ impl Keeper {
         }
         extras -= self.settle(&of, &orders.settings, &extra, now).await?;
         self.numbers().extra = extras;
-        Ok(Outcome { more: self.queue().passed(number), left: extras > 0 })
+        Ok(Outcome { more: self.queue().passed(number), left: extras > 0 && !self.deletes_nothing(&orders.settings) })
     }
 
     /// The registration with another layout than this one, as soon as it is there. `None`: it does not come.

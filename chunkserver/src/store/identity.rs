@@ -28,6 +28,8 @@ const MAGIC: [u8; 8] = *b"DFSSTORE";
 const VERSION: u16 = 2;
 const LEN: usize = 76;
 const LEN_V1: usize = 68;
+/// No version is longer than this, in bytes.
+const LEN_MAX: u64 = 4096;
 
 /// Whose data it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +64,7 @@ pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Open
     let file = disk.open(&path).map_err(disk_error("open", &path))?;
     let len = file.len().map_err(disk_error("read", &path))?;
     let bad = |what: String| OpenError::Identity { path: path.clone(), what };
-    if ![LEN, LEN_V1].iter().any(|known| len == common::units::len_u64(*known)) {
-        return Err(bad(format!("has {len} bytes, not {LEN}")));
-    }
-    let mut bytes = vec![0; common::units::len_usize(len)];
+    let mut bytes = vec![0; common::units::len_usize(len.min(LEN_MAX))];
     file.read_exact_at(&mut bytes, 0).map_err(disk_error("read", &path))?;
     let known = |version: &u16| (1..=VERSION).contains(version);
     if let Some(version) = version_of(&bytes).filter(|version| !known(version)) {
@@ -75,6 +74,9 @@ pub(super) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Open
                 path.display()
             ),
         });
+    }
+    if ![LEN, LEN_V1].contains(&bytes.len()) {
+        return Err(bad(format!("has {len} bytes, not {LEN}")));
     }
     decode(&bytes).map(Some).map_err(bad)
 }

@@ -262,7 +262,8 @@ pub(crate) async fn replicas(shell: &Shell, args: ReplicasArgs) -> Outcome<u64> 
     let failed = change_each(shell, "set the replica count", &args.paths, args.recursive, true, &change).await?;
     if failed == 0 {
         let what = if args.recursive { ", and all below" } else { "" };
-        say_done!("{} copies of what is in {}{what}", args.replicas, shown(&args.paths));
+        let new = if args.recursive { "" } else { " (what is made in directories from now on)" };
+        say_done!("{} copies: {}{what}{new}", args.replicas, shown(&args.paths));
     }
     Ok(failed)
 }

@@ -351,6 +351,13 @@ fn hinders(server: &ServerStatus, in_layout: bool, moves: &Rebalance) -> Option<
     if server.silent_ms.is_none_or(|silent| silent > DOWN_MAX_MS) && !server.up {
         return Some("it is down: start it, or wait until others have taken over its share and remove it".into());
     }
+    if !in_layout && server.fenced_dirs > 0 {
+        return Some(
+            "it deletes nothing while a data directory is out of use: its log says which; mount or replace it, or take it out \
+             of data_dirs, and restart the server"
+                .into(),
+        );
+    }
     let nothing_comes = in_layout && moves.state == PlanState::Cancelled && !moves.wanted && moves.moving == 0;
     nothing_comes.then(|| "the plan was cancelled: drain it once more".into())
 }

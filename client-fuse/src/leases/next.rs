@@ -29,7 +29,8 @@ pub(super) struct Opened(VecDeque<Dir>);
 #[derive(Debug)]
 struct Dir {
     ino: InodeId,
-    /// Where in the listing the last file was that was asked for.
+    /// The last file that was asked for, and where in the listing it is.
+    asked: Option<InodeId>,
     last: Option<usize>,
     /// How many were named with it.
     named: usize,
@@ -43,7 +44,7 @@ impl Opened {
             return;
         }
         self.0.truncate(DIRS_MAX - 1);
-        self.0.push_front(Dir { ino, last: None, named: 0, misses: 0 });
+        self.0.push_front(Dir { ino, asked: None, last: None, named: 0, misses: 0 });
     }
 }
 
@@ -62,6 +63,13 @@ impl Dir {
     }
 }
 
+impl Dir {
+    /// Nothing could be told of the files that were named.
+    fn came_to_nothing(&mut self) {
+        (self.last, self.named, self.misses) = (None, 0, 0);
+    }
+}
+
 impl Inside {
     /// A file is asked for: which others of its directory to name as well.
     pub(super) fn opens_next(&mut self, ino: InodeId) -> Vec<InodeId> {
@@ -70,6 +78,7 @@ impl Inside {
             let kept = self.known.get(&dir.ino)?.listing.clone()?;
             let at = kept.entries.iter().position(|entry| entry.ino == ino)?;
             let named = dir.asks(at, kept.entries.len());
+            dir.asked = Some(ino);
             let behind = kept.entries[at + 1..].iter().chain(&kept.entries[..at]);
             Some(behind.filter(|entry| self.is_worth_asking(entry)).map(|entry| entry.ino).take(named).collect())
         });
@@ -83,8 +92,12 @@ impl Inside {
         entry.kind == FileKind::File && !is_kept && !self.journal.is_pending(entry.ino)
     }
 
-    /// What files hold that were named: of use as long as they are leased and of this version.
-    pub(super) fn keep_contents(&mut self, files: Vec<(Attr, ExtentRun)>) {
+    /// What files hold that were named with this one: of use as long as they are leased and of this version. If nothing of them
+    /// came, the guesses begin anew.
+    pub(super) fn opened_next(&mut self, ino: InodeId, files: Vec<(Attr, ExtentRun)>) {
+        if files.is_empty() {
+            self.opened.0.iter_mut().filter(|dir| dir.asked == Some(ino)).for_each(Dir::came_to_nothing);
+        }
         for (attr, run) in files {
             if self.known.contains_key(&attr.ino) {
                 self.contents.keep(attr.ino, attr.version, run);
@@ -112,6 +125,8 @@ mod tests {
             at += named + 2; // one that is no file, or had to be asked for alone
         }
         assert_eq!(groups, [0, 4, 8, 16, 32, 64, 64, 64]);
+        dir.came_to_nothing();
+        assert_eq!((dir.asks(at, 10_000), dir.asks(at + 1, 10_000)), (0, AHEAD_MIN), "from the beginning");
         assert_eq!(dir.asks(5, 10_000), 0, "back");
         assert_eq!(dir.asks(9_000, 10_000), 0, "far away");
     }
