@@ -1,6 +1,7 @@
 //! A breadth-first search of everything that a model can come to: exact, and its traces are the shortest ones.
 //!
-//! Every state is kept as it is, not as a fingerprint, so what was not found is not there.
+//! Every state is kept as it is, not as a fingerprint, so what was not found is not there. (`stateright`, the crate for this, keeps
+//! fingerprints of 64 bits: two states that share one would hide what comes after the second.)
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hash};
