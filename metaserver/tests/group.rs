@@ -9,8 +9,10 @@ use common::name::Name;
 use common::net::free_port;
 use common::proto::admin::{Order, Ordered};
 use common::proto::meta::{
-    Admin, AdminReply, Answer, Applied, Ask, Cred, NewNode, NodeStatus, Op, Outcome, Query, Request, Status,
+    ACCESS_READ, Admin, AdminReply, Answer, Answered, Applied, Ask, Cred, NewNode, NodeStatus, Op, Outcome, Query,
+    Request, Status,
 };
+use common::proto::squash::{Squash, SquashAsk};
 use common::rpc::Caller;
 use common::task::Tasks;
 use common::world::World;
@@ -216,6 +218,38 @@ async fn a_single_node_formats_serves_and_comes_back() {
     client.create("b").await;
     assert!(client.look_up("a").await.is_ok() && client.look_up("b").await.is_ok());
     assert_eq!(client.look_up("c").await.unwrap_err().kind, Kind::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_named_come_with_the_one_that_is_opened() {
+    let group = Group::formatted(1, 1000).await;
+    let mut client = group.client().await;
+    let mut made = Vec::new();
+    for name in ["a", "b", "c"] {
+        let Outcome::Created { attr, .. } = client.create(name).await.outcome else { panic!("{name} is not made") };
+        made.push(attr.ino);
+    }
+    let nowhere = InodeId(1 << 40);
+    let ahead = vec![made[1], InodeId::ROOT, nowhere, made[2]];
+    let ask = |lease| {
+        let query = Query::Open { ino: made[0], access: ACCESS_READ, ahead: ahead.clone() };
+        Ask { session: client.session, cred: Cred::default(), query, lease }
+    };
+    let opened = |answered: Answered| {
+        let Answer::Opened { attr, ahead, .. } = answered.answer else { panic!("{:?}", answered.answer) };
+        assert_eq!(attr.ino, made[0]);
+        assert!(ahead.iter().all(|(_, run)| run.covered == u64::MAX), "all that they hold");
+        (ahead.into_iter().map(|(attr, _)| attr.ino).collect::<Vec<_>>(), answered.grants.leases)
+    };
+    let (came, leases) = opened(client.caller.query(&ask(true), LIMIT).await.unwrap());
+    assert_eq!(came, made[1..], "files only, in order");
+    assert!(leases.len() == 3 && leases.iter().all(|lease| *lease != 0), "each is leased: {leases:?}");
+    let (came, leases) = opened(client.caller.query(&ask(false), LIMIT).await.unwrap());
+    assert!(came.is_empty() && leases.is_empty(), "who takes no leases may not keep them");
+    let nobody = Squash { uid: 65_534, gid: 65_534, allowed: Vec::new() };
+    group.order(Order::RootSquash(SquashAsk::Set(Some(nobody)))).await.unwrap();
+    let (came, leases) = opened(client.caller.query(&ask(true), LIMIT).await.unwrap());
+    assert_eq!((came.len(), leases.len()), (0, 1), "who would have them would open them as root");
 }
 
 #[tokio::test(flavor = "multi_thread")]

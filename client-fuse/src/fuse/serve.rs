@@ -118,9 +118,12 @@ impl Shared {
                     refuse_with(op, reply, &fault);
                 }
                 Err(early) => {
-                    let why = if early == Errno::EINTR { "whoever asked was killed" } else { "no result in time" };
-                    tracing::error!(op = op.name, inode = %op.ino, limit_s = limit.as_secs(), "{why}");
-                    shared.requests.failed(op, why.to_owned());
+                    if early == Errno::EINTR {
+                        tracing::debug!(op = op.name, inode = %op.ino, thread = op.thread, "killed while it waited");
+                    } else {
+                        tracing::error!(op = op.name, inode = %op.ino, limit_s = limit.as_secs(), "no result in time");
+                        shared.requests.failed(op, format!("no result after {} s", limit.as_secs()));
+                    }
                     shared.inodes.changed(op.ino); // or nearly
                     reply.refuse(early);
                     if early == Errno::EINTR && !op.saves {
