@@ -38,12 +38,14 @@ struct Table {
     scrub: u64,
     /// When a client last asked for something.
     used: Option<Instant>,
+    /// Since when enough servers are up for another one to be taken out.
+    enough: Option<Instant>,
 }
 
 impl Keep {
     /// Nothing was heard or ordered yet. Orders of a later term have higher numbers.
     pub(crate) fn new(term: u64) -> Keep {
-        let table = Table { reports: BTreeMap::new(), orders: term << 32, gc: 0, scrub: 0, used: None };
+        let table = Table { reports: BTreeMap::new(), orders: term << 32, gc: 0, scrub: 0, used: None, enough: None };
         Keep { table: Mutex::new(table) }
     }
 
@@ -73,6 +75,13 @@ impl Keep {
             }
             false => settings,
         }
+    }
+
+    /// For how long enough servers have been up, now that they are or are not.
+    fn enough_for(&self, enough: bool) -> Duration {
+        let mut table = self.table();
+        table.enough = enough.then(|| table.enough.unwrap_or_else(Instant::now));
+        table.enough.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Orders a collection of garbage; its number.
@@ -158,7 +167,8 @@ pub(crate) async fn take_out(member: &Member, leading: &Leading, down_out: Durat
     };
     away.retain(|_, until| *until > now);
     let silence = leading.servers.silence(map.servers.keys().copied());
-    let planned = plan_out(&silence, &out, down_out, map.replicas);
+    let enough_for = leading.keep.enough_for(enough_are_up(&silence, &out, map.replicas));
+    let planned = plan_out(&silence, &out, down_out, enough_for);
     for (server, out) in planned.into_iter().filter(|(server, out)| !(*out && away.contains_key(server))) {
         member.propose(&Command::SetOut { server, out }).await?;
         leading.servers.rows_changed(true);
@@ -167,20 +177,30 @@ pub(crate) async fn take_out(member: &Member, leading: &Leading, down_out: Durat
     Ok(())
 }
 
-/// Who is to be taken out (true) or in again. Nobody is taken out if fewer than `replicas` servers, or fewer than half of
-/// those that are in, would be left up: then more is wrong than a server, and moving data would not help.
+fn is_up(silence: &Silence) -> bool {
+    silence.heard && silence.lasts < DOWN_AFTER
+}
+
+/// At least `replicas` servers, and half of those that are in, are up. With fewer, more is wrong than a server, and moving
+/// data would not help.
+fn enough_are_up(silence: &BTreeMap<ServerId, Silence>, out: &BTreeSet<ServerId>, replicas: u8) -> bool {
+    let inside = || silence.iter().filter(|(id, _)| !out.contains(id));
+    let up = inside().filter(|(_, silence)| is_up(silence)).count();
+    up >= usize::from(replicas) && up * 2 >= inside().count()
+}
+
+/// Who is to be taken out (true) or in again. Only time in which enough servers were up counts against one that is silent:
+/// after a power cut the last ones to come back are not taken out because half of the others took long.
 fn plan_out(
     silence: &BTreeMap<ServerId, Silence>,
     out: &BTreeSet<ServerId>,
     down_out: Duration,
-    replicas: u8,
+    enough_for: Duration,
 ) -> Vec<(ServerId, bool)> {
-    let is_up = |silence: &Silence| silence.heard && silence.lasts < DOWN_AFTER;
     let back = silence.iter().filter(|(id, silence)| out.contains(id) && is_up(silence)).map(|(id, _)| (*id, false));
-    let inside: Vec<(&ServerId, &Silence)> = silence.iter().filter(|(id, _)| !out.contains(id)).collect();
-    let up = inside.iter().filter(|(_, silence)| is_up(silence)).count();
-    let enough = up >= usize::from(replicas) && up * 2 >= inside.len();
-    let gone = inside.into_iter().filter(|(_, silence)| enough && silence.lasts >= down_out.max(DOWN_AFTER));
+    let limit = down_out.max(DOWN_AFTER);
+    let is_gone = |silence: &Silence| silence.lasts.min(enough_for) >= limit;
+    let gone = silence.iter().filter(|(id, silence)| !out.contains(id) && is_gone(silence));
     back.chain(gone.map(|(id, _)| (*id, true))).collect()
 }
 
@@ -198,19 +218,35 @@ mod tests {
     #[test]
     fn who_is_down_for_long_goes_out_if_enough_stay() {
         let long = Duration::from_secs(600);
-        let plan = |of: &[(u32, bool, u64)], out: &[u32]| {
-            let out = out.iter().map(|id| ServerId(*id)).collect();
-            plan_out(&silence(of), &out, long, 3).into_iter().map(|(id, out)| (id.0, out)).collect::<Vec<_>>()
+        let after = |enough_for: Duration, of: &[(u32, bool, u64)], out: &[u32]| {
+            let (silence, out) = (silence(of), out.iter().map(|id| ServerId(*id)).collect());
+            let enough_for = if enough_are_up(&silence, &out, 3) { enough_for } else { Duration::ZERO };
+            let planned = plan_out(&silence, &out, long, enough_for).into_iter();
+            planned.map(|(id, out)| (id.0, out)).collect::<Vec<_>>()
         };
+        let plan = |of: &[(u32, bool, u64)], out: &[u32]| after(long, of, out);
         let (up, down) = (|id| (id, true, 0), |id| (id, true, 600));
         assert_eq!(plan(&[up(1), up(2), up(3), down(4)], &[]), [(4, true)]);
         assert_eq!(plan(&[up(1), up(2), up(3), (4, true, 599)], &[]), [], "not yet");
         assert_eq!(plan(&[up(1), up(2), up(3), (4, false, 600)], &[]), [(4, true)], "never heard of by this leader");
         assert_eq!(plan(&[up(1), up(2), down(3)], &[]), [], "nobody could take over");
         assert_eq!(plan(&[up(1), up(2), up(3), down(4), down(5), down(6), down(7)], &[]), [], "most are down");
+        let short = Duration::from_secs(599);
+        assert_eq!(after(short, &[up(1), up(2), up(3), down(4)], &[]), [], "the others have come back just now");
         assert_eq!(plan(&[up(1), up(2), up(3), down(4)], &[4]), []);
         assert_eq!(plan(&[up(1), up(2), up(3), up(4)], &[4]), [(4, false)], "it came back");
         assert_eq!(plan(&[up(1), up(2), up(3), (4, false, 1)], &[4]), [], "a new leader has not heard of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_counts_from_when_enough_are_up() {
+        let keep = Keep::new(1);
+        assert_eq!(keep.enough_for(true), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(keep.enough_for(true), Duration::from_secs(5));
+        assert_eq!(keep.enough_for(false), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(keep.enough_for(true), Duration::ZERO, "it begins anew");
     }
 
     #[tokio::test(start_paused = true)]

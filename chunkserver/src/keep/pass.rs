@@ -19,8 +19,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-/// A pass is made at least so often.
-const PASS_EVERY: Duration = Duration::from_secs(60);
+/// A pass is made at least so often. With the grace period of a minute, what lost its last reference is gone within two.
+const PASS_EVERY: Duration = Duration::from_secs(45);
 /// ... and so often while copies are left that belong elsewhere: their owners may have them by now.
 const AGAIN_EVERY: Duration = Duration::from_secs(5);
 /// Degraded chunks are looked for so often while there are any in the cluster.

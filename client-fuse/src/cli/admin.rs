@@ -110,6 +110,29 @@ pub(crate) struct Shape {
     pub(crate) min_replicas: u8,
 }
 
+/// What goes on when a command is interrupted, for those that wait. `None`: nothing does, or the command says so itself.
+pub(crate) fn goes_on(command: &AdminCommand) -> Option<&'static str> {
+    let moves = "what was begun goes on by itself: `dfs admin rebalance status`, `pause` or `cancel`";
+    match command {
+        AdminCommand::Fsck(_) => {
+            Some("the metaservers end this check by themselves within a minute; until then another one is refused")
+        }
+        AdminCommand::Server(_) | AdminCommand::Rebalance(_) => Some(moves),
+        AdminCommand::Gc { .. } => Some("the chunkservers go on by themselves with what was ordered"),
+        AdminCommand::Meta(command) => meta::goes_on(command),
+        AdminCommand::Format { .. }
+        | AdminCommand::Status { .. }
+        | AdminCommand::Layout(_)
+        | AdminCommand::Events { .. }
+        | AdminCommand::Scrub { .. }
+        | AdminCommand::RootSquash(_)
+        | AdminCommand::Settings(_)
+        | AdminCommand::Replicas(_)
+        | AdminCommand::ChunkSize(_)
+        | AdminCommand::Keep { .. } => None,
+    }
+}
+
 /// Runs a `dfs admin` command. The number of things that are wrong, for the exit code.
 pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> {
     let config = target.client_config("admin")?;
@@ -328,8 +351,13 @@ impl Orders {
 
     /// Sends one; what came of it. `doing` is for the error.
     pub(crate) async fn send(&self, doing: &str, order: Order) -> Outcome<Ordered> {
+        self.send_about(doing, "the cluster", order).await
+    }
+
+    /// As [`Orders::send`]; `what` it is about is for the error.
+    pub(crate) async fn send_about(&self, doing: &str, what: &str, order: Order) -> Outcome<Ordered> {
         let link = self.link(None, ORDER_LIMIT_MIN);
-        let answer = self.send_on(&link, doing, "the cluster", order).await;
+        let answer = self.send_on(&link, doing, what, order).await;
         link.close().await;
         answer
     }

@@ -27,11 +27,10 @@ impl Failure {
 
     /// The cluster refused: its words, and what to do about that kind of fault.
     pub(crate) fn fault(doing: impl fmt::Display, what: impl fmt::Display, fault: &Fault) -> Failure {
-        let failure = Failure::at(doing, what, &fault.message);
-        match advice_for(fault.kind) {
-            Some(advice) => failure.advice(advice),
-            None => failure,
-        }
+        let (first, rest) = fault.message.split_once('\n').unwrap_or((&fault.message, ""));
+        let advice = advice_for(fault.kind).map(str::to_owned);
+        let details = (!rest.is_empty()).then(|| rest.to_owned());
+        Failure { advice, details, ..Failure::at(doing, what, first) }
     }
 
     /// What to do about it.
@@ -79,7 +78,6 @@ fn advice_for(kind: Kind) -> Option<&'static str> {
         Kind::Unsure => Some("it may have happened: look before repeating"),
         Kind::Corrupt => Some("no replica is sound: restore the file from a copy"),
         Kind::NoSession => Some("the session expired: run the command again"),
-        Kind::Refused => Some("check --meta and the program's version"),
         Kind::Internal => Some("this is a bug: keep the servers' logs"),
         Kind::Stale | Kind::TouchAgain | Kind::PutAgain => Some("somebody else changed it meanwhile: run it again"),
         Kind::NotFound
@@ -93,6 +91,7 @@ fn advice_for(kind: Kind) -> Option<&'static str> {
         | Kind::Range
         | Kind::Loop
         | Kind::Unsupported
+        | Kind::Refused
         | Kind::Gone => None,
     }
 }
@@ -112,5 +111,10 @@ mod tests {
         let wanted = "put /a/b: no space left: 1 of 3 chunkservers is writable; add space or servers, or remove files";
         assert_eq!(line, wanted);
         assert_eq!(Failure::at("read", "x", "two\nlines\n").to_string(), "read x: two; lines");
+        let fault = Fault::new(Kind::Refused, "it has the last copies of:\n  a\n  b");
+        assert_eq!(
+            Failure::fault("remove", "s1", &fault).to_string(),
+            "remove s1: it has the last copies of:\n  a\n  b"
+        );
     }
 }

@@ -82,6 +82,19 @@ pub(crate) enum MetaCommand {
     },
 }
 
+/// See [`super::admin::goes_on`].
+pub(crate) fn goes_on(command: &MetaCommand) -> Option<&'static str> {
+    match command {
+        MetaCommand::Add { .. } | MetaCommand::Promote { .. } | MetaCommand::Remove { .. } => {
+            Some("the change may go on: see `dfs admin meta list`, and run it again if it did not happen")
+        }
+        MetaCommand::Restore { .. } => Some(
+            "run it again; metaservers that `dfs admin meta list` shows by then are members: stop those and empty their data_dir first",
+        ),
+        MetaCommand::List { .. } | MetaCommand::TransferLeader { .. } | MetaCommand::Backup { .. } => None,
+    }
+}
+
 /// Runs `dfs admin meta`.
 pub(crate) async fn run(target: &Target, command: MetaCommand) -> Outcome {
     match command {
@@ -97,11 +110,14 @@ pub(crate) async fn run(target: &Target, command: MetaCommand) -> Outcome {
             told(&members, json, &format!("{node} votes"));
             Ok(())
         }
-        MetaCommand::Remove { node, yes: false, .. } => {
-            let now = members(target).await?;
-            let left: Vec<String> =
-                now.voters.iter().filter(|other| other.0 != node).map(ToString::to_string).collect();
-            say!("m{node} would be taken out for good; these would vote: {}", left.join(" "));
+        MetaCommand::Remove { node, yes: false, json } => {
+            let left: Vec<NodeId> = members(target).await?.voters.into_iter().filter(|other| other.0 != node).collect();
+            let words = || left.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            let ids = || left.iter().map(|node| node.0).collect::<Vec<_>>();
+            match json || super::is_json() {
+                true => say!("{}", serde_json::json!({ "would_remove": node, "would_vote": ids() })),
+                false => say!("m{node} would be taken out for good; these would vote: {}", words()),
+            }
             Err(Failure::new(format!("remove m{node}: nothing was done yet: say --yes if you mean it")))
         }
         MetaCommand::Remove { node, yes: true, json } => {

@@ -199,7 +199,17 @@ async fn dispatch_async(cli: Cli) -> Outcome<ExitCode> {
         Command::Umount(args) => umount::run(args).await.map(|()| 0)?,
         Command::Admin { json, command } => {
             AS_JSON.store(json, Ordering::Relaxed);
-            admin::run(target, command).await?
+            match admin::goes_on(&command) {
+                None => admin::run(target, command).await?,
+                Some(text) => {
+                    let interrupted = copy::interrupted()?;
+                    tokio::select! {
+                        biased;
+                        () = interrupted => return Err(failure::Failure::new("interrupted").advice(text)),
+                        ended = admin::run(target, command) => ended?,
+                    }
+                }
+            }
         }
         Command::Dev(command) => dev::run(command).await.map(|()| 0)?,
     };

@@ -222,7 +222,8 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
 }
 
 async fn remove(target: &Target, server: ServerId) -> Outcome {
-    done(Orders::new(target)?.send("remove", Order::RemoveServer { server }).await?)?;
+    let order = Order::RemoveServer { server };
+    done(Orders::new(target)?.send_about("remove", &server.to_string(), order).await?)?;
     say_done!(
         "{server} is forgotten: stop its process and keep its disks until `dfs admin fsck` is clean (`dfs admin server \
          readmit {}` takes it back)",
@@ -262,7 +263,10 @@ async fn drain(target: &Target, server: ServerId, how: &How) -> Outcome {
     let moves = rebalance::status(target).await?;
     if how.max_mbps.is_some() && !rebalance::is_over(&moves) {
         let rate = rebalance::bytes_per_s(how.max_mbps);
-        done(orders.send("limit", Order::Rebalance(RebalanceOrder::Rate(rate))).await?)?;
+        let limited = orders.send("limit", Order::Rebalance(RebalanceOrder::Rate(rate))).await.and_then(done);
+        if limited.is_err() && !rebalance::is_over(&rebalance::status(target).await?) {
+            limited?; // else there was little to move, and it is through
+        }
     }
     if how.wait {
         return wait_empty(target, server).await;

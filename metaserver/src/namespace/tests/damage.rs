@@ -61,7 +61,7 @@ fn any_missing_row_is_noticed() {
 }
 
 /// Changes rows behind the state machine's back.
-fn plant(world: &World, family: common::kv::Family, key: &[u8], value: Option<Vec<u8>>) {
+pub(super) fn plant(world: &World, family: common::kv::Family, key: &[u8], value: Option<Vec<u8>>) {
     let mut batch = Batch::default();
     match value {
         Some(value) => batch.put(family, key.to_vec(), value),
@@ -71,7 +71,7 @@ fn plant(world: &World, family: common::kv::Family, key: &[u8], value: Option<Ve
 }
 
 /// Carries out what the problems found propose.
-fn mend(world: &mut World) -> Reply {
+pub(super) fn mend(world: &mut World) -> Reply {
     let scan = LogIndex(world.index);
     let fixes: Vec<Fix> = problems(&*world.kv).unwrap().into_iter().flat_map(|problem| problem.fixes).collect();
     let at = world.now();
@@ -103,7 +103,7 @@ fn any_missing_row_but_an_inode_is_made_up_for() {
 }
 
 /// The names and what they hold: what a user could miss.
-fn contents(world: &World) -> Vec<(String, Vec<u8>)> {
+pub(super) fn contents(world: &World) -> Vec<(String, Vec<u8>)> {
     let (mut dirs, mut found) = (vec![(ROOT, String::new())], Vec::new());
     while let Some((dir, path)) = dirs.pop() {
         for entry in world.list(dir, 0, 100).0 {

@@ -7,6 +7,7 @@ mod clones;
 mod cluster;
 mod commits;
 mod damage;
+mod defects;
 mod files;
 mod keep;
 mod locks;
