@@ -28,6 +28,17 @@ pub enum Rule {
     WitnessIsApplied,
     /// What carries an older epoch is void.
     OldEpochsAreVoid,
+    /// A commit has as many receipts as the cluster asks for.
+    CommitHasItsReceipts,
+    /// A put is acknowledged only when it is durable.
+    AcknowledgedIsDurable,
+    /// Who vouches for a copy that is being put waits until that is durable.
+    VouchingWaitsForThePut,
+    /// Presence check and touch are one step: what is being deleted is vouched for no more.
+    TouchIsOneStep,
+    /// Bytes are punched only when the row is durably gone. Broken together with the second line of defence: that a copy
+    /// of an earlier run is read before it is vouched for.
+    PunchComesLast,
 }
 
 /// True if this thread was told to break the rule.

@@ -8,6 +8,7 @@ use super::lane::{Change, Lane, Settled, Waiter, What, Wished};
 use super::{DISK_WAIT_MAX, Inner, Store, StoreError};
 use common::id::ChunkId;
 use common::kv::Batch;
+use common::rules::{Rule, is_broken};
 use common::segment::{Position, Record, SegmentError};
 use futures::future::{Either, select};
 use std::pin::pin;
@@ -91,6 +92,9 @@ impl Inner {
                 return Err(error);
             }
         };
+        if is_broken(Rule::PunchComesLast) {
+            let _ = lane.segments.punch(old.position);
+        }
         // In the log of the record, behind it: recovery meets them in this order.
         let dead = format::position_value(old.position);
         let record = Record { kind: KIND_TOMBSTONE, key: id.0, payload: &dead, trailer: &[], checksum: true };

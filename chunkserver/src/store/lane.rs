@@ -222,6 +222,13 @@ impl Lane {
             if pending.purpose == Purpose::Delete && purpose == Purpose::Check {
                 return (Begun::Dying, waiter);
             }
+            if pending.purpose == Purpose::Put
+                && is_broken(Rule::VouchingWaitsForThePut)
+                && let Some(Waiter::Touch(reply)) = waiter
+            {
+                let _ = reply.send(Settled::Held);
+                return (Begun::Waiting, None);
+            }
             pending.waiters.extend(waiter);
             return (Begun::Waiting, None);
         }

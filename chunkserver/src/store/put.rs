@@ -9,6 +9,7 @@ use super::lane::{Answer, Begun, Change, Lane, Purpose, PutJob, Settled, Waiter,
 use super::touch::Copy;
 use super::{DISK_WAIT_MAX, FLUSH_BYTES, FLUSH_ROWS, Inner, PUTS_IN_FLIGHT_MAX, Store, StoreError};
 use common::kv::Batch;
+use common::rules::{Rule, is_broken};
 use common::segment::format::RECORD_HEADER_LEN;
 use common::segment::{Position, Record, SegmentError};
 use common::units::len_u64;
@@ -215,6 +216,7 @@ impl Inner {
 
     fn tell(self: &Arc<Self>, lane: &Lane, change: Change, outcome: &Result<(), StoreError>) {
         let how = match (outcome, &change.what) {
+            (Err(_), What::Put { .. }) if is_broken(Rule::AcknowledgedIsDurable) => Settled::Held, // it did not wait
             (Err(error), _) => Settled::Failed(error.clone()),
             (Ok(()), What::Put { .. } | What::Move { .. }) => Settled::Held, // a move has read and hashed it
             (Ok(()), What::Delete { .. } | What::Carried { .. } | What::Nothing) => Settled::Absent,

@@ -53,7 +53,12 @@ struct Sim {
     bad_blocks: BTreeSet<(Ino, u64)>,
     total: u64,
     free: u64,
+    /// Runs when the next sync of a file begins.
+    meanwhile: Option<Meanwhile>,
 }
+
+/// See [`SimDisk::at_next_sync`].
+type Meanwhile = Box<dyn FnOnce() + Send>;
 
 impl SimDisk {
     /// An empty disk of 1 TiB with a root directory. All chances follow from the seed.
@@ -72,6 +77,7 @@ impl SimDisk {
             bad_blocks: BTreeSet::new(),
             total: 1 << 40,
             free: 1 << 40,
+            meanwhile: None,
         };
         SimDisk { sim: Arc::new(Mutex::new(sim)) }
     }
@@ -132,6 +138,7 @@ impl SimDisk {
             bad_blocks: sim.bad_blocks.clone(),
             total: sim.total,
             free: (sim.free + was_used).saturating_sub(used),
+            meanwhile: None,
         };
         SimDisk { sim: Arc::new(Mutex::new(back)) }
     }
@@ -182,6 +189,17 @@ impl SimDisk {
     pub fn set_space(&self, total: u64, free: u64) {
         let mut sim = self.lock();
         (sim.total, sim.free) = (total, free);
+    }
+
+    /// Does something when the next sync of a file begins, in place of another thread that comes while it runs. It must
+    /// not wait for that sync.
+    pub fn at_next_sync(&self, work: impl FnOnce() + Send + 'static) {
+        self.lock().meanwhile = Some(Box::new(work));
+    }
+
+    /// Takes back what [`SimDisk::at_next_sync`] was told, if no sync came.
+    pub fn no_sync_came(&self) {
+        self.lock().meanwhile = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Sim> {
@@ -504,6 +522,10 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let meanwhile = self.disk.lock().meanwhile.take();
+        if let Some(work) = meanwhile {
+            work();
+        }
         let mut sim = self.disk.lock();
         if !sim.count()? {
             return sim.up();

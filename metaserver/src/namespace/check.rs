@@ -12,11 +12,12 @@ use super::remove::UNASKED;
 use super::rows::{config, counters};
 use super::trash;
 use crate::store::keys::{
-    self, CHUNK, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, PURGE, SESSION, TRASH, XATTR,
+    self, ATTEND, CHUNK, CLUSTER, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, PURGE, SESSION,
+    TRASH, XATTR,
 };
 use crate::store::trash::{TrashRow, ino_of};
 use crate::store::values::{Body, ChunkRow, Counters, Data, Degraded, Dentry, ExtentRow, Inode, Listed, Purge};
-use crate::store::values::{LockRow, SessionRow, Value};
+use crate::store::values::{LockRow, Reserved, SessionRow, Value, damaged};
 use bytes::Bytes;
 use common::id::{ChunkId, InodeId, SessionId};
 use common::kv::{Family, KvError, KvRead};
@@ -46,11 +47,15 @@ pub fn check(read: &dyn KvRead) -> Result<Vec<String>, KvError> {
 /// As [`check`], with what mends each.
 pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
     let Some(config) = config(read)? else {
-        return Ok(Vec::new());
+        let is_empty = read.scan(INODE, (Bound::Unbounded, Bound::Unbounded), false).next().is_none();
+        let text = "what the cluster was formatted with is not there: restore the metadata from a backup".to_owned();
+        return Ok(if is_empty { Vec::new() } else { vec![Problem { text, fixes: Vec::new() }] });
     };
     let mut check = Check {
         read,
         replicas: config.replicas,
+        pg_count: config.pg_count,
+        highest: 0,
         inodes: BTreeMap::new(),
         wrong: Vec::new(),
         more: 0,
@@ -61,7 +66,8 @@ pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
         buried_bytes: 0,
         found: Counters::default(),
     };
-    check.inodes = check.all(INODE, |key, value| Ok((first(key), Inode::decode(value)?)))?.into_iter().collect();
+    check.inodes =
+        check.all(INODE, |key, value| Ok((first(key), sound(Inode::decode(value)?)?)))?.into_iter().collect();
     let orphans = check.held_orphans()?;
     check.entries()?;
     check.orphans(&orphans);
@@ -85,6 +91,9 @@ struct Check<'a> {
     read: &'a dyn KvRead,
     /// Of what belongs to nobody.
     replicas: u8,
+    pg_count: u32,
+    /// The highest number that an inode, its data or a reservation has.
+    highest: u64,
     inodes: BTreeMap<u64, Inode>,
     wrong: Vec<Problem>,
     /// Problems that were not kept.
@@ -110,6 +119,17 @@ fn first(key: &Bytes) -> u64 {
 
 fn last(key: &Bytes) -> u64 {
     keys::last_u64(key).unwrap_or(0)
+}
+
+/// An inode whose body is of its kind: else its row says nothing that could be relied on.
+fn sound(inode: Inode) -> Result<Inode, KvError> {
+    let fits = match &inode.body {
+        Body::File { .. } => inode.kind == FileKind::File,
+        Body::Dir { .. } => inode.kind == FileKind::Dir,
+        Body::Symlink { .. } => inode.kind == FileKind::Symlink,
+        Body::Plain | Body::Device { .. } => !matches!(inode.kind, FileKind::File | FileKind::Dir | FileKind::Symlink),
+    };
+    if fits { Ok(inode) } else { Err(damaged("inode", "its kind and what it holds do not fit")) }
 }
 
 /// What is to be added to `from` to make it `to`.
@@ -164,7 +184,7 @@ impl Check<'_> {
         })?;
         let listed = self.all(LIST, |key, value| Ok(((first(key), last(key)), Listed::decode(value)?)))?;
         let mut listed: BTreeMap<(u64, u64), Listed> = listed.into_iter().collect();
-        let mut tally = Tally::default();
+        let (mut tally, mut elsewhere) = (Tally::default(), Vec::new());
         for (parent, cookie) in listed.keys() {
             tally.cookies.insert(*parent, *cookie); // ascending: the last one stays
         }
@@ -175,23 +195,27 @@ impl Check<'_> {
                 Ok(name) => vec![Fix::Listing { parent: InodeId(parent), name }],
                 Err(_) => Vec::new(),
             };
-            self.expect_or(same, || format!("i{parent}: entry {name:?} and its listing differ"), remake);
+            let shown = String::from_utf8_lossy(&name);
+            self.expect_or(same, || format!("i{parent}: entry {shown:?} and its listing differ"), remake);
             tally.count(parent, entry.ino);
             let inode = self.inodes.get(&entry.ino.0).cloned();
             let remake = || if inode.is_some() { remake() } else { Vec::new() };
             self.expect_or(
                 inode.as_ref().is_some_and(|i| i.kind == entry.kind),
-                || format!("i{parent}: entry {name:?} leads to {}, which is not there or of another kind", entry.ino),
+                || format!("i{parent}: entry {shown:?} leads to {}, which is not there or of another kind", entry.ino),
                 remake,
             );
             if let Some(Inode { body: Body::Dir { parent: back, .. }, .. }) = inode {
                 *tally.subdirs.entry(parent).or_default() += 1;
-                self.expect_or(
-                    back.0 == parent,
-                    || format!("{}: its parent is {back}, its entry in i{parent}", entry.ino),
-                    || vec![Fix::Parent { dir: entry.ino, parent: InodeId(parent) }],
-                );
+                if back.0 != parent {
+                    elsewhere.push((entry.ino, back, InodeId(parent)));
+                }
             }
+        }
+        for (dir, back, parent) in elsewhere {
+            let only = tally.names.get(&dir) == Some(&1); // else nobody can tell which one is right
+            let fixes = || if only { vec![Fix::Parent { dir, parent }] } else { Vec::new() };
+            self.expect_or(false, || format!("{dir}: its parent is {back}, its entry in {parent}"), fixes);
         }
         for ((parent, cookie), left) in listed {
             self.held.insert(left.ino.0);
@@ -206,6 +230,15 @@ impl Check<'_> {
         let left: Vec<u64> = tally.entries.into_keys().collect();
         self.expect(left.is_empty(), || format!("entries in what is no directory: {left:?}"));
         Ok(())
+    }
+
+    /// The highest number that a session has reserved.
+    fn reserved(&mut self) -> Result<u64, KvError> {
+        let ends = self.all(CLUSTER, |key, value| match key.starts_with(keys::RESERVED) {
+            true => Ok(Reserved::decode(value)?.0.into_iter().map(|(_, end)| end.saturating_sub(1)).max()),
+            false => Ok(None),
+        })?;
+        Ok(ends.into_iter().flatten().max().unwrap_or(0))
     }
 
     /// What an inode counts: its names, and of a directory its entries.
@@ -270,6 +303,10 @@ impl Check<'_> {
             .filter_map(|(session, ended)| session.filter(|_| !ended))
             .collect();
         self.found.sessions = len_u64(open.len());
+        for session in self.all(ATTEND, |key, _| Ok(keys::first_session(key).unwrap_or(UNASKED)))? {
+            let fix = || vec![Fix::NotAttending { session }];
+            self.expect_or(open.contains(&session), || format!("{session} takes leases, but is not open"), fix);
+        }
         let rows = self.all(ORPHAN, |key, _| Ok((keys::first_session(key).unwrap_or(SessionId(0)), last(key))))?;
         let rows = rows
             .into_iter()
@@ -289,11 +326,13 @@ impl Check<'_> {
             let id = InodeId(*ino);
             let drop_row = || Fix::NoOrphan { session: *session, ino: id };
             let was_nameless = nameless.contains(ino);
+            let is_held = self.held.contains(ino); // by another session: it stays without a name for that one
+            let found_again = || if is_held { vec![drop_row()] } else { vec![drop_row(), Fix::Nameless { ino: id }] };
             found.insert(*ino);
             self.expect_or(
                 *is_open,
                 || format!("i{ino}: orphan of a session not open"),
-                || if was_nameless { vec![drop_row(), Fix::Nameless { ino: id }] } else { Vec::new() },
+                || if was_nameless { found_again() } else { Vec::new() },
             );
             self.expect_or(was_nameless, || format!("i{ino}: an orphan with names, or not there"), || vec![drop_row()]);
         }
@@ -304,7 +343,7 @@ impl Check<'_> {
         }
     }
 
-    /// The orphans by inode are the orphans by session; only open sessions attend.
+    /// The orphans by inode are the orphans by session.
     fn holders(&mut self, rows: &[(SessionId, u64, bool)]) -> Result<(), KvError> {
         let mut by_session: BTreeSet<_> = rows.iter().map(|(session, ino, _)| (*session, *ino)).collect();
         let by_inode = self.all(HOLDER, |key, _| Ok((keys::last_session(key).unwrap_or(UNASKED), first(key))))?;
@@ -365,7 +404,8 @@ impl Check<'_> {
                 self.expect_or(there, text, || vec![Fix::TrashKey { key: key.clone() }]);
             }
             let twice = self.inodes.contains_key(&ino.0);
-            self.expect(!twice, || format!("{ino}: there, and in the trash"));
+            let text = || format!("{ino}: there, and in the trash");
+            self.expect_or(!twice, text, || vec![Fix::NotBuried { ino }]);
             if !twice {
                 self.buried.insert(ino.0);
                 self.inodes.insert(ino.0, inode);
@@ -380,7 +420,7 @@ impl Check<'_> {
 
     fn xattrs(&mut self) -> Result<(), KvError> {
         let mut names: BTreeMap<u64, u32> = BTreeMap::new();
-        for (ino, len) in self.all(XATTR, |key, _| Ok((first(key), len_u32(key.len() - 8 + 1))))? {
+        for (ino, len) in self.all(XATTR, |key, _| Ok((first(key), len_u32(key.len().saturating_sub(8) + 1))))? {
             *names.entry(ino).or_default() += len;
         }
         for (ino, inode) in self.inodes.clone() {
@@ -410,7 +450,8 @@ impl Check<'_> {
         for (data, at, row) in self.all(EXTENT, |key, value| Ok((first(key), last(key), ExtentRow::decode(value)?)))? {
             let (extents, bytes, end) = sums.entry(data).or_default();
             let overlaps = at < *end;
-            (*extents, *bytes, *end) = (*extents + 1, *bytes + row.len, at + row.len);
+            let past = at.saturating_add(row.len);
+            (*extents, *bytes, *end) = (*extents + 1, bytes.saturating_add(row.len), past.max(*end));
             self.expect(!overlaps && row.len > 0, || format!("data {data}: extent at {at} overlaps or is empty"));
             let room = match &row.data {
                 Data::Chunk { id, offset, chunk_len } => {
@@ -454,6 +495,7 @@ impl Check<'_> {
                 }
             }
         }
+        self.highest = targets.keys().chain(sums.keys()).copied().fold(self.highest, u64::max);
         for (data, (extents, bytes, end)) in sums {
             let fixes = || vec![Fix::Adopt { data, replicas: self.replicas, extents, bytes, end }];
             let fixes = fixes();
@@ -487,7 +529,13 @@ impl Check<'_> {
             );
             there.insert(id); // after its fix
         }
-        for (id, row) in self.all(DEGRADED, |key, value| Ok((id_of(key), Degraded::decode(value)?)))? {
+        let pg_count = self.pg_count;
+        for (key, id, row) in
+            self.all(DEGRADED, |key, value| Ok((key.to_vec(), id_of(key), Degraded::decode(value)?)))?
+        {
+            let at_home = key == keys::degraded(id.pg(pg_count), &id);
+            let fixes = || vec![Fix::DegradedKey { key: key.clone() }];
+            self.expect_or(at_home, || format!("degraded {id}: it is under another placement group"), fixes);
             self.expect_or(
                 there.contains(&id),
                 || format!("degraded {id}: the chunk is not there"),
@@ -509,11 +557,11 @@ impl Check<'_> {
             || format!("the trash counts {entries} entries of {bytes} bytes, it has {have} of {have_bytes}"),
             || vec![Fix::TrashCounts { entries: change(entries, have), bytes: change(bytes, have_bytes) }],
         );
-        let highest = self.inodes.last_key_value().map_or(0, |(ino, _)| *ino);
+        let highest = self.inodes.last_key_value().map_or(0, |(ino, _)| *ino).max(self.highest).max(self.reserved()?);
         self.expect_or(
             highest < counted.next_ino,
-            || format!("i{highest} is there, the next is {}", counted.next_ino),
-            || vec![Fix::NextIno { at_least: highest + 1 }],
+            || format!("number {highest} is in use, the next is {}", counted.next_ino),
+            || vec![Fix::NextIno { at_least: highest.saturating_add(1) }],
         );
         for (counter, have) in [
             (Counter::Inodes, self.found.inodes),
@@ -557,7 +605,10 @@ impl Tally {
 fn recounted(chunk: ChunkId, row: &ChunkRow, counted: Option<&(u32, BTreeMap<u8, u64>)>) -> Vec<Fix> {
     let none = (row.len, BTreeMap::new());
     let (len, refs) = counted.unwrap_or(&none);
-    let targets: BTreeSet<u8> = row.refs.keys().chain(refs.keys()).copied().collect();
+    let mut targets: BTreeSet<u8> = row.refs.keys().chain(refs.keys()).copied().collect();
+    if targets.is_empty() {
+        targets.insert(0); // none under any: the row goes
+    }
     let count = |refs: &BTreeMap<u8, u64>, target| refs.get(&target).copied().unwrap_or(0);
     let fix =
         |target| Fix::Refs { chunk, len: *len, target, delta: change(count(&row.refs, target), count(refs, target)) };

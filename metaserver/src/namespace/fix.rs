@@ -8,7 +8,7 @@ use super::command::{Done, Fail, refuse};
 use super::extents::forget_degraded;
 use super::rows::{Call, dir_counts, directory, entry, find_inode, row};
 use super::trash;
-use crate::store::keys::{self, CHUNK, CLUSTER, DEGRADED, DENTRY, HOLDER, LIST, ORPHAN};
+use crate::store::keys::{self, ATTEND, CHUNK, CLUSTER, DEGRADED, DENTRY, HOLDER, LIST, ORPHAN};
 use crate::store::values::{Body, ChunkRow, Counters, Degraded, Dentry, FixRow, Inode, Listed, Value};
 use common::fault::Kind;
 use common::id::{ChunkId, DataVersion, InodeId, LogIndex, ServerId, SessionId};
@@ -171,6 +171,21 @@ pub enum Fix {
         /// To be added to their bytes.
         bytes: i64,
     },
+    /// What is there is not in the trash as well: else it would go when that is emptied.
+    NotBuried {
+        /// Which.
+        ino: InodeId,
+    },
+    /// A session that is not open takes no leases.
+    NotAttending {
+        /// Which.
+        session: SessionId,
+    },
+    /// A degraded row that is under another placement group than its chunk belongs to.
+    DegradedKey {
+        /// The key.
+        key: Vec<u8>,
+    },
 }
 
 /// A counter of the cluster.
@@ -295,6 +310,13 @@ fn one(call: &mut Call<'_, '_>, fix: &Fix) -> Result<(), Fail> {
         Fix::TrashKey { key } => trash::fix_key(call, key)?,
         Fix::NoTrashNote { ino } => trash::fix_note(call, *ino)?,
         Fix::TrashCounts { entries, bytes } => trash::fix_counts(call, *entries, *bytes)?,
+        Fix::NotBuried { ino } => {
+            if find_inode(call.txn, *ino)?.is_some() {
+                trash::fix_twice(call, *ino)?;
+            }
+        }
+        Fix::NotAttending { session } => call.txn.delete(ATTEND, keys::session(*session).to_vec()),
+        Fix::DegradedKey { key } => misplaced(call, key)?,
         Fix::NextIno { at_least } => call.counters.next_ino = call.counters.next_ino.max(*at_least),
     }
     Ok(())
@@ -473,6 +495,16 @@ fn adopt(call: &mut Call<'_, '_>, data: u64, replicas: u8, (extents, bytes, end)
     call.counters.inodes += 1;
     call.counters.logical_bytes += bytes;
     Ok(())
+}
+
+/// Puts a degraded row where its chunk belongs, if there is none yet.
+fn misplaced(call: &mut Call<'_, '_>, key: &[u8]) -> Result<(), Fail> {
+    let Some(id) = key.last_chunk::<32>().map(|id| ChunkId(*id)) else { return Ok(()) };
+    let right = keys::degraded(id.pg(call.config()?.pg_count), &id);
+    let Some(found) = row::<Degraded>(call.txn, DEGRADED, key)?.filter(|_| right != key) else { return Ok(()) };
+    call.txn.delete(DEGRADED, key.to_vec());
+    call.counters.degraded = call.counters.degraded.saturating_sub(1);
+    degraded(call, &id, &found.servers)
 }
 
 /// Remembers that a referenced chunk has too few copies: repair takes it first.

@@ -10,7 +10,7 @@
 //! `DFS_GC_SEED=17 cargo test -p tests --test no_live_chunk_is_deleted -- --nocapture one_seed` replays a seed.
 
 use super::cluster::{Backup, Meta, Store, chunk_of, contents, name, order, server_id};
-use super::plan::{Broken, Counts, Harm, Plan, Weakness};
+use super::plan::{About, Broken, Counts, Harm, Plan, Weakness};
 use chunkserver::wishes::{Rounds, granted};
 use common::auth::{Attempt, Mac, Receipt};
 use common::fault::Kind;
@@ -29,6 +29,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) const CLIENTS: usize = 2;
 /// Kinds of messages.
 const KINDS: u32 = 7;
+/// The kind of a grant, and of what an owner confirms.
+const GRANT: u32 = 2;
+const CONFIRMED: u32 = 5;
 /// Messages under way, at most: more push others out, which are lost.
 const MESSAGES_MAX: usize = 20;
 /// Lines of the trace that a failure shows.
@@ -111,10 +114,10 @@ impl Message {
         match self {
             Message::Commit { .. } => 0,
             Message::Ask { .. } => 1,
-            Message::Grant { .. } => 2,
+            Message::Grant { .. } => GRANT,
             Message::Kept { .. } => 3,
             Message::Confirm { .. } => 4,
-            Message::Confirmed { .. } => 5,
+            Message::Confirmed { .. } => CONFIRMED,
             Message::RoundEnds { .. } => 6,
         }
     }
@@ -157,12 +160,19 @@ pub(super) struct Run {
 
 /// Things that may happen next, each with how often.
 const ACTIONS: usize = 16;
+const PUNCH: usize = 3;
+const CLONE: usize = 4;
+const REMOVE: usize = 5;
+const RESTART: usize = 6;
+const MOVE: usize = 10;
+const LEARN: usize = 11;
+const LOSE: usize = 12;
 const RESTORE: usize = 13;
 const TELL: usize = 14;
 const EXPIRE: usize = 15;
 /// The first ones are in every mixture.
 const ALWAYS: usize = 3;
-const WEIGHTS: [u32; ACTIONS] = [24, 40, 12, 5, 3, 2, 1, 1, 3, 2, 2, 3, 1, 1, 2, 2];
+const WEIGHTS: [u32; ACTIONS] = [24, 40, 12, 5, 3, 2, 1, 1, 3, 2, 2, 3, 2, 1, 2, 2];
 
 pub(super) fn names() -> [Name; CLIENTS] {
     ["a", "b"].map(|name| Name::new(name).expect("a good name"))
@@ -226,9 +236,26 @@ impl Run {
         for always in 0..ALWAYS {
             weights[always] = WEIGHTS[always] * 2;
         }
-        // The metadata goes back in one run of three; then everybody is to hear of it soon.
-        (weights[RESTORE], weights[TELL]) = [(0, 0), (0, 0), (4, 16)][rng.random_range(0..3)];
         let (favourite, twins) = (rng.random_range(0..count), rng.random_range(0..2) == 0);
+        let (mut slow, mut rounds) = (rng.random_range(0..=KINDS), [0, 2, 3][rng.random_range(0..3)]);
+        let about = [About::All, About::All, About::All, About::Rounds, About::Restore][rng.random_range(0..5)];
+        match plan.weakness.map_or(about, Weakness::about) {
+            // The metadata goes back in one run of three; then everybody is to hear of it soon.
+            About::All => (weights[RESTORE], weights[TELL]) = [(0, 0), (0, 0), (4, 16)][rng.random_range(0..3)],
+            // What owners confirm is late, and they ask for their own copies meanwhile.
+            About::Rounds => {
+                (slow, rounds) = ([GRANT, CONFIRMED][rng.random_range(0..2)], 2);
+                (weights[RESTORE], weights[TELL], weights[LOSE], weights[RESTART]) = (0, 0, 0, 0);
+            }
+            // Few references, so that most are gone before the metadata goes back.
+            About::Restore => {
+                (slow, rounds) = (GRANT, 0);
+                (weights[RESTORE], weights[TELL], weights[PUNCH]) = (4, [4, 16][rng.random_range(0..2)], 8);
+                for never in [CLONE, REMOVE, RESTART, MOVE, LEARN, LOSE] {
+                    weights[never] = 0;
+                }
+            }
+        }
         Run {
             weakness: plan.weakness,
             meta,
@@ -248,8 +275,8 @@ impl Run {
             weights,
             favourite,
             twins,
-            slow: rng.random_range(0..=KINDS),
-            rounds: [0, 2, 3][rng.random_range(0..3)],
+            slow,
+            rounds,
             counts: Counts::default(),
             trace: Vec::new(),
             rng,
@@ -321,10 +348,10 @@ impl Run {
             0 => self.write().await,
             1 => self.deliver().await,
             2 => self.ask(),
-            3 => self.punch(),
-            4 => self.clone_file(),
-            5 => self.remove_file(),
-            6 => {
+            PUNCH => self.punch(),
+            CLONE => self.clone_file(),
+            REMOVE => self.remove_file(),
+            RESTART => {
                 let server = self.a_server();
                 self.restart(server).await;
             }
@@ -335,9 +362,9 @@ impl Run {
             }
             8 => self.pull().await,
             9 => self.verify().await,
-            10 => self.move_group(),
-            11 => self.learn(),
-            12 => self.lose_disk().await,
+            MOVE => self.move_group(),
+            LEARN => self.learn(),
+            LOSE => self.lose_disk().await,
             RESTORE => self.back_up_or_restore(),
             EXPIRE => self.expire_trash(),
             _ => self.tell_and_check().await,
@@ -359,7 +386,7 @@ impl Run {
         let Some(mut of) = self.clients[client].attempt.take() else {
             return self.begin(client, None);
         };
-        let needed = usize::from(self.min);
+        let needed = if is_broken(Rule::CommitHasItsReceipts) { 1 } else { usize::from(self.min) };
         let enough = of.receipts.len() >= needed && self.rng.random_range(0..3) > 0;
         let untouched = self.is(Weakness::NothingTouched) && of.was_live && self.rng.random_range(0..2) == 0;
         if !enough && !untouched {
@@ -406,10 +433,12 @@ impl Run {
 
     async fn put_or_touch(&mut self, client: usize, at: usize, chunk: usize) -> bool {
         let put = self.rng.random_range(0..2) == 0;
+        let meeting = self.meet(at, chunk);
         let done = match put {
             true => self.servers[at].store.put(&contents()[chunk]).await,
             false => self.servers[at].store.touch(name(chunk)).await,
         };
+        self.have_met(at, chunk, meeting);
         self.counts.puts += u64::from(done);
         self.note(format!("client {client} {} c{chunk} at s{at}: {done}", if put { "puts" } else { "touches" }));
         if done {
@@ -530,9 +559,6 @@ impl Run {
     }
 
     fn ask_arrives(&mut self, server: usize, ask: Nonced, epoch: Epoch) {
-        if !self.checked {
-            return;
-        }
         let target = self.target(chunk_of(ask.0));
         let Ok(Done::Condemned { granted }) = self.meta.command(&Command::Condemn { epoch, chunks: vec![ask.0] })
         else {
@@ -562,10 +588,11 @@ impl Run {
     }
 
     pub(super) async fn delete(&mut self, server: usize, id: ChunkId, nonce: u64) -> bool {
-        let server = &mut self.servers[server];
-        let gone = server.store.set().delete(id, nonce).await.is_ok();
+        let meeting = self.meet(server, chunk_of(id));
+        let gone = self.servers[server].store.set().delete(id, nonce).await.is_ok();
+        self.have_met(server, chunk_of(id), meeting);
         if gone {
-            server.standing.remove(&id);
+            self.servers[server].standing.remove(&id);
         }
         gone
     }

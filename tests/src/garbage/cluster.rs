@@ -6,8 +6,8 @@ use chunkserver::store::{MissingDir, SetConfig, StoreSet, VerifiedChunk};
 use common::auth::Secret;
 use common::fault::Fault;
 use common::id::{ChunkId, ClusterId, Epoch, InodeId, LayoutVersion, LogIndex, NodeId, PgId, ServerId, SessionId};
+use common::kv::Kv;
 use common::kv::memory::MemoryKv;
-use common::kv::{Batch, Kv};
 use common::layout::Layout;
 use common::name::Name;
 use common::proto::chunk::ChunkRef;
@@ -17,8 +17,8 @@ use common::task::Tasks;
 use common::testing::SimDisk;
 use common::time::Time;
 use common::world::World;
+use futures::FutureExt;
 use metaserver::namespace::{self, Command, Done, Step};
-use metaserver::store::values::Value;
 use metaserver::store::{Txn, keys};
 use rand::{RngExt, rngs::StdRng};
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ use std::sync::{Arc, OnceLock};
 
 /// Placement groups: as few as there may be. The chunks of a run are all in one.
 pub const PG_COUNT: u32 = 16;
+/// Bytes of a chunk: whole blocks of it can be punched.
+const CONTENT_LEN: usize = 9000;
 /// Files taken apart by one command.
 const PURGE: u32 = 16;
 
@@ -194,16 +196,23 @@ impl Meta {
         Backup { dir, index: self.index }
     }
 
-    /// Goes back to a backup: an older state, an older index, and a new epoch.
+    /// Goes back to a backup: an older state, an older index, and a new epoch. Deletion is held from now on.
     pub fn restore(&mut self, from: &Backup) {
-        let epoch = self.epoch();
+        let epoch = Epoch(self.epoch().0 + 1);
         self.kv = open(&self.disk, from.dir.to_str().expect("a plain path"));
         self.index = from.index;
-        let mut config = namespace::config(&self.kv).expect("memory does not fail").expect("it was formatted");
-        config.epoch = Epoch(epoch.0 + 1);
-        let mut batch = Batch::default();
-        batch.put(keys::CLUSTER, keys::CONFIG, config.encode());
-        self.kv.write(batch).expect("memory does not fail");
+        let restored = Command::Restored { epoch, metaservers: vec![(NodeId(1), "m:1".into())], at: Time::default() };
+        self.command(&restored).expect("the epoch rises");
+    }
+
+    /// True while deletion is held since a restore.
+    pub fn is_held(&self) -> bool {
+        namespace::held(&self.kv).expect("memory does not fail").is_some()
+    }
+
+    /// fsck has found nothing wrong: deletion goes on.
+    pub fn release(&mut self) {
+        self.command(&Command::Release { epoch: self.epoch() }).expect("it was held");
     }
 
     /// The layout that is in force.
@@ -270,6 +279,23 @@ impl Store {
         std::mem::replace(self, back).tasks.shutdown(std::time::Duration::ZERO).await;
     }
 
+    /// Touches a chunk when the next sync begins, as another client or server would meanwhile. Whether it is vouched for
+    /// then and there; nothing if no sync comes.
+    pub fn touch_meanwhile(&self, chunk: ChunkRef) -> Arc<OnceLock<bool>> {
+        let (set, told) = (self.set.clone(), Arc::new(OnceLock::new()));
+        let answer = told.clone();
+        self.disk.at_next_sync(move || {
+            let here = set.touch(&[chunk]).now_or_never(); // nothing: it has to wait
+            let _first = answer.set(here.is_some_and(|here| here.is_ok_and(|here| here == [true])));
+        });
+        told
+    }
+
+    /// What [`Store::touch_meanwhile`] was to do has had its time.
+    pub fn nobody_meanwhile(&self) {
+        self.disk.no_sync_came();
+    }
+
     /// Loses power after so many more writes.
     pub fn cut_after(&self, writes: u64) {
         let _same = self.disk.clone().cut_after(self.disk.writes() + writes);
@@ -302,7 +328,7 @@ impl Store {
 pub fn contents() -> &'static [Vec<u8>; 2] {
     static CONTENTS: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
     CONTENTS.get_or_init(|| {
-        let of = |n: u64| n.to_le_bytes().to_vec();
+        let of = |n: u64| n.to_le_bytes().repeat(CONTENT_LEN / 8);
         let mut seen: BTreeMap<u16, u64> = BTreeMap::new();
         let twins = (0..).find_map(|n| Some((seen.insert(ChunkId::of(&of(n)).bucket(), n)?, n)));
         let (one, other) = twins.expect("there are more numbers than buckets");

@@ -24,6 +24,38 @@ pub enum Weakness {
     TouchKeepsRounds,
     /// After a restore wishes stand.
     WishesSurviveARestore,
+    /// After a restore fsck passes, though not every server has heard of the new epoch.
+    FsckDoesNotWait,
+}
+
+/// What happens mostly in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    /// A little of all.
+    All,
+    /// Servers that are no owners drop what they have.
+    Rounds,
+    /// The metadata goes back to a backup, and grants of before are still under way.
+    Restore,
+}
+
+impl Weakness {
+    /// Where to look for its harm.
+    pub(super) fn about(self) -> About {
+        match self {
+            Weakness::ConfirmingIsNoTouch | Weakness::ConfirmingKeepsOwnRounds | Weakness::TouchKeepsRounds => {
+                About::Rounds
+            }
+            Weakness::WishesSurviveARestore | Weakness::FsckDoesNotWait | Weakness::Code(Rule::OldEpochsAreVoid) => {
+                About::Restore
+            }
+            Weakness::Code(_)
+            | Weakness::WitnessAfterThePut
+            | Weakness::AcknowledgementsOfTwoAttempts
+            | Weakness::NothingTouched
+            | Weakness::WishesSurviveARestart => About::All,
+        }
+    }
 }
 
 /// A run.
@@ -63,13 +95,14 @@ pub struct Counts {
     pub torn: u64,
     pub disks_lost: u64,
     pub restores: u64,
+    pub met: u64,
 }
 
 impl Counts {
     /// Adds those of another run.
     pub fn add(&mut self, other: &Counts) {
         let Counts { puts, commits, told_to_touch_again, grants, deleted, dropped, voided, .. } = *other;
-        let Counts { restarts, torn, disks_lost, restores, .. } = *other;
+        let Counts { restarts, torn, disks_lost, restores, met, .. } = *other;
         self.puts += puts;
         self.commits += commits;
         self.told_to_touch_again += told_to_touch_again;
@@ -81,6 +114,7 @@ impl Counts {
         self.torn += torn;
         self.disks_lost += disks_lost;
         self.restores += restores;
+        self.met += met;
     }
 }
 

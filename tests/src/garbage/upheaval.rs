@@ -168,7 +168,9 @@ impl Run {
     /// After a restore: a server hears of the epoch; when all have, fsck may pass.
     pub(super) async fn tell_and_check(&mut self) {
         let epoch = self.meta.epoch();
-        if let Some(at) = self.servers.iter().position(|server| server.epoch != epoch) {
+        let passes_early = self.is(Weakness::FsckDoesNotWait) && self.rng.random_range(0..2) == 0;
+        let unaware = |server: &Server| server.epoch != epoch;
+        if let Some(at) = self.servers.iter().position(unaware).filter(|_| self.checked || !passes_early) {
             let keeps = self.is(Weakness::WishesSurviveARestore);
             let server = &mut self.servers[at];
             server.epoch = epoch;
@@ -187,9 +189,11 @@ impl Run {
             }
             if self.target(chunk) > 0 && self.must[chunk].is_empty() {
                 (0..CLIENTS).for_each(|file| self.punch_file(file)); // fsck says so; what it names is gone for good
+                self.meta.expire_trash();
             }
         }
         self.checked = true;
+        self.meta.release();
         self.note(format!("{}: fsck has passed", self.meta.index()));
     }
 

@@ -5,7 +5,7 @@ use super::super::{Counter, Problem, lock, problems};
 use super::damage::{contents, mend, plant};
 use super::*;
 use crate::store::keys::{
-    CHUNK, CLUSTER, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, SESSION, TRASH, XATTR,
+    ATTEND, CHUNK, CLUSTER, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, SESSION, TRASH, XATTR,
 };
 use crate::store::trash::TrashRow;
 use crate::store::values::{
@@ -359,7 +359,8 @@ fn what_has_no_name_gets_one_in_lost_and_found() {
         change::<Counters>(world, CLUSTER, keys::COUNTERS, |counters| counters.sessions -= 1);
         plant(world, TRASH, &keys::trash_entry(OPEN), None);
     });
-    finds(&["data 99: 1 extents of nobody"], "", ("/lost+found/data-99", INLINE), |world| {
+    let nobodys = ["data 99: 1 extents of nobody", "number 99 is in use, the next is 8"];
+    finds(&nobodys, "", ("/lost+found/data-99", INLINE), |world| {
         plant(world, EXTENT, &keys::extent(NOTHING.0, 0), Some(inline(INLINE).encode()));
     });
 }
@@ -374,6 +375,35 @@ fn orphans_and_their_holders_that_do_not_agree_are_told_and_put_right() {
     let mut world = mends(&[missing.as_str()], |world| plant(world, HOLDER, &keys::holder(OPEN, S2), None));
     world.of(S2, cred(0), Op::Release { ino: OPEN }).unwrap();
     world.check();
+    // Of a session that has ended, and of one that still has it open: it gets no name.
+    let ended = ["i6: orphan of a session not open"];
+    let mut world = mends(&ended, |world| plant_orphan(world, SessionId(9), OPEN, true));
+    world.of(S2, cred(0), Op::Release { ino: OPEN }).unwrap();
+    world.check();
+}
+
+#[test]
+fn sessions_that_are_not_open_take_no_leases() {
+    let text = format!("{} takes leases, but is not open", SessionId(9));
+    mends(&[text.as_str()], |world| plant(world, ATTEND, &keys::session(SessionId(9)), Some(Vec::new())));
+}
+
+#[test]
+fn an_inode_whose_kind_its_body_contradicts_is_told_and_nothing_is_touched() {
+    let mut world = sound();
+    change_inode(&world, FILE, |inode| inode.kind = FileKind::Dir);
+    let found = problems(&*world.kv).unwrap();
+    assert!(found.iter().any(|problem| problem.text.contains("its kind and what it holds do not fit")), "{found:#?}");
+    assert!(found.iter().all(|problem| problem.fixes.is_empty()), "{found:#?}");
+    assert_eq!(mend(&mut world), Ok(Done::Fixed));
+}
+
+#[test]
+fn without_its_configuration_a_store_is_not_sound() {
+    let world = sound();
+    plant(&world, CLUSTER, keys::CONFIG, None);
+    let found = problems(&*world.kv).unwrap();
+    assert!(found.len() == 1 && found[0].text.contains("formatted with is not there"), "{found:#?}");
 }
 
 #[test]
@@ -418,7 +448,7 @@ fn what_the_trash_has_and_counts_is_told_and_put_right() {
 
 #[test]
 fn what_is_there_and_in_the_trash_is_told() {
-    stays(&["i7: there, and in the trash"], |world| {
+    let mut world = mended(&["i7: there, and in the trash"], |world| {
         let buried: TrashRow = row(world, TRASH, &keys::trash_entry(BURIED));
         world.op(0, Op::Undelete { ino: BURIED, parent: ROOT, name: name("back") }).unwrap();
         world.check();
@@ -427,6 +457,10 @@ fn what_is_there_and_in_the_trash_is_told() {
             plant(world, TRASH, &key, Some(Vec::new()));
         }
     });
+    let at = Time { secs: i64::MAX / 2, nanos: 0 };
+    assert_eq!(world.command(&Command::Expire { bytes: u64::MAX, at }), Ok(Done::Purged { more: false }));
+    assert_eq!(world.read(BURIED), b"buried", "what is there does not go with the trash");
+    world.check();
 }
 
 #[test]
@@ -504,6 +538,11 @@ fn rows_of_chunks_are_made_what_the_extents_add_up_to() {
         let row = ChunkRow { len: 8, refs: [(3, 1)].into() };
         plant(world, CHUNK, &keys::chunk(&ChunkId([0x3f; 32])), Some(row.encode()));
     });
+    let empty = ["chunk 3f3f3f3f3f3f: row ChunkRow { len: 8, refs: {} }, counted None", stray[1], stray[2]];
+    mends(&empty, |world| {
+        let row = ChunkRow { len: 8, refs: [].into() };
+        plant(world, CHUNK, &keys::chunk(&ChunkId([0x3f; 32])), Some(row.encode()));
+    });
 }
 
 #[test]
@@ -515,6 +554,14 @@ fn degraded_rows_of_no_chunk_go_and_those_with_impossible_servers_are_told() {
         plant(world, DEGRADED, &degraded(ChunkId([0x3f; 32])), Some(Degraded::default().encode()));
     });
     let id = ChunkId::of(SHORT);
+    let wrong = [&[0xff; 4][..], &id.0].concat();
+    let elsewhere = format!("degraded {id}: it is under another placement group");
+    let world = mends(&[elsewhere.as_str()], |world| {
+        let moved: Degraded = row(world, DEGRADED, &degraded(id));
+        plant(world, DEGRADED, &degraded(id), None);
+        plant(world, DEGRADED, &wrong, Some(moved.encode()));
+    });
+    assert!(world.kv.get(DEGRADED, &degraded(id)).unwrap().is_some(), "it is where repair looks");
     for servers in [[ServerId(2), ServerId(1)], [ServerId(1), ServerId(1)]] {
         let text = format!("degraded {id}: {servers:?}");
         stays(&[text.as_str()], |world| {
@@ -546,7 +593,7 @@ fn each_counter_of_the_cluster_that_is_off_is_told_and_set_right() {
 
 #[test]
 fn no_inode_number_is_given_out_twice_after_the_next_one_was_lost() {
-    let mut world = mends(&["i7 is there, the next is 2"], |world| {
+    let mut world = mends(&["number 7 is in use, the next is 2"], |world| {
         change::<Counters>(world, CLUSTER, keys::COUNTERS, |counters| counters.next_ino = 2);
     });
     assert_eq!(world.file(0, ROOT, "new", 0o644), InodeId(8), "what is in the trash has its number too");
