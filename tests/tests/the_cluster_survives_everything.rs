@@ -17,7 +17,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tests::chaos::{Fault, Faults, View};
+use tests::chaos::{ALL, Fault, Faults, View};
 use tests::cluster::{COMMAND_LIMIT, Cluster};
 use tests::command::run;
 use tests::content::{Content, full};
@@ -595,5 +595,7 @@ fn after_any_row_of_faults_under_load_the_cluster_is_whole_again() {
     errors_logged(&cluster).iter().take(10).for_each(|line| eprintln!("logged: {line}"));
     let wrong = commands.wrong.lock().unwrap().clone();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let never: Vec<&Fault> = ALL.iter().filter(|fault| !done.contains_key(fault)).collect();
+    assert!(never.is_empty() || !full(), "a long run has everything, but for {never:?}");
     check(&mut cluster, seed, &ledgers, &commands);
 }
