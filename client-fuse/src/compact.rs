@@ -17,7 +17,7 @@ use bytes::Bytes;
 use common::fault::Fault;
 use common::id::{ChunkId, DataVersion};
 use common::proto::chunk::ChunkRef;
-use common::proto::meta::{Commit, Cred, Edit, Op, Outcome, Source};
+use common::proto::meta::{Commit, Edit, Op, Outcome, Source};
 use common::units::len_u32;
 use std::ops::Range;
 use std::sync::Arc;
@@ -102,7 +102,8 @@ impl Core {
         if self.leases.losses() != losses {
             return Ok(0);
         }
-        let parts = self.extents(inode, &Cred::default(), range, deadline).await?;
+        let writer = inode.writer();
+        let parts = self.extents(inode, &writer, range, deadline).await?;
         if inode.lock().extents.version() != base {
             return Ok(0);
         }
@@ -167,7 +168,8 @@ impl Core {
             layout: stored.layout,
             mtime: None,
         };
-        match self.change(&Cred::default(), Op::Commit(commit), deadline).await? {
+        let writer = inode.writer();
+        match self.change(&writer, Op::Commit(commit), deadline).await? {
             Outcome::Committed { attr, .. } => {
                 let mut state = inode.lock();
                 state.extents.committed(attr.version, placed.into_iter());

@@ -5,7 +5,7 @@ use crate::core::Core;
 use crate::extents::Part;
 use crate::handle::{Handle, Inside, OpenFlags};
 use crate::inode::Inode;
-use crate::leases::may_open;
+use crate::leases::{may_open, owns};
 use crate::meta::unexpected;
 use crate::read::Around;
 use bytes::{Bytes, BytesMut};
@@ -86,6 +86,8 @@ impl Client {
         let losses = self.losses();
         if let Some((attr, run)) = self.core.leases.whole(ino, self.core.world.uptime())
             && may_open(&attr, cred, flags.access())
+            && (!flags.write || owns(&attr, cred))
+        // others' right to write is for the metaservers to remember
         {
             return self.opened(cred, (&attr, losses), Some(run), flags).await;
         }
@@ -412,7 +414,8 @@ impl Core {
             layout: LayoutVersion(0),
             mtime: None,
         };
-        match self.change(&Cred::default(), Op::Commit(commit), deadline).await? {
+        let writer = inode.writer();
+        match self.change(&writer, Op::Commit(commit), deadline).await? {
             Outcome::Committed { attr, .. } => {
                 let mut state = inode.lock();
                 state.extents.committed(attr.version, std::iter::once((hole, Some(Source::Hole))));

@@ -5,6 +5,7 @@ use crate::inode::Inode;
 use crate::read::Ahead;
 use common::fault::{Fault, Kind};
 use common::id::{DataVersion, InodeId};
+use common::perm::is_root;
 use common::proto::meta::{ACCESS_READ, ACCESS_WRITE, Attr, Cred};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -67,6 +68,11 @@ impl Handle {
         self.0.attr.clone()
     }
 
+    /// Who opened it: what is done through it is done on his behalf, whoever has it by now.
+    pub fn cred(&self) -> &Cred {
+        &self.0.cred
+    }
+
     /// The data version it was opened at: pages cached from another version are stale.
     pub fn version(&self) -> DataVersion {
         self.0.attr.version
@@ -83,7 +89,11 @@ impl Inside {
     ) -> Result<Inside, Fault> {
         let (inode, number) = core.enter(attr)?;
         let (told, attr) = {
-            let state = inode.lock();
+            let mut state = inode.lock();
+            // Root stays allowed what others may lose meanwhile.
+            if flags.write && (state.handles == 1 || !state.writer.as_ref().is_some_and(is_root)) {
+                state.writer = Some(cred.clone());
+            }
             (AtomicU64::new(state.errors), state.with_unsaved(attr))
         };
         Ok(Inside {

@@ -18,7 +18,7 @@ use crate::extents::Extents;
 use bytes::Bytes;
 use common::fault::Fault;
 use common::id::{DataVersion, InodeId};
-use common::proto::meta::{Attr, Edit};
+use common::proto::meta::{Attr, Cred, Edit};
 use common::time::Time;
 use common::units::{COMMIT_EDITS_MAX, len_u64, len_usize};
 use std::collections::{BTreeMap, VecDeque};
@@ -84,6 +84,8 @@ pub(crate) struct State {
     /// Handles numbered below this lost unsaved data with their session: they fail until reopened.
     pub(crate) lost_before: u64,
     pub(crate) opened: u64,
+    /// Who opened it for writing, the last one or root: what is saved is saved on his behalf.
+    pub(crate) writer: Option<Cred>,
     pub(crate) handles: usize,
     /// Bytes this client put inline into this file since it was opened or compacted.
     pub(crate) inlined: u64,
@@ -154,6 +156,7 @@ impl Inode {
             last_error: None,
             lost_before: 0,
             opened: 0,
+            writer: None,
             handles: 0,
             inlined: 0,
             fragments: BTreeMap::new(),
@@ -164,6 +167,11 @@ impl Inode {
         let (changed, arrived) = (Notify::new(), Notify::new());
         let dense = AtomicU64::new(0);
         Inode { ino: state.attr.ino, state: Mutex::new(state), changed, arrived, gate: RwLock::new(()), dense }
+    }
+
+    /// On whose behalf what is unsaved is saved.
+    pub(crate) fn writer(&self) -> Cred {
+        self.lock().writer.clone().unwrap_or_default()
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {

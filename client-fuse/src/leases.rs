@@ -51,7 +51,7 @@ use common::proto::lock::{Lock, LockAsk, LockHolder, LockKind};
 use common::proto::meta::{Answer, Attr, Cred, ExtentRun, Op, Outcome, Query, Submitted};
 use inside::Inside;
 pub(crate) use journal::{Again, Lost};
-pub(crate) use local::{Decision, Maker, is_candidate, may_open};
+pub(crate) use local::{Decision, Maker, is_candidate, may_open, owns};
 use locks::OwnLock;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

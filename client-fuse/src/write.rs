@@ -396,8 +396,9 @@ impl Core {
         let deadline = self.meta.deadline();
         for _ in 0..ATTEMPTS_MAX {
             let op = Op::Commit(batch.commit(inode, self.meta.attempt().attempt));
+            let writer = inode.writer();
             if batch.is_full(inode) {
-                let decided = self.decide_with(&Cred::default(), &op, &batch.chunks, deadline).await;
+                let decided = self.decide_with(&writer, &op, &batch.chunks, deadline).await;
                 if let Some(outcome) = decided.map_err(|fault| self.of_others(session, fault))? {
                     return self.landed(inode, &batch, outcome);
                 }
@@ -406,7 +407,7 @@ impl Core {
                 true => Some(self.begin(&op, deadline).await.map_err(|fault| self.of_others(session, fault))?),
                 false => None,
             };
-            let mut pending = match self.meta.prepare(session, &Cred::default(), op, deadline).await {
+            let mut pending = match self.meta.prepare(session, &writer, op, deadline).await {
                 Ok(pending) => pending,
                 Err(fault) => {
                     change.into_iter().for_each(Change::undone);

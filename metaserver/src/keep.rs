@@ -125,7 +125,10 @@ pub(crate) async fn expected(world: &World, member: &Member, page: Page) -> Resu
     world.blocking(read).await.map(KeepAnswer::Expected).map_err(Fault::from)
 }
 
-/// Lets go of those of these chunks that nothing refers to. The horizon is raised, and applied here, before this returns.
+/// Lets go of those of these chunks that nothing refers to. DESIGN 7 has the leader gather asks by placement group for a minute.
+/// Here each server gathers its own: one comparison in 45 s, one ask for 4096 chunks. Servers are fewer than groups, so
+/// the log has no more entries and writers are not told to touch again more often, and no ask waits in the leader.
+/// The horizon is raised, and applied here, before this returns.
 pub(crate) async fn condemn(
     world: &World,
     member: &Member,

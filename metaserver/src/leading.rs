@@ -9,6 +9,7 @@ use crate::movers::Movers;
 use crate::namespace::{self, QueryCtx};
 use crate::opens::Opens;
 use crate::raft::{Member, node_of};
+use crate::rights::Rights;
 use crate::servers::Servers;
 use crate::sessions::Sessions;
 use crate::trash::Pressure;
@@ -42,6 +43,8 @@ pub(crate) struct Leading {
     pub(crate) leases: Arc<Leases>,
     /// Who has removed files open.
     pub(crate) opens: Opens,
+    /// Who was let open what.
+    pub(crate) rights: Rights,
     /// When the trash makes room.
     pub(crate) trash: Pressure,
     /// Some lock was let go of.
@@ -109,6 +112,7 @@ impl Leadership {
             movers: Movers::default(),
             leases: Arc::new(Leases::new(attending.into_iter(), Instant::now())),
             opens: Opens::new(Instant::now()),
+            rights: Rights::default(),
             trash: Pressure::default(),
             lock_news: tokio::sync::Notify::new(),
             sessions: Sessions::new(sessions.into_iter(), Instant::now()),

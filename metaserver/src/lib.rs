@@ -14,7 +14,7 @@
 //! | `keep` | repair and garbage: what belongs where, what may go, who was down for too long |
 //! | `rebalance`, `movers` | which placement groups move: the plan, its steps; who carries them out |
 //! | `space` | what is refused while disks are nearly full, so that what frees space goes on |
-//! | `opens` | who has removed files open |
+//! | `opens`, `rights` | who has removed files open; who was let open what |
 //! | `trash` | when what can be brought back makes room |
 //! | `copies` | may a commit have fewer copies than asked for |
 //! | `orders`, `fsck` | what only administrators may ask; the check of everything |
@@ -41,6 +41,7 @@ mod opens;
 mod orders;
 pub mod raft;
 mod rebalance;
+mod rights;
 mod servers;
 mod service;
 mod sessions;

@@ -16,12 +16,13 @@ use common::fault::{Fault, Kind};
 use common::hello::{Peer, Role};
 use common::id::{InodeId, LogIndex, SessionId};
 use common::layout::ClusterMap;
+use common::perm::is_root;
 use common::proto::admin::{Order, Ordered};
 use common::proto::keep::{KEEP_BATCH_MAX, KeepAdmin, KeepAdminReply, KeepAnswer, KeepAsk, KeepOrders, KeepStatus};
 use common::proto::lease::{Claim, Claimed, LeaseAsk, Leased, RecallCall, Recalls};
 use common::proto::meta::{
     Admin, AdminReply, Alive, Answered, Ask, Cred, Heartbeat, HeartbeatReply, Meta, MetaRequest, NodeStatus, Op,
-    Register, Registered, Request, Status, Submitted,
+    Outcome, Register, Registered, Request, Status, Submitted,
 };
 use common::proto::opens::{OPENS_HOLD, OpenAsk, OpenReport};
 use common::proto::squash::Squash;
@@ -387,6 +388,7 @@ impl Meta for Call {
     async fn submit(self, _: Context, mut request: Request) -> Result<Submitted, Fault> {
         let (member, leading) = self.leading().await?;
         request.cred = self.squashed(&member, request.cred)?;
+        self.check_rights(&member, &leading, (request.session, &request.cred), &request.op)?;
         if let Op::Commit(commit) = &request.op {
             self.check_commit(&member, &leading, commit, &Made::default()).await?;
         }
@@ -404,6 +406,10 @@ impl Meta for Call {
             // Before it is: whatever becomes of this call, the session is watched, and ends if nobody uses it.
             leading.sessions.opened(session);
         }
+        let opening = match &request.op {
+            Op::Create { access, .. } | Op::CreateUnmasked { access, .. } if !is_root(&request.cred) => Some(*access),
+            _ => None,
+        };
         let locks = match &request.op {
             Op::Lock(_) | Op::CancelLock { .. } | Op::HaveLocks { .. } | Op::CloseSession => true,
             Op::Batch(batch) => batch.changes.iter().any(|change| matches!(change.op, Op::HaveLocks { .. })),
@@ -421,6 +427,10 @@ impl Meta for Call {
                 if closes {
                     leading.sessions.ended(session);
                     leading.leases.ended(session);
+                    leading.rights.ended(session);
+                }
+                if let (Some(access), Outcome::Created { attr, .. }) = (opening, &applied.outcome) {
+                    leading.rights.note(session, attr.ino, access);
                 }
                 Ok(Submitted { applied, grants })
             }

@@ -151,6 +151,7 @@ async fn expire(node: &Shared, member: &Member, leading: &Leading) -> Result<(),
     for session in leading.sessions.silent(tokio::time::Instant::now(), EXPIRE_MAX) {
         member.propose(&Command::ExpireSession { session, at: node.world.now() }).await?;
         leading.sessions.ended(session);
+        leading.rights.ended(session);
         leading.leases.ended(session);
         leading.lock_news.notify_waiters();
         tracing::info!(%session, "a silent session was ended");

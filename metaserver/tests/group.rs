@@ -27,6 +27,8 @@ use tokio::time::Instant;
 mod lives;
 #[path = "group/members.rs"]
 mod members;
+#[path = "group/rights.rs"]
+mod rights;
 
 const LIMIT: Duration = Duration::from_secs(20);
 

@@ -80,6 +80,11 @@ impl OpenFiles {
         number
     }
 
+    /// Who opened a file. `None`: it is not open.
+    pub(super) fn opener(&self, number: u64) -> Option<Cred> {
+        self.get(number).ok().map(|file| file.handle.cred().clone())
+    }
+
     fn get(&self, number: u64) -> Result<Arc<OpenFile>, Fault> {
         let found = self.open.lock().expect("no panic holds this lock").get(&number).cloned();
         found.ok_or_else(|| Fault::new(Kind::Internal, format!("file handle {number} is not open")))

@@ -127,9 +127,19 @@ impl Kernel {
     }
 }
 
-async fn set_attr(shared: &Shared, cred: Cred, number: InodeId, set: SetAttr) -> Result<Attr, Fault> {
+/// `open`: the file as which it is open; who opened it had the right to truncate it, whoever does so now.
+async fn set_attr(
+    shared: &Shared,
+    mut cred: Cred,
+    number: InodeId,
+    open: Option<u64>,
+    set: SetAttr,
+) -> Result<Attr, Fault> {
     if set.size.is_some() && cred.uid != 0 {
         shared.drop_privilege(number).await?;
+    }
+    if let (SetAttr { size: Some(_), mode: None, uid: None, gid: None, .. }, Some(open)) = (&set, open) {
+        cred = shared.files.opener(open).unwrap_or(cred);
     }
     let _writing = if set.size.is_some() { Some(shared.warm.writing(number).await) } else { None };
     let changed = if set == SetAttr::default() {
@@ -204,7 +214,7 @@ impl Filesystem for Kernel {
             ..SetAttr::default()
         };
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
-        let work = async move { set_attr(&shared, cred, ino(number), set).await };
+        let work = async move { set_attr(&shared, cred, ino(number), handle.map(|handle| handle.0), set).await };
         self.0.serve(op("setattr", request, number), reply, work, done_attr);
     }
 

@@ -184,6 +184,8 @@ impl Inside {
                     Not::Claimed(_) if !commit.chunks.is_empty() => Not::Here, // a file of others: a claim is as long as a commit
                     not => not,
                 })?;
+                // A right that only an open file still has is for the leader to remember.
+                only_if(owns(&before, cred) || bits(&before).grant(cred, ACCESS_WRITE))?;
                 let (attr, offset) = committed(&before, commit, cred, at)?;
                 self.contents.grown((before.version, attr.version), commit, offset);
                 Ok(Plan { attrs: vec![attr.clone()], ..Plan::new(Outcome::Committed { attr, offset }) })
@@ -410,6 +412,11 @@ impl Plan {
 /// Whether a caller may open a file with these attributes, as far as that can be told here.
 pub(crate) fn may_open(attr: &Attr, cred: &Cred, access: u8) -> bool {
     attr.kind == FileKind::File && !has_acl(attr) && bits(attr).grant(cred, access)
+}
+
+/// Whether the caller owns what has these attributes, or is root.
+pub(crate) fn owns(attr: &Attr, cred: &Cred) -> bool {
+    bits(attr).is_owner(cred)
 }
 
 /// Likewise whether he may list a directory.

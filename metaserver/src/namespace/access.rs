@@ -5,13 +5,14 @@
 
 use super::acl;
 use super::command::{Done, Fail, refuse};
-use super::rows::{Call, row};
+use super::rows::{Call, find_inode, row};
 use crate::store::keys::{self, CLUSTER};
 use crate::store::values::{Inode, SquashRow, Value};
 use common::fault::Kind;
+use common::id::InodeId;
 use common::kv::{KvError, KvRead};
 use common::perm::Bits;
-use common::proto::meta::{ACCESS_EXEC, ACCESS_WRITE, Cred, FileKind};
+use common::proto::meta::{ACCESS_EXEC, ACCESS_READ, ACCESS_WRITE, Cred, FileKind};
 use common::proto::squash::{SQUASH_ALLOWED_MAX, Squash};
 
 pub(super) use common::perm::{SETGID, in_group, is_root};
@@ -31,6 +32,14 @@ pub(super) fn grants(inode: &Inode, cred: &Cred, want: u8) -> bool {
         Some(entries) => acl::grants(entries, inode, cred, want),
         None => bits(inode).grant(cred, want),
     }
+}
+
+/// Whether mode and ACL let the caller read (or execute) or write a file now, or he owns it and could see to that. `None`: it
+/// is not there, or no file.
+pub fn may_use(read: &dyn KvRead, ino: InodeId, cred: &Cred, access: u8) -> Result<Option<bool>, KvError> {
+    let Some(found) = find_inode(read, ino)?.filter(|found| found.kind == FileKind::File) else { return Ok(None) };
+    let executes = access == ACCESS_READ && grants(&found, cred, ACCESS_EXEC);
+    Ok(Some(is_owner(&found, cred) || grants(&found, cred, access) || executes))
 }
 
 /// # Errors
@@ -92,7 +101,6 @@ pub(super) fn set_squash(call: &mut Call<'_, '_>, squash: Option<&Squash>) -> Re
 mod tests {
     use super::*;
     use crate::store::values::Body;
-    use common::proto::meta::ACCESS_READ;
     use common::time::Time;
 
     fn file(mode: u32, uid: u32, gid: u32) -> Inode {

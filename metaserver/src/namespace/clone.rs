@@ -3,7 +3,7 @@
 //! The references are taken here, from the rows of the source, and need no witness: a chunk that is referred to at this
 //! index was not condemned, and cannot be before it has lost its last reference.
 //!
-//! Access is not checked against the mode bits, as in [`super::commit`]: it was when both files were opened.
+//! Access is not checked against the mode bits here, as in [`super::commit`].
 
 use super::access;
 use super::command::{Fail, refuse};

@@ -1,7 +1,7 @@
 //! Commit: what a file holds changes, with the references, in one step. The end of every write.
 //!
-//! Access is not checked against the mode bits here: it was when the file was opened, and a descriptor stays valid over
-//! a later `chmod`. Today the mounts are trusted to have opened what they commit to; open tokens come later.
+//! Access is not checked against the mode bits here: a descriptor stays valid over a later `chmod`. The leader has done it
+//! (`crate::rights`).
 //!
 //! Receipts are *verified* by the leader before it proposes ([`validate`] and `common::auth`); here they are counted.
 

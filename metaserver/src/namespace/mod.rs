@@ -67,6 +67,7 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+pub use access::may_use;
 pub use access::squash;
 pub use batch::decides;
 pub use check::{Problem, check, problems};

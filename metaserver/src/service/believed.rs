@@ -3,15 +3,16 @@
 use super::Call;
 use crate::grants::Reading;
 use crate::leading::Leading;
-use crate::namespace;
+use crate::namespace::{self, Fail};
 use crate::raft::Member;
 use common::fault::{Fault, Kind};
 use common::id::{InodeId, LogIndex, SessionId};
+use common::perm::is_root;
 use common::proto::lease::{
     CLAIM_MAX, Claim, Claimed, IDLE_HOLD, LeaseAsk, Leased, LeasedListing, RECALL_HOLD, RECALLS_MAX, RecallCall,
     Recalls,
 };
-use common::proto::meta::{Answer, Answered, Ask, Query};
+use common::proto::meta::{ACCESS_READ, Answer, Answered, Ask, Query};
 use common::proto::trash::TrashAsk;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -91,6 +92,17 @@ impl Call {
             self.settled(&member, &leading, ask.session).await?;
         }
         ask.cred = self.squashed(&member, ask.cred)?;
+        if let Query::Extents { ino, .. } = ask.query {
+            self.may_use(&member, &leading, (ask.session, &ask.cred), ino, ACCESS_READ)?;
+        }
+        let done = |answered: Result<Answered, Fail>| {
+            if let (Ok(_), Query::Open { ino, access, .. }) = (&answered, &ask.query)
+                && !is_root(&ask.cred)
+            {
+                leading.rights.note(ask.session, *ino, *access);
+            }
+            answered.map_err(|fail| self.fault(fail))
+        };
         let mut looked = reads(&ask.query);
         for _ in 0..LOOKS_MAX {
             let quiet = leading.leases.is_quiet(ask.session);
@@ -102,13 +114,11 @@ impl Call {
             let (reading, own) = (self.reading(&member, &leading, ask.session, arrived), ask.clone());
             let read = move || reading.query(&own);
             let answer = if is_small(&ask.query) { read() } else { self.node().world.blocking(read).await };
-            let Some(looked) = looked.as_mut().filter(|_| !quiet) else {
-                return answer.map_err(|fail| self.fault(fail));
-            };
+            let Some(looked) = looked.as_mut().filter(|_| !quiet) else { return done(answer) };
             let shown = answer.as_ref().map(|answered| shown(&answered.answer)).unwrap_or_default();
             let new: Vec<InodeId> = shown.into_iter().filter(|ino| !looked.contains(ino)).collect();
             if new.is_empty() {
-                return answer.map_err(|fail| self.fault(fail));
+                return done(answer);
             }
             looked.extend(new);
         }

@@ -7,11 +7,12 @@ use crate::leading::Leading;
 use crate::namespace::{self, Command, Done};
 use crate::raft::Member;
 use common::fault::{Fault, Kind};
-use common::id::SessionId;
+use common::id::{InodeId, SessionId};
+use common::perm::is_root;
 use common::proto::batch::Batch;
 use common::proto::lease::{Grants, Touched};
 use common::proto::lock::{LockAsk, LockKind};
-use common::proto::meta::{CloneRange, Commit, Op, Request};
+use common::proto::meta::{ACCESS_READ, ACCESS_WRITE, CloneRange, Commit, Cred, Op, Request};
 use tokio::sync::oneshot;
 
 /// Checks the receipts of a commit against the secret, and what else needs no state.
@@ -30,6 +31,49 @@ fn check_receipts(commit: &Commit, leading: &Leading) -> Result<(), Fault> {
 }
 
 impl Call {
+    /// Whether what uses an open file may be proposed: see [`crate::rights`].
+    pub(super) fn check_rights(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        by: (SessionId, &Cred),
+        op: &Op,
+    ) -> Result<(), Fault> {
+        match op {
+            Op::Commit(commit) => self.may_use(member, leading, by, commit.ino, ACCESS_WRITE),
+            Op::SetAttr { ino, set } if set.opened && set.size.is_some() => {
+                self.may_use(member, leading, by, *ino, ACCESS_WRITE)
+            }
+            Op::Clone(range) => {
+                self.may_use(member, leading, by, range.from, ACCESS_READ)?;
+                self.may_use(member, leading, by, range.to, ACCESS_WRITE)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a session may go on reading (executing) or writing a file.
+    ///
+    /// # Errors
+    /// `Denied`.
+    pub(super) fn may_use(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        (session, cred): (SessionId, &Cred),
+        ino: InodeId,
+        access: u8,
+    ) -> Result<(), Fault> {
+        if is_root(cred) || leading.rights.has(session, ino, access) {
+            return Ok(());
+        }
+        let allowed = namespace::may_use(member.state.mounted().kv(), ino, cred, access);
+        match allowed.map_err(|error| self.store_failed(&error))? {
+            Some(false) => Err(Fault::new(Kind::Denied, format!("{ino}: permission denied"))),
+            Some(true) | None => Ok(()),
+        }
+    }
+
     /// Whether a commit may be proposed. `made`: what comes before it in its batch.
     pub(super) async fn check_commit(
         &self,
@@ -52,14 +96,22 @@ impl Call {
         }
     }
 
-    /// As [`Call::check_commit`], for all commits of a batch. What comes before one that is refused is left, and it comes again
+    /// As [`Call::check_rights`] and [`Call::check_commit`], for all changes of a batch. What comes before one that is refused is left, and it comes again
     /// as the first of the next: then this says why.
-    async fn check_batch(&self, member: &Member, leading: &Leading, batch: &mut Batch) -> Result<(), Fault> {
+    async fn check_batch(
+        &self,
+        member: &Member,
+        leading: &Leading,
+        session: SessionId,
+        batch: &mut Batch,
+    ) -> Result<(), Fault> {
         let mut made = Made::default();
         for (at, change) in batch.changes.iter().enumerate() {
-            if let Op::Commit(commit) = &change.op
-                && let Err(fault) = self.check_commit(member, leading, commit, &made).await
-            {
+            let mut checked = self.check_rights(member, leading, (session, &change.cred), &change.op);
+            if let (Ok(()), Op::Commit(commit)) = (&checked, &change.op) {
+                checked = self.check_commit(member, leading, commit, &made).await;
+            }
+            if let Err(fault) = checked {
                 return match at {
                     0 => Err(fault),
                     _ => {
@@ -164,13 +216,14 @@ impl Call {
         mut request: Request,
     ) -> Result<(Done, Grants), Fault> {
         let Op::Batch(batch) = &mut request.op else { unreachable!("the caller has looked") };
-        self.check_batch(member, leading, batch).await?;
-        let Batch { term, changes, checked, .. } = batch;
-        *checked = leading.term;
-        let (session, ours) = (request.session, *term == leading.term);
-        for change in changes.iter_mut() {
+        for change in &mut batch.changes {
             change.cred = self.squashed(member, std::mem::take(&mut change.cred))?;
         }
+        let session = request.session;
+        self.check_batch(member, leading, session, batch).await?;
+        let Batch { term, checked, .. } = batch;
+        *checked = leading.term;
+        let ours = *term == leading.term;
         let lost = || Fault::new(Kind::Stale, "others have used what this session had write leases of");
         let command = Command::Client { request, at: self.node().world.now() };
         let bytes = command.encode();
