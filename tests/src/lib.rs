@@ -5,6 +5,7 @@
 //! | [`cluster`] | starts a `dfs dev` cluster, kills and starts its servers, mounts it; leaves nothing behind |
 //! | [`command`] | runs a program with a limit |
 //! | [`content`] | bytes that follow from (seed, file, version, offset), so that any read can be checked |
+//! | [`data`], [`json`] | files to put and get back; what commands say |
 //! | [`load`], [`ledger`] | writers that note what was acknowledged; what must be there afterwards |
 //! | [`tree`] | a real directory tree to store, and whether two trees are equal |
 //! | [`chaos`] | which fault comes next, and which must wait |
@@ -26,7 +27,9 @@ pub mod cluster;
 pub mod command;
 pub mod content;
 pub mod damage;
+pub mod data;
 pub mod garbage;
+pub mod json;
 pub mod ledger;
 pub mod linear;
 pub mod load;

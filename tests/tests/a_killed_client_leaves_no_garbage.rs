@@ -12,6 +12,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::content::Content;
+use tests::json::number;
 use tests::wait::wait_until;
 
 /// A session of which nothing is heard ends after a minute.
@@ -29,10 +30,6 @@ const PART_LEN: usize = 40 << 20;
 const NAMELESS_LEN: usize = 8 << 20;
 /// Chunks that are stored beyond what is complete before the clients are killed: more than one of them alone has.
 const ON_THE_WAY: u64 = 14;
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
-}
 
 fn content(file: u64) -> Content {
     Content::new(54, file, 1)

@@ -6,12 +6,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
-use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::command::{Ended, run};
 use tests::content::full;
+use tests::json::number;
 use tests::many::{FILES_PER_DIR, make_chunks, make_files};
 use tests::wait::wait_until;
 use tokio::time::Instant;
@@ -35,10 +35,6 @@ const TICKS: f64 = 100.0;
 
 const METASERVERS: [&str; 3] = ["meta-1", "meta-2", "meta-3"];
 const CHUNKSERVERS: [&str; 3] = ["chunk-1", "chunk-2", "chunk-3"];
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
-}
 
 /// A command that may take long.
 fn dfs(cluster: &Cluster, args: &[&str]) -> Ended {

@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
-use tests::content::Content;
+use tests::data::Data;
+use tests::json::number;
 use tests::wait::wait_until;
 use tokio::time::Instant;
 
@@ -21,36 +21,7 @@ const WELL_LIMIT: Duration = Duration::from_secs(60);
 /// Files, of two chunks each, and their length.
 const FILES: u64 = 10;
 const LEN: u64 = (5 << 20) + 123;
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
-}
-
-fn put(cluster: &Cluster, local: &Path) {
-    let source = local.join("data");
-    std::fs::create_dir(&source).unwrap();
-    for file in 0..FILES {
-        Content::new(51, file, 1).write_file(&source.join(format!("f{file}")), LEN).unwrap();
-    }
-    cluster.dfs(&["put", "-r", source.to_str().unwrap(), "/data"]).must();
-}
-
-/// Reads the files, and compares every byte.
-fn check(cluster: &Cluster, local: &Path) {
-    let back = local.join("back");
-    let _not_there = std::fs::remove_dir_all(&back);
-    cluster.dfs(&["get", "-r", "/data", back.to_str().unwrap()]).must();
-    for file in 0..FILES {
-        Content::new(51, file, 1).check_file(&back.join(format!("f{file}")), LEN).unwrap();
-    }
-}
-
-/// The id that the cluster gave a chunkserver.
-fn id(cluster: &Cluster, name: &str) -> u64 {
-    let log = cluster.log(name);
-    let (_, rest) = log.rsplit_once("registered server=s").unwrap_or_else(|| panic!("{name} has not registered"));
-    rest.split(' ').next().unwrap().parse().unwrap()
-}
+const DATA: Data = Data { seed: 51, files: FILES, len: LEN };
 
 /// Nobody was taken out, data belongs where it did, and no copy was missed, made or dropped since the restart.
 #[track_caller]
@@ -82,7 +53,7 @@ fn after_a_power_cut_half_of_the_servers_serve_and_the_others_may_be_late() {
     for name in ["meta-1", "meta-2", "meta-3"] {
         cluster.configure(&format!("conf/{name}.toml"), &format!("down_out_s = {DOWN_OUT_S}")); // from the restart on
     }
-    put(&cluster, local.path());
+    DATA.put(&cluster, local.path());
     wait_well(&cluster);
     let before = cluster.status();
     cluster.kill(&cluster.servers());
@@ -90,7 +61,7 @@ fn after_a_power_cut_half_of_the_servers_serve_and_the_others_may_be_late() {
     // Of three copies on four servers one at least is on any two of them.
     let began = Instant::now();
     cluster.dev("start", &["meta-1", "meta-2", "chunk-1", "chunk-2"]).must();
-    check(&cluster, local.path());
+    DATA.check(&cluster, local.path());
     eprintln!("everything was read {:?} after half of the servers were started", began.elapsed());
     cluster.start_server("meta-3");
     let served = Instant::now();
@@ -98,7 +69,7 @@ fn after_a_power_cut_half_of_the_servers_serve_and_the_others_may_be_late() {
         nothing_moved(&cluster.status(), &before);
         served.elapsed() > LATE
     });
-    check(&cluster, local.path());
+    DATA.check(&cluster, local.path());
 
     // One after the other: with the first of them there are enough servers to go on without the last one.
     for late in ["chunk-3", "chunk-4"] {
@@ -106,7 +77,7 @@ fn after_a_power_cut_half_of_the_servers_serve_and_the_others_may_be_late() {
         wait_until(&format!("{late} to have compared what it has"), PROCESS_LIMIT, || {
             let status = cluster.status();
             nothing_moved(&status, &before);
-            has_compared(&status, id(&cluster, late))
+            has_compared(&status, cluster.server_id(late))
         });
     }
     wait_well(&cluster);
@@ -114,5 +85,5 @@ fn after_a_power_cut_half_of_the_servers_serve_and_the_others_may_be_late() {
     nothing_moved(&status, &before);
     assert_eq!((&status["chunks"], &status["degraded"]), (&before["chunks"], &json!(0)));
     cluster.dfs(&["admin", "fsck", "--data"]).must();
-    check(&cluster, local.path());
+    DATA.check(&cluster, local.path());
 }

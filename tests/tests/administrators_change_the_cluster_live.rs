@@ -11,14 +11,9 @@ use tests::wait::wait_until;
 /// Six chunks.
 const LEN: u64 = 24 << 20;
 
-fn json(cluster: &Cluster, args: &[&str]) -> Value {
-    let ended = cluster.dfs(args).must();
-    serde_json::from_slice(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended}"))
-}
-
 /// The servers that should hold the chunks of the file.
 fn homes(cluster: &Cluster) -> Vec<Vec<u64>> {
-    let parts = json(cluster, &["admin", "layout", "explain", "/file", "--json"]);
+    let parts = cluster.json(&["admin", "layout", "explain", "/file", "--json"]);
     let servers = |part: &Value| part["servers"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
     parts.as_array().unwrap().iter().map(servers).collect()
 }
@@ -35,7 +30,7 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
     assert!(before.len() == 6 && before.iter().all(|servers| servers.len() == 3), "{before:?}");
     let victim = before[0][0];
 
-    let list = json(&cluster, &["admin", "server", "list", "--json"]);
+    let list = cluster.json(&["admin", "server", "list", "--json"]);
     let places = |row: &Value| row["places"].as_u64().unwrap();
     let total: u64 = list.as_array().unwrap().iter().map(places).sum();
     for row in list.as_array().unwrap() {
@@ -53,7 +48,7 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
     });
     wait_until("the server to be empty", COMMAND_LIMIT, || {
         cluster.dfs(&["admin", "gc", "run"]).must();
-        let list = json(&cluster, &["admin", "server", "list", "--json"]);
+        let list = cluster.json(&["admin", "server", "list", "--json"]);
         list.as_array().unwrap().iter().any(|row| row["server"] == victim && row["chunks"] == 0)
     });
     cluster.dfs(&["admin", "server", "drain", &victim_text, "--wait"]).must();
@@ -61,14 +56,14 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
     assert!(after.iter().all(|servers| servers.len() == 3 && !servers.contains(&victim)), "{after:?}");
     cluster.dfs(&["admin", "fsck", "--data"]).must();
     cluster.dfs(&["admin", "server", "remove", &victim_text, "--yes"]).must();
-    let list = json(&cluster, &["admin", "server", "list", "--json"]);
+    let list = cluster.json(&["admin", "server", "list", "--json"]);
     assert_eq!(list.as_array().unwrap().len(), 3, "{list:#}");
     cluster.dfs(&["get", "/file", back.to_str().unwrap()]).must();
     content.check_file(&back, LEN).unwrap();
 
     cluster.dfs(&["admin", "server", "readmit", &victim_text]).must();
     wait_until("the server that was removed to be back", PROCESS_LIMIT, || {
-        let list = json(&cluster, &["admin", "server", "list", "--json"]);
+        let list = cluster.json(&["admin", "server", "list", "--json"]);
         list.as_array().unwrap().iter().any(|row| row["server"] == victim && row["up"] == true)
     });
 
@@ -78,7 +73,7 @@ fn a_server_is_drained_and_removed_and_the_leader_changes() {
     assert_eq!(cluster.leader(), format!("meta-{other}"));
     cluster.dfs(&["admin", "meta", "transfer-leader", "9"]).must_fail_cleanly();
 
-    let events = json(&cluster, &["admin", "events", "--json"]);
+    let events = cluster.json(&["admin", "events", "--json"]);
     let told = events.as_array().unwrap().iter().map(|event| event["what"].as_str().unwrap());
     let (runs, told): (Vec<&str>, Vec<&str>) = told.partition(|what| *what == "garbage collection run");
     assert!(!runs.is_empty(), "as often as it took: {events:#}");

@@ -6,13 +6,14 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT, program};
 use tests::content::Content;
+use tests::data::Data;
+use tests::json::number;
 use tests::wait::{wait_for, wait_until};
 use tokio::time::Instant;
 
@@ -27,49 +28,9 @@ const AT_WORK: Duration = Duration::from_secs(2);
 /// Files, a chunk each, and their length. A fourth server's share takes 22 s at 1 MB/s.
 const FILES: u64 = 300;
 const FILE_LEN: u64 = 100_000;
+const DATA: Data = Data { seed: 56, files: FILES, len: FILE_LEN };
 /// Copies of each chunk.
 const COPIES: u64 = 3;
-
-fn json_of(cluster: &Cluster, args: &[&str]) -> Value {
-    let ended = cluster.dfs(args).must();
-    serde_json::from_slice(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended}"))
-}
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
-}
-
-fn rebalance(cluster: &Cluster) -> Value {
-    json_of(cluster, &["admin", "rebalance", "status", "--json"])
-}
-
-fn servers(cluster: &Cluster) -> Vec<Value> {
-    json_of(cluster, &["admin", "server", "list", "--json"]).as_array().unwrap().clone()
-}
-
-/// The id that the cluster gave a chunkserver.
-fn id(cluster: &Cluster, name: &str) -> u64 {
-    let log = cluster.log(name);
-    let (_, rest) = log.rsplit_once("registered server=s").unwrap_or_else(|| panic!("{name} has not registered"));
-    rest.split(' ').next().unwrap().parse().unwrap()
-}
-
-fn put(cluster: &Cluster, local: &Path) {
-    let source = local.join("data");
-    std::fs::create_dir(&source).unwrap();
-    for file in 0..FILES {
-        Content::new(56, file, 1).write_file(&source.join(format!("f{file}")), FILE_LEN).unwrap();
-    }
-    cluster.dfs(&["put", "-r", source.to_str().unwrap(), "/data"]).must();
-}
-
-fn check(cluster: &Cluster, local: &Path) {
-    let back = local.join("back");
-    cluster.dfs(&["get", "-r", "/data", back.to_str().unwrap()]).must();
-    for file in 0..FILES {
-        Content::new(56, file, 1).check_file(&back.join(format!("f{file}")), FILE_LEN).unwrap();
-    }
-}
 
 /// Starts `dfs admin ARGS` so that Ctrl-C has its usual effect, also where this test was started with it ignored.
 fn begin(cluster: &Cluster, args: &[&str]) -> Child {
@@ -100,7 +61,7 @@ fn wait_settled(cluster: &Cluster, why: &str, ask: bool) {
             cluster.dfs(&["admin", "gc", "run"]).must();
         }
         let status = cluster.status();
-        let held: u64 = servers(cluster).iter().map(|server| number(server, "chunks")).sum();
+        let held: u64 = cluster.server_list().iter().map(|server| number(server, "chunks")).sum();
         held == COPIES * number(&status, "chunks")
     });
 }
@@ -114,7 +75,7 @@ fn interrupt_gc(cluster: &Cluster, local: &Path) -> String {
     cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0"]).must();
     cluster.dfs(&["rm", "/gone"]).must();
     // The orders that the other two servers have carried out.
-    let still = id(cluster, "chunk-1");
+    let still = cluster.server_id("chunk-1");
     let done = || -> Vec<u64> {
         let status = cluster.status();
         let reports = status["keep"]["servers"].as_array().unwrap();
@@ -148,9 +109,9 @@ fn interrupt_fsck(cluster: &Cluster) -> String {
 
 /// Waits until groups move, interrupts the command, and sees that they go on moving and no copy is missing.
 fn interrupt_moves(cluster: &Cluster, child: Child, what: &str) -> String {
-    wait_until(&format!("groups to move for {what}"), PROCESS_LIMIT, || number(&rebalance(cluster), "moving") > 0);
+    wait_until(&format!("groups to move for {what}"), PROCESS_LIMIT, || number(&cluster.rebalance(), "moving") > 0);
     let said = ctrl_c(child, what);
-    let status = rebalance(cluster);
+    let status = cluster.rebalance();
     assert!(status["state"] == "running" && status["over"] == false, "{what} goes on: {status:#}");
     cluster.dfs(&["admin", "fsck"]).must();
     cluster.dfs(&["admin", "rebalance", "limit", "0"]); // refused if it is through already
@@ -162,36 +123,36 @@ fn interrupt_moves(cluster: &Cluster, child: Child, what: &str) -> String {
 #[test]
 fn what_was_ordered_goes_on_and_nothing_is_left_half_done() {
     let (cluster, local) = (Cluster::start_with(1, 3), tempfile::tempdir().unwrap());
-    put(&cluster, local.path());
+    DATA.put(&cluster, local.path());
     let gc = interrupt_gc(&cluster, local.path());
     let fsck = interrupt_fsck(&cluster);
 
     cluster.dfs(&["admin", "settings", "set", "grace_s=0"]).must();
     cluster.dev("up", &["--chunkservers", "4"]).must();
     wait_until("the new server to be known", PROCESS_LIMIT, || {
-        let all = servers(&cluster);
+        let all = cluster.server_list();
         all.len() == 4 && all.iter().all(|server| server["up"] == true && number(server, "free") > 0)
     });
     let start = begin(&cluster, &["rebalance", "start", "--max-mbps", "1", "--wait"]);
     let start = interrupt_moves(&cluster, start, "rebalance start");
-    let planned = json_of(&cluster, &["admin", "rebalance", "plan", "--json"]);
+    let planned = cluster.json(&["admin", "rebalance", "plan", "--json"]);
     assert_eq!(number(&planned, "groups"), 0, "every server has its share: {planned:#}");
     wait_settled(&cluster, "old copies to be dropped", true);
 
-    let four = id(&cluster, "chunk-4");
+    let four = cluster.server_id("chunk-4");
     let server = four.to_string();
     let drain = begin(&cluster, &["server", "drain", &server, "--max-mbps", "1", "--wait"]);
     let drain = interrupt_moves(&cluster, drain, "server drain");
     wait_until("the server that is drained to be empty", PLAN_LIMIT, || {
         cluster.dfs(&["admin", "gc", "run"]).must();
-        let all = servers(&cluster);
+        let all = cluster.server_list();
         let its = all.iter().find(|server| server["server"] == four).unwrap();
         number(its, "chunks") == 0 && number(its, "places") == 0
     });
     cluster.dfs(&["admin", "server", "drain", &server, "--wait"]).must(); // there is nothing left to wait for
     wait_until("the cluster to be well", PLAN_LIMIT, || cluster.status()["health"] == "ok");
     cluster.dfs(&["admin", "fsck", "--data"]).must();
-    check(&cluster, local.path());
+    DATA.check(&cluster, local.path());
 
     // Who leaves is told what goes on without him.
     let tells = |said: &str, any: &[&str]| any.iter().any(|word| said.contains(word));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::content::Content;
+use tests::json::number;
 use tests::load::Load;
 use tests::wait::wait_until;
 use tokio::time::Instant;
@@ -22,25 +23,8 @@ const OPS_BETWEEN: u64 = 10;
 const FILES: u64 = 300;
 const FILE_LEN: u64 = 100_000;
 
-fn json(cluster: &Cluster, args: &[&str]) -> Value {
-    let ended = cluster.dfs(args).must();
-    serde_json::from_slice(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended}"))
-}
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
-}
-
-fn rebalance(cluster: &Cluster) -> Value {
-    json(cluster, &["admin", "rebalance", "status", "--json"])
-}
-
 fn plan(cluster: &Cluster) -> Value {
-    json(cluster, &["admin", "rebalance", "plan", "--json"])
-}
-
-fn servers(cluster: &Cluster) -> Vec<Value> {
-    json(cluster, &["admin", "server", "list", "--json"]).as_array().unwrap().clone()
+    cluster.json(&["admin", "rebalance", "plan", "--json"])
 }
 
 /// Stores the files.
@@ -67,7 +51,7 @@ fn check(cluster: &Cluster, local: &Path) {
 fn wait_told(cluster: &Cluster) {
     wait_until("heartbeats to tell what is there", PROCESS_LIMIT, || {
         let status = cluster.status();
-        servers(cluster).iter().map(|server| number(server, "chunks")).sum::<u64>() == 3 * number(&status, "chunks")
+        cluster.server_list().iter().map(|server| number(server, "chunks")).sum::<u64>() == 3 * number(&status, "chunks")
     });
 }
 
@@ -75,7 +59,7 @@ fn wait_told(cluster: &Cluster) {
 fn grow(cluster: &Cluster, count: usize) {
     cluster.dev("up", &["--chunkservers", &count.to_string()]).must();
     wait_until("new servers to be known", PROCESS_LIMIT, || {
-        let all = servers(cluster);
+        let all = cluster.server_list();
         all.len() == count && all.iter().all(|server| server["up"] == true && number(server, "free") > 0)
     });
 }
@@ -90,7 +74,7 @@ fn settle(cluster: &Cluster) {
     wait_until("copies that moved to be dropped", PLAN_LIMIT, || {
         cluster.dfs(&["admin", "gc", "run"]).must();
         let status = cluster.status();
-        servers(cluster).iter().map(|server| number(server, "chunks")).sum::<u64>() == 3 * number(&status, "chunks")
+        cluster.server_list().iter().map(|server| number(server, "chunks")).sum::<u64>() == 3 * number(&status, "chunks")
     });
 }
 
@@ -101,7 +85,7 @@ fn what_a_plan_says_is_what_happens_and_no_copy_is_missing_on_the_way() {
     wait_told(&cluster);
     assert_eq!(number(&plan(&cluster), "groups"), 0, "every server has its share");
     grow(&cluster, 5);
-    assert!(servers(&cluster)[3..].iter().all(|server| server["places"] == 0), "nothing moves unless somebody says so");
+    assert!(cluster.server_list()[3..].iter().all(|server| server["places"] == 0), "nothing moves unless somebody says so");
 
     let planned = plan(&cluster);
     assert!(planned["exact"] == true && number(&planned, "bytes") > 0, "{planned:#}");
@@ -115,7 +99,7 @@ fn what_a_plan_says_is_what_happens_and_no_copy_is_missing_on_the_way() {
 
     // 1 MB a second for each of two servers: it takes several seconds. Old copies go as soon as they may.
     cluster.dfs(&["admin", "settings", "set", "grace_s=0"]).must();
-    let started = json(&cluster, &["admin", "rebalance", "start", "--max-mbps", "1", "--json"]);
+    let started = cluster.json(&["admin", "rebalance", "start", "--max-mbps", "1", "--json"]);
     let busiest = all.iter().map(|server| number(server, "receives").max(number(server, "sends"))).max().unwrap();
     let seconds = busiest.div_ceil(1_000_000);
     assert_eq!(number(&started, "seconds"), seconds, "at that rate");
@@ -124,19 +108,19 @@ fn what_a_plan_says_is_what_happens_and_no_copy_is_missing_on_the_way() {
     assert_eq!(as_planned, planned, "what is shown before is what is begun");
     wait_until("a third to be copied", PROCESS_LIMIT, || {
         all_copies_are_there(&cluster);
-        let status = rebalance(&cluster);
+        let status = cluster.rebalance();
         3 * number(&status, "bytes_done") > number(&status, "bytes")
     });
     cluster.dfs(&["admin", "rebalance", "pause"]).must();
     let mut last = (Vec::new(), Instant::now());
     wait_until("it to stand still", PROCESS_LIMIT, || {
-        let held: Vec<Value> = servers(&cluster).iter().map(|server| server["chunk_bytes"].clone()).collect();
+        let held: Vec<Value> = cluster.server_list().iter().map(|server| server["chunk_bytes"].clone()).collect();
         if held != last.0 {
             last = (held, Instant::now());
         }
         last.1.elapsed() > STILL
     });
-    let status = rebalance(&cluster);
+    let status = cluster.rebalance();
     assert!(status["state"] == "paused" && number(&status, "moving") > 0 && status["over"] == false, "{status:#}");
     assert!(number(&status, "bytes_done") < number(&status, "bytes"), "{status:#}");
     all_copies_are_there(&cluster);
@@ -145,12 +129,12 @@ fn what_a_plan_says_is_what_happens_and_no_copy_is_missing_on_the_way() {
     cluster.dfs(&["admin", "rebalance", "limit", "0"]).must();
     wait_until("all to arrive, and no copy to be missing at any look", PLAN_LIMIT, || {
         all_copies_are_there(&cluster);
-        rebalance(&cluster)["over"] == true
+        cluster.rebalance()["over"] == true
     });
     settle(&cluster);
 
     wait_told(&cluster);
-    for (server, was_planned) in servers(&cluster).iter().zip(all) {
+    for (server, was_planned) in cluster.server_list().iter().zip(all) {
         assert_eq!(server["chunk_bytes"], was_planned["used_after"], "{server:#}");
         assert_eq!(server["places"], was_planned["places_after"], "{server:#}");
     }
@@ -175,7 +159,7 @@ fn a_cluster_grows_under_load_while_the_leader_a_source_and_a_target_are_killed(
     grow(&cluster, 5);
     cluster.dfs(&["admin", "settings", "set", "grace_s=2"]).must();
     cluster.dfs(&["admin", "rebalance", "start", "--max-mbps", "2"]).must();
-    wait_until("groups to move", PROCESS_LIMIT, || number(&rebalance(&cluster), "moving") > 0);
+    wait_until("groups to move", PROCESS_LIMIT, || number(&cluster.rebalance(), "moving") > 0);
 
     for victim in ["leader", "chunk-1", "chunk-4"] {
         let name = if victim == "leader" { cluster.leader() } else { victim.to_owned() };
@@ -183,7 +167,7 @@ fn a_cluster_grows_under_load_while_the_leader_a_source_and_a_target_are_killed(
         progress(&format!("operations after {victim} {name} was killed"));
         cluster.start_server(&name);
         progress(&format!("operations after {victim} {name} was started again"));
-        let status = rebalance(&cluster);
+        let status = cluster.rebalance();
         eprintln!("after {name}: {} of {} groups, {}", status["groups_done"], status["groups"], status["state"]);
     }
     cluster.dfs(&["admin", "rebalance", "limit", "0"]); // refused if it is through already
@@ -193,10 +177,10 @@ fn a_cluster_grows_under_load_while_the_leader_a_source_and_a_target_are_killed(
     let failed: Vec<&String> = ledgers.iter().flat_map(|ledger| &ledger.failed).collect();
     assert!(failed.is_empty(), "{} operations failed: {:?}", failed.len(), &failed[..failed.len().min(10)]);
 
-    let status = rebalance(&cluster);
+    let status = cluster.rebalance();
     assert!(status["state"] == "done" && status["groups_done"] == status["groups"], "{status:#}");
     assert_eq!(number(&plan(&cluster), "groups"), 0, "every server has its share");
-    let all = servers(&cluster);
+    let all = cluster.server_list();
     for server in &all {
         let (places, fair) = (number(server, "places"), 3 * 256 / 5);
         assert!(places.abs_diff(fair) * 20 <= fair, "within 5 % of a fifth of the places: {all:#?}");
@@ -229,7 +213,7 @@ fn a_server_that_is_drained_gives_all_it_has_and_one_that_is_announced_away_keep
     cluster.dfs(&["admin", "server", "maintenance", "on", &four, "--for", "1h"]).must();
     let layout = cluster.status()["keep"]["layout"].clone();
     cluster.kill(&["chunk-4"]);
-    let silent = || servers(&cluster).into_iter().find(|one| one["server"] == number_four).unwrap();
+    let silent = || cluster.server_list().into_iter().find(|one| one["server"] == number_four).unwrap();
     wait_until("it to be away for long", PLAN_LIMIT, || {
         silent()["silent_ms"].as_u64().is_some_and(|silent| silent > 15_000)
     });
@@ -246,21 +230,21 @@ fn a_server_that_is_drained_gives_all_it_has_and_one_that_is_announced_away_keep
 
     // Drained: what is shown before is what happens.
     wait_told(&cluster);
-    let planned = json(&cluster, &["admin", "server", "drain", &four, "--plan", "--json"]);
+    let planned = cluster.json(&["admin", "server", "drain", &four, "--plan", "--json"]);
     cluster.dfs(&["admin", "server", "decommission", &four]).must_fail_cleanly();
     cluster.dfs(&["admin", "server", "drain", &four]).must();
     cluster.dfs(&["admin", "rebalance", "status", "--wait"]).must();
     all_copies_are_there(&cluster);
     settle(&cluster);
     wait_told(&cluster);
-    for (server, was_planned) in servers(&cluster).iter().zip(planned["servers"].as_array().unwrap()) {
+    for (server, was_planned) in cluster.server_list().iter().zip(planned["servers"].as_array().unwrap()) {
         assert_eq!(server["chunk_bytes"], was_planned["used_after"], "{server:#}");
     }
     let other = id("chunk-1").to_string();
     let refused = cluster.dfs(&["admin", "server", "drain", &other]).must_fail_cleanly();
     assert!(refused.err.contains("add one first"), "three copies need three servers: {refused}");
     cluster.dfs(&["admin", "server", "decommission", &four, "--yes"]).must();
-    assert_eq!(servers(&cluster).len(), 3);
+    assert_eq!(cluster.server_list().len(), 3);
     cluster.dfs(&["admin", "fsck", "--data"]).must();
     check(&cluster, local.path());
 }

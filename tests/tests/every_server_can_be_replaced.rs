@@ -11,6 +11,7 @@ use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::content::Content;
 use tests::damage::files_below;
+use tests::json::number;
 use tests::ledger::Ledger;
 use tests::load::Load;
 use tests::wait::wait_until;
@@ -29,19 +30,6 @@ const OVERHEAD: u64 = 64 << 20;
 /// All copies.
 const COPIES: u64 = 3;
 
-fn json(cluster: &Cluster, args: &[&str]) -> Value {
-    let ended = cluster.dfs(args).must();
-    serde_json::from_slice(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended}"))
-}
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
-}
-
-fn servers(cluster: &Cluster) -> Vec<Value> {
-    json(cluster, &["admin", "server", "list", "--json"]).as_array().unwrap().clone()
-}
-
 /// The id that the cluster gave a chunkserver last.
 fn id(cluster: &Cluster, name: &str) -> String {
     let log = cluster.log(name);
@@ -51,7 +39,7 @@ fn id(cluster: &Cluster, name: &str) -> String {
 
 fn wait_known(cluster: &Cluster, count: usize) {
     wait_until("servers to be known", PROCESS_LIMIT, || {
-        let all = servers(cluster);
+        let all = cluster.server_list();
         all.len() == count && all.iter().all(|server| server["up"] == true && number(server, "free") > 0)
     });
 }
@@ -60,7 +48,7 @@ fn wait_known(cluster: &Cluster, count: usize) {
 fn settle(cluster: &Cluster) {
     wait_until("copies that moved to be dropped", PLAN_LIMIT, || {
         cluster.dfs(&["admin", "gc", "run"]).must();
-        let held: u64 = servers(cluster).iter().map(|server| number(server, "chunks")).sum();
+        let held: u64 = cluster.server_list().iter().map(|server| number(server, "chunks")).sum();
         held == COPIES * number(&cluster.status(), "chunks")
     });
 }
@@ -73,13 +61,13 @@ fn on_disk(cluster: &Cluster, name: &str) -> u64 {
 
 /// Every server holds what the plan said, and so does its disk.
 fn is_as_planned(cluster: &Cluster, planned: &Value) {
-    for (server, was_planned) in servers(cluster).iter().zip(planned["servers"].as_array().unwrap()) {
+    for (server, was_planned) in cluster.server_list().iter().zip(planned["servers"].as_array().unwrap()) {
         assert_eq!(server["server"], was_planned["server"]);
         assert_eq!(server["chunk_bytes"], was_planned["used_after"], "{server:#}");
     }
     for name in cluster.servers().iter().filter(|name| name.starts_with("chunk-") && cluster.pid(name).is_some()) {
         let its: u64 = id(cluster, name).parse().unwrap();
-        let server = servers(cluster).into_iter().find(|one| one["server"] == its).unwrap();
+        let server = cluster.server_list().into_iter().find(|one| one["server"] == its).unwrap();
         let (disk, held) = (on_disk(cluster, name), number(&server, "chunk_bytes"));
         assert!(disk >= held && disk <= held + OVERHEAD, "{name}: {disk} bytes on disk for {held}");
     }
@@ -150,22 +138,22 @@ fn a_cluster_grows_shrinks_and_changes_every_server_under_load() {
     cluster.dfs(&["admin", "rebalance", "status", "--wait"]).must();
     stop(&mut cluster, writers, &root, 1);
     settle(&cluster);
-    let planned = json(&cluster, &["admin", "rebalance", "plan", "--json"]);
+    let planned = cluster.json(&["admin", "rebalance", "plan", "--json"]);
     assert_eq!(number(&planned, "groups"), 0, "every server has its share: {planned:#}");
-    let places: Vec<u64> = servers(&cluster).iter().map(|server| number(server, "places")).collect();
+    let places: Vec<u64> = cluster.server_list().iter().map(|server| number(server, "places")).collect();
     let fair = places.iter().sum::<u64>() / 6;
     assert!(places.iter().all(|places| places.abs_diff(fair) * 20 <= fair), "within 5 % of a sixth: {places:?}");
     is_as_planned(&cluster, &planned);
 
     for name in ["chunk-4", "chunk-5", "chunk-6"] {
-        let planned = json(&cluster, &["admin", "server", "drain", &id(&cluster, name), "--plan", "--json"]);
+        let planned = cluster.json(&["admin", "server", "drain", &id(&cluster, name), "--plan", "--json"]);
         cluster.dfs(&["admin", "server", "drain", &id(&cluster, name)]).must();
         cluster.dfs(&["admin", "rebalance", "status", "--wait"]).must();
         settle(&cluster);
         is_as_planned(&cluster, &planned);
         decommission(&cluster, name);
     }
-    assert_eq!(servers(&cluster).len(), 3);
+    assert_eq!(cluster.server_list().len(), 3);
     check(&cluster, local.path());
 
     let (writers, root) = load(&mut cluster, 2);
@@ -177,7 +165,7 @@ fn a_cluster_grows_shrinks_and_changes_every_server_under_load() {
     }
     stop(&mut cluster, writers, &root, 2);
     settle(&cluster);
-    let planned = json(&cluster, &["admin", "rebalance", "plan", "--json"]);
+    let planned = cluster.json(&["admin", "rebalance", "plan", "--json"]);
     assert_eq!(number(&planned, "groups"), 0, "every server has its share: {planned:#}");
     is_as_planned(&cluster, &planned);
     check(&cluster, local.path());

@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
-use tests::content::Content;
+use tests::data::Data;
+use tests::json::number;
 use tests::wait::{wait_for, wait_until};
 
 const METASERVERS: [&str; 3] = ["meta-1", "meta-2", "meta-3"];
@@ -23,34 +23,7 @@ const FRESH_MS: u64 = 3000;
 /// Files, a chunk each, and their length. At 1 MiB a second each of three servers makes a third of 270 copies in 43 s.
 const FILES: u64 = 360;
 const FILE_LEN: u64 = 500_000;
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
-}
-
-fn put(cluster: &Cluster, local: &Path) {
-    let source = local.join("data");
-    std::fs::create_dir(&source).unwrap();
-    for file in 0..FILES {
-        Content::new(52, file, 1).write_file(&source.join(format!("f{file}")), FILE_LEN).unwrap();
-    }
-    cluster.dfs(&["put", "-r", source.to_str().unwrap(), "/data"]).must();
-}
-
-fn check(cluster: &Cluster, local: &Path) {
-    let back = local.join("back");
-    cluster.dfs(&["get", "-r", "/data", back.to_str().unwrap()]).must();
-    for file in 0..FILES {
-        Content::new(52, file, 1).check_file(&back.join(format!("f{file}")), FILE_LEN).unwrap();
-    }
-}
-
-/// The id that the cluster gave a chunkserver.
-fn id(cluster: &Cluster, name: &str) -> u64 {
-    let log = cluster.log(name);
-    let (_, rest) = log.rsplit_once("registered server=s").unwrap_or_else(|| panic!("{name} has not registered"));
-    rest.split(' ').next().unwrap().parse().unwrap()
-}
+const DATA: Data = Data { seed: 52, files: FILES, len: FILE_LEN };
 
 /// How far repair is, as the leader tells it.
 #[derive(Clone, Copy, Debug)]
@@ -118,9 +91,9 @@ fn the_next_leader_tells_of_a_repair_where_the_last_one_left_it() {
     cluster.kill(&METASERVERS);
     cluster.up();
     cluster.dfs(&["admin", "settings", "set", "repair_busy_mib_s=1", "repair_idle_mib_s=1"]).must();
-    put(&cluster, local.path());
+    DATA.put(&cluster, local.path());
     wait_until("a whole cluster", PROCESS_LIMIT, || cluster.status()["health"] == "ok");
-    let [one, two, three, lost] = ["chunk-1", "chunk-2", "chunk-3", "chunk-4"].map(|name| id(&cluster, name));
+    let [one, two, three, lost] = ["chunk-1", "chunk-2", "chunk-3", "chunk-4"].map(|name| cluster.server_id(name));
     let rest = [one, two, three];
 
     cluster.kill(&["chunk-4"]);
@@ -154,5 +127,5 @@ fn the_next_leader_tells_of_a_repair_where_the_last_one_left_it() {
     });
     wait_until("the cluster to be well", HEAL_LIMIT, || cluster.status()["health"] == "ok");
     cluster.dfs(&["admin", "fsck", "--data"]).must();
-    check(&cluster, local.path());
+    DATA.check(&cluster, local.path());
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tests::cluster::Cluster;
 use tests::content::Content;
 use tests::damage::flip_stored;
+use tests::json::number;
 use tests::wait::wait_until;
 
 /// Everything is back within this.
@@ -29,10 +30,6 @@ fn check(cluster: &Cluster, local: &Path, files: u64) {
         cluster.dfs(&["get", &format!("/f{file}"), back.to_str().unwrap()]).must();
         Content::new(9, file, 1).check_file(&back, LEN).unwrap();
     }
-}
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
 }
 
 /// The id that the cluster gave a chunkserver last.

@@ -22,6 +22,7 @@ use tests::cluster::{COMMAND_LIMIT, Cluster};
 use tests::command::run;
 use tests::content::{Content, full};
 use tests::damage::{files_below, flip_anywhere};
+use tests::json::number;
 use tests::ledger::Ledger;
 use tests::load::Load;
 use tests::wait::wait_until;
@@ -78,10 +79,6 @@ fn size() -> Size {
 fn seed() -> u64 {
     let given = std::env::var("DFS_TEST_SEED").ok().map(|text| text.parse().unwrap());
     given.unwrap_or_else(|| u64::from(std::process::id()))
-}
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
 }
 
 /// How a fault ends.

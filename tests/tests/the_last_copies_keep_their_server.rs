@@ -3,27 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
-use serde_json::{Value, json};
+use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::command::Ended;
 use tests::content::Content;
+use tests::json::number;
 use tests::wait::wait_until;
 
 /// Everything is back within this.
 const HEAL_LIMIT: Duration = Duration::from_secs(120);
 /// Three chunks.
 const LEN: u64 = 9 << 20;
-
-fn number(value: &Value, key: &str) -> u64 {
-    value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
-}
-
-fn json_of(cluster: &Cluster, args: &[&str]) -> Value {
-    let ended = cluster.dfs(args).must();
-    serde_json::from_slice(&ended.out).unwrap_or_else(|error| panic!("{error}: {ended}"))
-}
 
 fn put(cluster: &Cluster, local: &Path, file: u64, to: &str) {
     let source = local.join("source");
@@ -51,7 +43,7 @@ fn remove(cluster: &Cluster, server: u64) -> Ended {
 
 /// The servers that the cluster knows, and those of them that are up.
 fn servers(cluster: &Cluster) -> (Vec<u64>, Vec<u64>) {
-    let list = json_of(cluster, &["admin", "server", "list", "--json"]);
+    let list = cluster.json(&["admin", "server", "list", "--json"]);
     let all = list.as_array().unwrap().iter();
     let up = all.clone().filter(|one| one["up"] == true).map(|one| number(one, "server")).collect();
     (all.map(|one| number(one, "server")).collect(), up)
@@ -69,7 +61,7 @@ fn who_would_remove_the_last_copies_is_told_of_which_files_they_are() {
     cluster.dfs(&["admin", "settings", "set", "min_replicas=1"]).must();
     cluster.kill(&["chunk-2", "chunk-3"]);
     put(&cluster, local.path(), 2, "/d/only");
-    let parts = json_of(&cluster, &["admin", "layout", "explain", "/d/only", "--json"]);
+    let parts = cluster.json(&["admin", "layout", "explain", "/d/only", "--json"]);
     let chunks: Vec<&str> = parts.as_array().unwrap().iter().map(|part| part["chunk"].as_str().unwrap()).collect();
     assert_eq!((chunks.len(), &cluster.status()["degraded"]), (3, &json!(3)), "they have one copy each");
 
