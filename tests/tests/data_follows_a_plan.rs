@@ -51,7 +51,8 @@ fn check(cluster: &Cluster, local: &Path) {
 fn wait_told(cluster: &Cluster) {
     wait_until("heartbeats to tell what is there", PROCESS_LIMIT, || {
         let status = cluster.status();
-        cluster.server_list().iter().map(|server| number(server, "chunks")).sum::<u64>() == 3 * number(&status, "chunks")
+        cluster.server_list().iter().map(|server| number(server, "chunks")).sum::<u64>()
+            == 3 * number(&status, "chunks")
     });
 }
 
@@ -74,7 +75,8 @@ fn settle(cluster: &Cluster) {
     wait_until("copies that moved to be dropped", PLAN_LIMIT, || {
         cluster.dfs(&["admin", "gc", "run"]).must();
         let status = cluster.status();
-        cluster.server_list().iter().map(|server| number(server, "chunks")).sum::<u64>() == 3 * number(&status, "chunks")
+        cluster.server_list().iter().map(|server| number(server, "chunks")).sum::<u64>()
+            == 3 * number(&status, "chunks")
     });
 }
 
@@ -85,7 +87,10 @@ fn what_a_plan_says_is_what_happens_and_no_copy_is_missing_on_the_way() {
     wait_told(&cluster);
     assert_eq!(number(&plan(&cluster), "groups"), 0, "every server has its share");
     grow(&cluster, 5);
-    assert!(cluster.server_list()[3..].iter().all(|server| server["places"] == 0), "nothing moves unless somebody says so");
+    assert!(
+        cluster.server_list()[3..].iter().all(|server| server["places"] == 0),
+        "nothing moves unless somebody says so"
+    );
 
     let planned = plan(&cluster);
     assert!(planned["exact"] == true && number(&planned, "bytes") > 0, "{planned:#}");
