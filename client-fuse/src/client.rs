@@ -272,10 +272,13 @@ impl Client {
         }
     }
 
-    /// Changes attributes. A new size or time first saves what is unsaved of the file.
+    /// Changes attributes. A new size or time first saves what is unsaved of the file; so does a new mode or owner, or what was
+    /// written before would be saved after it: without the right, or taking set-id bits away.
     pub async fn setattr(&self, cred: &Cred, ino: InodeId, set: SetAttr) -> Result<Attr, Fault> {
+        let shapes = set.size.is_some() || set.mtime.is_some() || set.atime.is_some();
+        let rights = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         if let Some(inode) = self.core.find(ino)
-            && (set.size.is_some() || set.mtime.is_some() || set.atime.is_some())
+            && (shapes || (rights && inode.lock().is_unsaved()))
         {
             return self.core.set_attr_saved(&inode, cred, set).await;
         }

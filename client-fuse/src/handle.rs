@@ -5,7 +5,6 @@ use crate::inode::Inode;
 use crate::read::Ahead;
 use common::fault::{Fault, Kind};
 use common::id::{DataVersion, InodeId};
-use common::perm::is_root;
 use common::proto::meta::{ACCESS_READ, ACCESS_WRITE, Attr, Cred};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -90,9 +89,8 @@ impl Inside {
         let (inode, number) = core.enter(attr)?;
         let (told, attr) = {
             let mut state = inode.lock();
-            // Root stays allowed what others may lose meanwhile.
-            if flags.write && (state.handles == 1 || !state.writer.as_ref().is_some_and(is_root)) {
-                state.writer = Some(cred.clone());
+            if flags.write {
+                state.opened_for_writing(cred);
             }
             (AtomicU64::new(state.errors), state.with_unsaved(attr))
         };

@@ -18,6 +18,7 @@ use crate::extents::Extents;
 use bytes::Bytes;
 use common::fault::Fault;
 use common::id::{DataVersion, InodeId};
+use common::perm::is_root;
 use common::proto::meta::{Attr, Cred, Edit};
 use common::time::Time;
 use common::units::{COMMIT_EDITS_MAX, len_u64, len_usize};
@@ -84,7 +85,7 @@ pub(crate) struct State {
     /// Handles numbered below this lost unsaved data with their session: they fail until reopened.
     pub(crate) lost_before: u64,
     pub(crate) opened: u64,
-    /// Who opened it for writing, the last one or root: what is saved is saved on his behalf.
+    /// Who opened it for writing: root, else the owner, else the last one. What is saved is saved on his behalf.
     pub(crate) writer: Option<Cred>,
     pub(crate) handles: usize,
     /// Bytes this client put inline into this file since it was opened or compacted.
@@ -241,6 +242,15 @@ impl State {
     /// Whether flights may not land now.
     pub(crate) fn is_held(&self) -> bool {
         self.held
+    }
+
+    /// Somebody opened it for writing. Root stays allowed what others may lose, and so does the owner.
+    pub(crate) fn opened_for_writing(&mut self, cred: &Cred) {
+        let rank = |cred: &Cred| (is_root(cred), cred.uid == self.attr.uid);
+        let alone = self.handles == 1 && !self.is_unsaved();
+        if alone || self.writer.as_ref().is_none_or(|writer| rank(cred) >= rank(writer)) {
+            self.writer = Some(cred.clone());
+        }
     }
 
     /// What `dirty` and what flights hold of the client's budget.

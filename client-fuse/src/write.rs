@@ -221,6 +221,12 @@ impl Core {
     }
 }
 
+/// What the metaservers deny they deny the next time as well; a chunkserver may not.
+fn for_good(fault: Fault) -> Fault {
+    let kind = if fault.kind == Kind::Denied { Kind::NotPermitted } else { fault.kind };
+    Fault { kind, ..fault }
+}
+
 /// Whether it makes sense to keep the bytes and try again.
 fn is_lasting(kind: Kind, has_handles: bool) -> bool {
     match kind {
@@ -443,7 +449,7 @@ impl Core {
                         Ok(Some(applied)) => self.saved(inode, &batch, &mut pending, applied.into()),
                         Ok(None) => {
                             pending.change.into_iter().for_each(Change::undone);
-                            Err(fault)
+                            Err(for_good(fault))
                         }
                         Err(_) => {
                             *open = Some((pending, batch));

@@ -21,6 +21,9 @@ const PURGE_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at them.
 const PURGE_LOOK: Duration = Duration::from_millis(50);
 
+/// What is counted of the time between two looks, at most.
+const COUNT_MAX: Duration = Duration::from_secs(1);
+
 /// A client's request counts as use of the cluster for so long: longer than between two reports of a server.
 const IN_USE_FOR: Duration = Duration::from_secs(3);
 
@@ -38,14 +41,23 @@ struct Table {
     scrub: u64,
     /// When a client last asked for something.
     used: Option<Instant>,
-    /// Since when enough servers are up for another one to be taken out.
-    enough: Option<Instant>,
+    /// For how long each server was silent while enough others were up; and when that was counted.
+    silent: BTreeMap<ServerId, Duration>,
+    counted: Option<Instant>,
 }
 
 impl Keep {
     /// Nothing was heard or ordered yet. Orders of a later term have higher numbers.
     pub(crate) fn new(term: u64) -> Keep {
-        let table = Table { reports: BTreeMap::new(), orders: term << 32, gc: 0, scrub: 0, used: None, enough: None };
+        let table = Table {
+            reports: BTreeMap::new(),
+            orders: term << 32,
+            gc: 0,
+            scrub: 0,
+            used: None,
+            silent: BTreeMap::new(),
+            counted: None,
+        };
         Keep { table: Mutex::new(table) }
     }
 
@@ -77,11 +89,19 @@ impl Keep {
         }
     }
 
-    /// For how long enough servers have been up, now that they are or are not.
-    fn enough_for(&self, enough: bool) -> Duration {
-        let mut table = self.table();
-        table.enough = enough.then(|| table.enough.unwrap_or_else(Instant::now));
-        table.enough.map_or(Duration::ZERO, |since| since.elapsed())
+    /// For how long each of these has been silent while enough others were up, now that they are (`enough`) or are not.
+    fn count_silence(&self, silence: &BTreeMap<ServerId, Silence>, enough: bool) -> BTreeMap<ServerId, Duration> {
+        let (now, mut table) = (Instant::now(), self.table());
+        let since = table.counted.replace(now).map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        let more = since.min(COUNT_MAX); // when nobody looked nobody knows
+        let count = |(id, silence): (&ServerId, &Silence)| {
+            let before = table.silent.get(id).copied().unwrap_or_default();
+            let was_heard = silence.lasts <= since;
+            (*id, if was_heard { Duration::ZERO } else { before + if enough { more } else { Duration::ZERO } })
+        };
+        let counted: BTreeMap<ServerId, Duration> = silence.iter().map(count).collect();
+        table.silent.clone_from(&counted);
+        counted
     }
 
     /// Orders a collection of garbage; its number.
@@ -170,8 +190,8 @@ pub(crate) async fn take_out(member: &Member, leading: &Leading, down_out: Durat
     };
     away.retain(|_, until| *until > now);
     let silence = leading.servers.silence(map.servers.keys().copied());
-    let enough_for = leading.keep.enough_for(enough_are_up(&silence, &out, map.replicas));
-    let planned = plan_out(&silence, &out, down_out, enough_for);
+    let counted = leading.keep.count_silence(&silence, enough_are_up(&silence, &out, map.replicas));
+    let planned = plan_out(&silence, &out, down_out, &counted);
     for (server, out) in planned.into_iter().filter(|(server, out)| !(*out && away.contains_key(server))) {
         member.propose(&Command::SetOut { server, out }).await?;
         leading.servers.rows_changed(true);
@@ -192,18 +212,17 @@ fn enough_are_up(silence: &BTreeMap<ServerId, Silence>, out: &BTreeSet<ServerId>
     up >= usize::from(replicas) && up * 2 >= inside().count()
 }
 
-/// Who is to be taken out (true) or in again. Only time in which enough servers were up counts against one that is silent:
-/// after a power cut the last ones to come back are not taken out because half of the others took long.
+/// Who is to be taken out (true) or in again. Only time in which enough servers were up counts (`counted`) against one that is
+/// silent: after a power cut the last ones to come back are not taken out because half of the others took long.
 fn plan_out(
     silence: &BTreeMap<ServerId, Silence>,
     out: &BTreeSet<ServerId>,
     down_out: Duration,
-    enough_for: Duration,
+    counted: &BTreeMap<ServerId, Duration>,
 ) -> Vec<(ServerId, bool)> {
     let back = silence.iter().filter(|(id, silence)| out.contains(id) && is_up(silence)).map(|(id, _)| (*id, false));
     let limit = down_out.max(DOWN_AFTER);
-    let is_gone = |silence: &Silence| silence.lasts.min(enough_for) >= limit;
-    let gone = silence.iter().filter(|(id, silence)| !out.contains(id) && is_gone(silence));
+    let gone = counted.iter().filter(|(id, silent)| !out.contains(id) && **silent >= limit);
     back.chain(gone.map(|(id, _)| (*id, true))).collect()
 }
 
@@ -221,35 +240,41 @@ mod tests {
     #[test]
     fn who_is_down_for_long_goes_out_if_enough_stay() {
         let long = Duration::from_secs(600);
-        let after = |enough_for: Duration, of: &[(u32, bool, u64)], out: &[u32]| {
+        let plan = |of: &[(u32, bool, u64)], out: &[u32]| {
             let (silence, out) = (silence(of), out.iter().map(|id| ServerId(*id)).collect());
-            let enough_for = if enough_are_up(&silence, &out, 3) { enough_for } else { Duration::ZERO };
-            let planned = plan_out(&silence, &out, long, enough_for).into_iter();
+            let enough = enough_are_up(&silence, &out, 3);
+            let counted =
+                silence.iter().map(|(id, its)| (*id, if enough { its.lasts } else { Duration::ZERO })).collect();
+            let planned = plan_out(&silence, &out, long, &counted).into_iter();
             planned.map(|(id, out)| (id.0, out)).collect::<Vec<_>>()
         };
-        let plan = |of: &[(u32, bool, u64)], out: &[u32]| after(long, of, out);
         let (up, down) = (|id| (id, true, 0), |id| (id, true, 600));
         assert_eq!(plan(&[up(1), up(2), up(3), down(4)], &[]), [(4, true)]);
         assert_eq!(plan(&[up(1), up(2), up(3), (4, true, 599)], &[]), [], "not yet");
         assert_eq!(plan(&[up(1), up(2), up(3), (4, false, 600)], &[]), [(4, true)], "never heard of by this leader");
         assert_eq!(plan(&[up(1), up(2), down(3)], &[]), [], "nobody could take over");
         assert_eq!(plan(&[up(1), up(2), up(3), down(4), down(5), down(6), down(7)], &[]), [], "most are down");
-        let short = Duration::from_secs(599);
-        assert_eq!(after(short, &[up(1), up(2), up(3), down(4)], &[]), [], "the others have come back just now");
         assert_eq!(plan(&[up(1), up(2), up(3), down(4)], &[4]), []);
         assert_eq!(plan(&[up(1), up(2), up(3), up(4)], &[4]), [(4, false)], "it came back");
         assert_eq!(plan(&[up(1), up(2), up(3), (4, false, 1)], &[4]), [], "a new leader has not heard of it");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_counts_from_when_enough_are_up() {
-        let keep = Keep::new(1);
-        assert_eq!(keep.enough_for(true), Duration::ZERO);
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(keep.enough_for(true), Duration::from_secs(5));
-        assert_eq!(keep.enough_for(false), Duration::ZERO);
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(keep.enough_for(true), Duration::ZERO, "it begins anew");
+    async fn only_time_in_which_enough_are_up_counts_and_none_of_it_is_forgotten() {
+        let (keep, second) = (Keep::new(1), Duration::from_secs(1));
+        let look = async |lasts: u64, enough| {
+            tokio::time::advance(second).await;
+            keep.count_silence(&silence(&[(1, true, 0), (4, true, lasts)]), enough)[&ServerId(4)]
+        };
+        assert_eq!(look(100, false).await, Duration::ZERO);
+        assert_eq!(look(101, true).await, second);
+        assert_eq!(look(102, true).await, 2 * second);
+        assert_eq!(look(103, false).await, 2 * second, "another one is away for a moment");
+        assert_eq!(look(104, true).await, 3 * second);
+        tokio::time::advance(100 * second).await;
+        assert_eq!(look(205, true).await, 4 * second, "nobody has looked for long");
+        assert_eq!(look(0, true).await, Duration::ZERO, "it was heard of");
+        assert_eq!(keep.count_silence(&silence(&[(1, true, 0)]), true).len(), 1, "it was removed");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,10 +1,12 @@
 //! What sessions have opened: a descriptor stays valid over a later `chmod`, `chown` or change of the ACL.
 //!
 //! A commit, a clone, a truncation of what is open, and a look at extents are let through if mode and ACL allow them now, if the
-//! owner asks (who could allow them to himself), or if the session was let open the file so. The last is here: in the
-//! leader's memory only, and bounded. So after a change of leader, or behind [`RIGHTS_MAX`] other opens, a descriptor of
-//! somebody who is neither owner nor root ends with a `chmod` that takes the right away. So does one that was opened without
-//! asking, under a lease; for writing that is only done for the owner.
+//! owner asks (who could allow them to himself), or if the session was let open or use the file so before. The last is
+//! here: in the leader's memory only, and bounded. So after a change of leader, or behind [`RIGHTS_MAX`] other opens, a
+//! descriptor of somebody who is neither owner nor root ends with a `chmod` or `chown` that takes the right away.
+//!
+//! All this only while root of some machines is nobody ([`common::proto::squash`]): else who goes round a mount may as well say
+//! that it is root, and there is nothing to guard. Then mounts also ask for every open.
 
 use common::id::{InodeId, SessionId};
 use std::collections::{HashMap, VecDeque};

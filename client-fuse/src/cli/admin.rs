@@ -117,6 +117,10 @@ pub(crate) fn goes_on(command: &AdminCommand) -> Option<&'static str> {
         AdminCommand::Fsck(_) => {
             Some("the metaservers end this check by themselves within a minute; until then another one is refused")
         }
+        AdminCommand::Server(servers::ServerCommand::List { .. })
+        | AdminCommand::Rebalance(
+            rebalance::RebalanceCommand::Plan { .. } | rebalance::RebalanceCommand::Status { .. },
+        ) => None,
         AdminCommand::Server(_) | AdminCommand::Rebalance(_) => Some(moves),
         AdminCommand::Gc { .. } => Some("the chunkservers go on by themselves with what was ordered"),
         AdminCommand::Meta(command) => meta::goes_on(command),

@@ -131,18 +131,32 @@ impl Workers {
     }
 }
 
-/// Ends when the program is asked to stop: SIGINT, SIGTERM or SIGHUP. They are caught from this call on.
+/// Ends when the program is asked to stop: SIGINT, SIGTERM or SIGHUP. They are caught from this call on, but for a SIGHUP that it
+/// was started to ignore (`nohup`).
 pub(crate) fn interrupted() -> Outcome<impl Future<Output = ()>> {
     let catch = |kind| signal(kind).map_err(|e| Failure::at("catch", "signals", e));
     let (mut int, mut term) = (catch(SignalKind::interrupt())?, catch(SignalKind::terminate())?);
-    let mut hup = catch(SignalKind::hangup())?;
+    let mut hup = if ignores_hangup() { None } else { Some(catch(SignalKind::hangup())?) };
     Ok(async move {
+        let hung_up = async {
+            match &mut hup {
+                Some(hup) => drop(hup.recv().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = int.recv() => {}
             _ = term.recv() => {}
-            _ = hup.recv() => {}
+            () = hung_up => {}
         }
     })
+}
+
+/// Whether SIGHUP was ignored when this program was started: bit 0 of the mask in `/proc/self/status`.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Standard input or output as an asynchronous file.

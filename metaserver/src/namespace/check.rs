@@ -27,6 +27,8 @@ use common::units::{len_u32, len_u64};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+/// Numbers of inodes stay far below this: one above is damage, and counting on from there would not end well.
+const INO_SANE: u64 = 1 << 62;
 /// Problems that are kept; more are only counted.
 const PROBLEMS_MAX: usize = 100_000;
 
@@ -490,8 +492,8 @@ impl Check<'_> {
                     || vec![Fix::Extents { ino: InodeId(ino), extents: 0, bytes: 0, end }],
                 );
                 match self.buried.contains(&ino) {
-                    true => self.buried_bytes += bytes,
-                    false => self.found.logical_bytes += bytes,
+                    true => self.buried_bytes = self.buried_bytes.saturating_add(bytes),
+                    false => self.found.logical_bytes = self.found.logical_bytes.saturating_add(bytes),
                 }
             }
         }
@@ -561,7 +563,7 @@ impl Check<'_> {
         self.expect_or(
             highest < counted.next_ino,
             || format!("number {highest} is in use, the next is {}", counted.next_ino),
-            || vec![Fix::NextIno { at_least: highest.saturating_add(1) }],
+            || if highest < INO_SANE { vec![Fix::NextIno { at_least: highest + 1 }] } else { Vec::new() },
         );
         for (counter, have) in [
             (Counter::Inodes, self.found.inodes),

@@ -311,11 +311,15 @@ fn one(call: &mut Call<'_, '_>, fix: &Fix) -> Result<(), Fail> {
         Fix::NoTrashNote { ino } => trash::fix_note(call, *ino)?,
         Fix::TrashCounts { entries, bytes } => trash::fix_counts(call, *entries, *bytes)?,
         Fix::NotBuried { ino } => {
-            if find_inode(call.txn, *ino)?.is_some() {
-                trash::fix_twice(call, *ino)?;
+            if let Some(there) = find_inode(call.txn, *ino)? {
+                trash::fix_twice(call, *ino, there.nlink == 0)?;
             }
         }
-        Fix::NotAttending { session } => call.txn.delete(ATTEND, keys::session(*session).to_vec()),
+        Fix::NotAttending { session } => {
+            if !super::session::is_open(call.txn, *session)? {
+                call.txn.delete(ATTEND, keys::session(*session).to_vec());
+            }
+        }
         Fix::DegradedKey { key } => misplaced(call, key)?,
         Fix::NextIno { at_least } => call.counters.next_ino = call.counters.next_ino.max(*at_least),
     }

@@ -294,13 +294,17 @@ pub(super) fn fix_note(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), Fail
     Ok(())
 }
 
-/// An entry of what is there goes, with its keys: nothing that it holds does. The counts are mended by what is left.
-pub(super) fn fix_twice(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), Fail> {
+/// An entry of what is there goes, with its keys: nothing that it holds does. What is open without a name (`open`) comes to the
+/// trash later. The counts are mended by what is left.
+pub(super) fn fix_twice(call: &mut Call<'_, '_>, ino: InodeId, open: bool) -> Result<(), Fail> {
     let Some(row) = find(call.txn, ino)?.filter(|row| !row.inode.is_empty()) else { return Ok(()) };
     for key in index_keys(ino, &row) {
         call.txn.delete(TRASH, key);
     }
-    call.txn.delete(TRASH, keys::trash_entry(ino));
+    match open {
+        true => call.txn.put(TRASH, keys::trash_entry(ino), TrashRow { inode: Vec::new(), ..row }.encode()),
+        false => call.txn.delete(TRASH, keys::trash_entry(ino)),
+    }
     Ok(())
 }
 

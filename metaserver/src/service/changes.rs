@@ -64,13 +64,17 @@ impl Call {
         ino: InodeId,
         access: u8,
     ) -> Result<(), Fault> {
-        if is_root(cred) || leading.rights.has(session, ino, access) {
+        if is_root(cred) || !self.is_squashing(member)? || leading.rights.has(session, ino, access) {
             return Ok(());
         }
         let allowed = namespace::may_use(member.state.mounted().kv(), ino, cred, access);
         match allowed.map_err(|error| self.store_failed(&error))? {
             Some(false) => Err(Fault::new(Kind::Denied, format!("{ino}: permission denied"))),
-            Some(true) | None => Ok(()),
+            Some(true) => {
+                leading.rights.note(session, ino, access);
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
