@@ -26,7 +26,13 @@ fn root_is_nobody_unless_its_machine_is_allowed() {
     assert!(squash(&["show"]).must().text().contains("off"));
     fs::read(&secret).unwrap();
 
-    squash(&["on"]).must();
+    // A set-id bit that is set before what was written is saved stays, whoever it is saved for.
+    let early =
+        format!("exec 3> {0}/early; echo x >&3; chmod 4755 {0}/early; exec 3>&-; stat -c %a {0}/early", open.display());
+    for _on_and_off in 0..2 {
+        assert_eq!(run(&mut as_user(ANN, &[], &early), LIMIT).must().text().trim(), "4755");
+        squash(&["on"]).must();
+    }
     assert!(squash(&["show", "--json"]).must().text().contains("\"uid\":65534"));
     let denied = |result: std::io::Result<()>| assert_eq!(result.unwrap_err().raw_os_error(), Some(nix::libc::EACCES));
     denied(fs::read(&secret).map(|_| ()));
