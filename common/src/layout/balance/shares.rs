@@ -81,10 +81,11 @@ fn share_out(
     let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     servers.iter().for_each(|server| open.entry(domain(*server)).or_default().push(*server));
     let sum = |servers: &Vec<usize>| servers.iter().map(|server| weight(*server)).sum::<u64>();
+    let wide = |number: u64| u128::from(number);
     loop {
         let total: u64 = open.values().map(sum).sum();
         let (full, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            open.into_iter().partition(|(_, inside)| places * sum(inside) >= cap * total);
+            open.into_iter().partition(|(_, inside)| wide(places) * wide(sum(inside)) >= wide(cap) * wide(total));
         for inside in full.values() {
             let total = sum(inside);
             inside.iter().for_each(|server| shares[*server] = Share { places: cap, weight: weight(*server), total });
