@@ -14,7 +14,7 @@ dir=${1:-$HOME/dfs-quickstart}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/dfs/target}
 
 echo "building (the first time compiles RocksDB: 15 to 20 minutes on 2 cores)"
-(cd "$top" && cargo build --workspace --bins)
+(cd "$top" && cargo build --bins)
 dfs=$CARGO_TARGET_DIR/debug/dfs
 
 mkdir -p "$dir"

@@ -138,6 +138,7 @@ impl Voice {
                 chunk_bytes: stats.bytes,
                 corrupt: stats.corrupt,
                 fenced_dirs: stats.fenced,
+                full_dirs: stats.full,
                 map_version: registration.map.version,
                 segment_bytes: stats.segment_bytes,
             };

@@ -84,10 +84,10 @@ impl Client {
     pub async fn open(&self, cred: &Cred, ino: InodeId, flags: OpenFlags) -> Result<Handle, Fault> {
         let _opening = self.core.opening().await?;
         let losses = self.losses();
+        // The right of others than the owner to write is for the metaservers to remember.
         if let Some((attr, run)) = self.core.leases.whole(ino, self.core.world.uptime())
             && may_open(&attr, cred, flags.access())
             && (!flags.write || owns(&attr, cred))
-        // others' right to write is for the metaservers to remember
         {
             return self.opened(cred, (&attr, losses), Some(run), flags).await;
         }

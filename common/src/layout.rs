@@ -1,7 +1,7 @@
 //! Placement is computed, not stored: chunk id -> placement group -> ordered list of servers.
 //!
 //! A table is made from the one before ([`Layout::next`]): replicas in different zones, else racks, else hosts, each server's
-//! share by its weight within 5 %, and no more moves than that takes. Behind the replicas, and where nothing else decides,
+//! share by its weight rounded up or down, and hardly more moves than that takes. Behind the replicas, and where nothing else decides,
 //! servers stand in a weighted rendezvous order (Thaler & Ravishankar 1998, with the logarithmic weights of Schindelhauer &
 //! Schomaker 2005), one per placement group.
 //!
@@ -19,7 +19,7 @@
 use crate::id::{ChunkId, ClusterId, Epoch, LayoutVersion, NodeId, PgId, ServerId};
 use crate::units::{FALL_THROUGH, REPLICAS_MAX};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 mod balance;
 
@@ -94,7 +94,9 @@ pub struct Candidate {
 impl Layout {
     /// Computes the table. Pure. `replicas` is the largest replica count the lists must serve with distinct domains.
     pub fn compute(version: LayoutVersion, pg_count: u32, replicas: u8, candidates: &[Candidate]) -> Layout {
-        let groups = (0..pg_count).map(|pg| group_order(PgId(pg), replicas, candidates)).collect();
+        let field = Field { all: candidates, domains: &domains(candidates) };
+        let len = usize::from(replicas) + FALL_THROUGH;
+        let groups = (0..pg_count).map(|pg| field.continued(PgId(pg), &[], len)).collect();
         Layout { version, groups }
     }
 
@@ -102,23 +104,27 @@ impl Layout {
     /// apart as the domains allow, and as few moves as that takes (`layout/balance.rs`). Pure.
     pub fn next(&self, replicas: u8, candidates: &[Candidate]) -> Layout {
         let candidates: Vec<Candidate> = candidates.iter().filter(|c| c.weight > 0).cloned().collect();
-        let heads = balance::heads(&self.groups, usize::from(replicas), &candidates);
-        let groups = (0u32..).map(PgId).zip(heads).map(|(pg, head)| with_fall_through(pg, head, &candidates)).collect();
-        Layout { version: LayoutVersion(self.version.0 + 1), groups }
+        let field = Field { all: &candidates, domains: &domains(&candidates) };
+        self.with_heads(balance::heads(&self.groups, usize::from(replicas), field), field)
     }
 
     /// As [`Layout::next`], but only what cannot wait: places of servers that are not among the candidates are given to
     /// others, and groups that are too short are filled. A candidate of weight 0 keeps what it has and gets no more. Pure.
     pub fn filled(&self, replicas: u8, candidates: &[Candidate]) -> Layout {
-        let heads = balance::filled(&self.groups, usize::from(replicas), candidates);
-        let groups = (0u32..).map(PgId).zip(heads).map(|(pg, head)| with_fall_through(pg, head, candidates)).collect();
+        let field = Field { all: candidates, domains: &domains(candidates) };
+        self.with_heads(balance::filled(&self.groups, usize::from(replicas), field), field)
+    }
+
+    fn with_heads(&self, heads: Vec<Vec<ServerId>>, field: Field<'_>) -> Layout {
+        let list = |(pg, head): (PgId, Vec<ServerId>)| field.with_fall_through(pg, &head);
+        let groups = (0u32..).map(PgId).zip(heads).map(list).collect();
         Layout { version: LayoutVersion(self.version.0 + 1), groups }
     }
 
     /// The list of a group that has these replicas: they, and behind them where more replicas go, and where to fall
     /// through to.
-    pub fn list(pg: PgId, head: Vec<ServerId>, candidates: &[Candidate]) -> Vec<ServerId> {
-        with_fall_through(pg, head, candidates)
+    pub fn list(pg: PgId, head: &[ServerId], candidates: &[Candidate]) -> Vec<ServerId> {
+        Field { all: candidates, domains: &domains(candidates) }.with_fall_through(pg, head)
     }
 
     /// The list of a group; empty for one that is not there.
@@ -173,48 +179,69 @@ pub fn with_was(mut list: Vec<ServerId>, was: &[ServerId]) -> Vec<ServerId> {
     list
 }
 
-/// The rendezvous order of all candidates for one group, spread over domains, cut to what is ever used.
-fn group_order(pg: PgId, replicas: u8, candidates: &[Candidate]) -> Vec<ServerId> {
-    continued(pg, &[], usize::from(replicas) + FALL_THROUGH, candidates)
+/// Candidates with their failure domains as numbers, which are quick to compare.
+#[derive(Clone, Copy)]
+struct Field<'a> {
+    all: &'a [Candidate],
+    /// Zone, rack and host of each.
+    domains: &'a [[usize; 3]],
 }
 
-/// A group's first servers and behind them where more replicas go, and where to fall through to.
-fn with_fall_through(pg: PgId, head: Vec<ServerId>, candidates: &[Candidate]) -> Vec<ServerId> {
-    continued(pg, &head, usize::from(REPLICAS_MAX) + FALL_THROUGH, candidates)
+/// Zone, rack and host of each candidate, as numbers.
+fn domains(all: &[Candidate]) -> Vec<[usize; 3]> {
+    let (mut zones, mut racks, mut hosts) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let number = |(number, c): (usize, &Candidate)| {
+        let (zone, rack) = (c.domain.zone.clone(), c.domain.rack.clone());
+        let host = if c.domain.host.is_empty() { c.server.to_string() } else { c.domain.host.clone() };
+        [
+            *zones.entry(zone.clone()).or_insert(number),
+            *racks.entry((zone.clone(), rack.clone())).or_insert(number),
+            *hosts.entry((zone, rack, host)).or_insert(number),
+        ]
+    };
+    all.iter().enumerate().map(number).collect()
 }
 
-/// `head` and more servers in rendezvous order, spread over domains, `len` in all if there are so many.
-fn continued(pg: PgId, head: &[ServerId], len: usize, candidates: &[Candidate]) -> Vec<ServerId> {
-    let mut scored: Vec<(f64, &Candidate)> =
-        candidates.iter().filter(|c| c.weight > 0).map(|c| (score(pg, c), c)).collect();
-    scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.server.cmp(&b.1.server)));
-    let mut rest: Vec<&Candidate> = scored.into_iter().map(|(_, c)| c).collect();
-    let place = |id: &ServerId| candidates.iter().find(|c| c.server == *id);
-    let mut chosen: Vec<&Candidate> = head.iter().filter_map(place).collect();
-    rest.retain(|c| !head.contains(&c.server));
-    let wanted = len.min(chosen.len() + rest.len());
-    while chosen.len() < wanted {
-        let next = most_distant(&chosen, &rest);
-        chosen.push(rest.remove(next));
+/// What two servers share: 0 is nothing, 1 the zone, 2 the rack too, 3 even the host.
+fn nearness(a: [usize; 3], b: [usize; 3]) -> usize {
+    a.iter().zip(b).filter(|(a, b)| **a == *b).count()
+}
+
+impl Field<'_> {
+    /// `head` and more servers behind it, `len` in all if there are so many: each shares as little as it goes with those
+    /// before it; the first of those in rendezvous order.
+    fn continued(&self, pg: PgId, head: &[ServerId], len: usize) -> Vec<ServerId> {
+        let number = |id: &ServerId| self.all.iter().position(|c| c.server == *id);
+        let mut chosen: Vec<usize> = head.iter().filter_map(number).collect();
+        let free = |number: &usize| self.all[*number].weight > 0 && !chosen.contains(number);
+        let near = |number: usize| {
+            let to = |other: &usize| nearness(self.domains[number], self.domains[*other]);
+            chosen.iter().map(to).max().unwrap_or(0)
+        };
+        let mut rest: Vec<(usize, f64, usize)> = (0..self.all.len())
+            .filter(free)
+            .map(|number| (near(number), score(pg, &self.all[number]), number))
+            .collect();
+        let order = |a: &(usize, f64, usize), b: &(usize, f64, usize)| {
+            let id = |number: usize| self.all[number].server;
+            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(id(a.2).cmp(&id(b.2)))
+        };
+        while chosen.len() < len
+            && let Some(at) = (0..rest.len()).min_by(|a, b| order(&rest[*a], &rest[*b]))
+        {
+            let (_, _, next) = rest.swap_remove(at);
+            chosen.push(next);
+            for (near, _, other) in &mut rest {
+                *near = (*near).max(nearness(self.domains[*other], self.domains[next]));
+            }
+        }
+        chosen.iter().map(|number| self.all[*number].server).collect()
     }
-    chosen.iter().map(|c| c.server).collect()
-}
 
-/// The first of `rest` that shares least with what is chosen: no zone, else no rack, else no host, else anything.
-fn most_distant(chosen: &[&Candidate], rest: &[&Candidate]) -> usize {
-    let zones: BTreeSet<&str> = chosen.iter().map(|c| c.domain.zone.as_str()).collect();
-    let racks: BTreeSet<(&str, &str)> =
-        chosen.iter().map(|c| (c.domain.zone.as_str(), c.domain.rack.as_str())).collect();
-    let hosts: BTreeSet<(&str, &str, String)> = chosen.iter().map(|c| host_of(c)).collect();
-    let free_zone = rest.iter().position(|c| !zones.contains(c.domain.zone.as_str()));
-    let free_rack = || rest.iter().position(|c| !racks.contains(&(c.domain.zone.as_str(), c.domain.rack.as_str())));
-    let free_host = || rest.iter().position(|c| !hosts.contains(&host_of(c)));
-    free_zone.or_else(free_rack).or_else(free_host).unwrap_or(0)
-}
-
-fn host_of(c: &Candidate) -> (&str, &str, String) {
-    let host = if c.domain.host.is_empty() { c.server.to_string() } else { c.domain.host.clone() };
-    (c.domain.zone.as_str(), c.domain.rack.as_str(), host)
+    /// A group's first servers and behind them where more replicas go, and where to fall through to.
+    fn with_fall_through(&self, pg: PgId, head: &[ServerId]) -> Vec<ServerId> {
+        self.continued(pg, head, usize::from(REPLICAS_MAX) + FALL_THROUGH)
+    }
 }
 
 /// Smaller is better: an exponential variate with rate `weight`, drawn from (group, server).
@@ -231,6 +258,7 @@ fn score(pg: PgId, candidate: &Candidate) -> f64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn servers(n: u32, zones: u32) -> Vec<Candidate> {
         let domain = |i: u32| Domain { zone: format!("z{}", i % zones), rack: "r".into(), host: format!("h{i}") };

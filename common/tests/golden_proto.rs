@@ -250,6 +250,7 @@ fn servers(out: &mut Golden) {
     out.line("Register", &register);
     out.line("Registered", &Registered { server: ServerId(1), secret: Secret([8; 32]), map });
     let heartbeat = Heartbeat {
+        full_dirs: 300,
         server: ServerId(1),
         instance: 9,
         capacity: 1,
@@ -393,7 +394,7 @@ fn keeping(out: &mut Golden) {
         id,
         len: 10,
         refs: vec![(3, 2)],
-        files: vec![300],
+        files: vec![FileRange { path: b"/f".to_vec(), from: 1, to: 300 }],
         owners: vec![server],
         degraded: Some(vec![server]),
     };
@@ -425,6 +426,7 @@ fn orders(out: &mut Golden) {
         chunks_total: 2,
         bytes: 3,
         counts: vec![(FindingKind::Server, 4)],
+        unmended: 300,
         findings: vec![finding],
         repaired: 5,
         failed: Some("f".into()),
@@ -524,8 +526,15 @@ fn moves(out: &mut Golden) {
         places: 8,
         places_after: 9,
     }];
-    let plan =
-        Plan { layout: LayoutVersion(1), servers: servers.clone(), groups: 2, bytes: 300, exact: true, seconds: 3 };
+    let plan = Plan {
+        layout: LayoutVersion(1),
+        servers: servers.clone(),
+        groups: 2,
+        bytes: 300,
+        exact: true,
+        seconds: 3,
+        digest: 300,
+    };
     let status = Rebalance {
         state: PlanState::Cancelled,
         wanted: true,
@@ -548,7 +557,7 @@ fn moves(out: &mut Golden) {
         out.line("AdminReply", &AdminReply::Rebalance(answer));
     }
     for order in [
-        RebalanceOrder::Start { rate: Some(300) },
+        RebalanceOrder::Start { rate: Some(300), shown: Some(300) },
         RebalanceOrder::Pause,
         RebalanceOrder::Resume,
         RebalanceOrder::Cancel,

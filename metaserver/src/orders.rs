@@ -216,8 +216,12 @@ impl Orders {
         order: RebalanceOrder,
     ) -> Result<Ordered, Fault> {
         let (what, change) = match order {
-            RebalanceOrder::Start { rate } => {
+            RebalanceOrder::Start { rate, shown } => {
                 let planned = movers::planned(&self.node, member, &leading.servers, Vec::new(), rate).await?;
+                if shown.is_some_and(|shown| shown != planned.plan.digest) {
+                    let text = "servers or weights have changed, and so has the plan: look at it again, and start that";
+                    return Err(Fault::new(Kind::Stale, text));
+                }
                 if let Some(text) = crate::rebalance::obstacle(&planned.plan) {
                     return Err(Fault::new(Kind::Refused, text));
                 }

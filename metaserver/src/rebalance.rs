@@ -99,8 +99,24 @@ pub(crate) fn make_plan(
         exact,
         seconds: busiest.div_ceil(rate.max(1)),
         servers: figures.into_values().collect(),
+        digest: digest(layout, &steps),
     };
     Planned { plan, steps }
+}
+
+/// Equal for plans that move the same groups of one layout to the same servers. How much that is changes all the time.
+fn digest(layout: &Layout, steps: &[(PgId, PlanStep)]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&layout.version.0.to_le_bytes());
+    for (pg, step) in steps {
+        hasher.update(&pg.0.to_le_bytes()).update(&len_u64(step.head.len()).to_le_bytes());
+        for server in &step.head {
+            hasher.update(&server.0.to_le_bytes());
+        }
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
 }
 
 /// Why a plan cannot be carried out, if it cannot.
@@ -172,7 +188,7 @@ fn begins(view: &View<'_>, finish: &[PgId]) -> Vec<(PgId, Vec<ServerId>)> {
         if view.moves.contains_key(pg) || !step.head.iter().all(|server| view.up.contains(server)) {
             continue;
         }
-        begin.push((*pg, Layout::list(*pg, step.head.clone(), view.candidates)));
+        begin.push((*pg, Layout::list(*pg, &step.head, view.candidates)));
         (groups, bytes) = (groups + 1, bytes + step.bytes);
     }
     begin
@@ -260,6 +276,20 @@ mod tests {
         let plan = make_plan(&layout, 3, (&drained, &Left::new()), servers(4, 4800), (&sizes, true), 1).plan;
         assert_eq!((plan.servers[1].places_after, plan.servers[1].used_after), (0, 0));
         assert!(plan.servers.iter().all(|one| one.server == ServerId(2) || one.sends == 0), "nothing else moves");
+    }
+
+    #[test]
+    fn what_was_shown_is_known_again_however_full_servers_are_and_by_nothing_else() {
+        let (layout, sizes) = three();
+        let all = candidates(&[1; 5]);
+        let digest = |layout: &Layout, all: &[Candidate], used, rate| {
+            make_plan(layout, 3, (all, &Left::new()), servers(5, used), (&sizes, true), rate).plan.digest
+        };
+        let shown = digest(&layout, &all, 0, 1);
+        assert_eq!(digest(&layout, &all, 6400, 100), shown);
+        assert_ne!(digest(&layout, &candidates(&[1, 1, 1, 1, 2]), 0, 1), shown, "other weights");
+        let later = Layout { version: LayoutVersion(layout.version.0 + 1), ..layout.clone() };
+        assert_ne!(digest(&later, &all, 0, 1), shown, "another layout");
     }
 
     #[test]

@@ -17,7 +17,7 @@
 
 use common::id::ServerId;
 use common::layout::{ClusterMap, ServerInfo};
-use common::proto::meta::{Heartbeat, ServerStatus};
+use common::proto::meta::{FREE_MIN, Heartbeat, ServerStatus};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -27,8 +27,6 @@ use tokio::time::Instant;
 pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(10);
 /// A server that was down becomes a target of writes after this long.
 pub(crate) const TARGET_AFTER: Duration = Duration::from_secs(30);
-/// A server with less free space takes no new chunks, in bytes: one of the largest, and some.
-pub(crate) const FREE_MIN: u64 = 68 << 20;
 /// See the module.
 pub(crate) const LAYOUT_DELAY: Duration = Duration::from_secs(1);
 
@@ -212,6 +210,7 @@ impl Servers {
     pub(crate) fn status(&self, map: &ClusterMap) -> Vec<ServerStatus> {
         let now = Instant::now();
         let table = self.table();
+        let seen = table.seen(now);
         let status = |(id, server): (&ServerId, &ServerInfo)| {
             let heard = table.heard.get(id);
             let beat = |get: fn(&Heartbeat) -> u64| heard.map_or(0, |heard| get(&heard.beat));
@@ -228,6 +227,8 @@ impl Servers {
                 chunk_bytes: beat(|b| b.chunk_bytes),
                 corrupt: beat(|b| b.corrupt),
                 fenced_dirs: heard.map_or(0, |heard| heard.beat.fenced_dirs),
+                full_dirs: heard.map_or(0, |heard| heard.beat.full_dirs),
+                writable: seen.get(id).is_some_and(|(_, target)| *target),
                 segment_bytes: beat(|b| b.segment_bytes),
             }
         };
@@ -309,6 +310,7 @@ mod tests {
             chunk_bytes: 0,
             corrupt: 0,
             fenced_dirs: 0,
+            full_dirs: 0,
             map_version: 0,
             segment_bytes: 0,
         }

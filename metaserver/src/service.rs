@@ -264,6 +264,9 @@ impl Call {
             fs,
             degraded: counters.degraded,
             sessions: counters.sessions,
+            min_replicas: map.min_replicas,
+            tight: common::units::len_u32(self.node().space.tight()),
+            refuses: self.node().space.refusal(),
         })
     }
 
@@ -328,7 +331,18 @@ impl Call {
             KeepAdmin::Explain { prefix } => {
                 member.reads.wait().await?;
                 let state = member.state.clone();
-                let read = move || namespace::explain(&*state.mounted().kv().snapshot(), &prefix);
+                let read = move || {
+                    let mounted = state.mounted();
+                    let view = mounted.kv().snapshot();
+                    let mut all = namespace::explain(&*view, &prefix)?;
+                    let ids = all.iter().map(|one| one.id).collect();
+                    let mut files = crate::fsck::ranges_of(&*view, &ids)?;
+                    for one in &mut all {
+                        one.files = files.remove(&one.id).unwrap_or_default();
+                        one.files.truncate(namespace::EXPLAIN_MAX);
+                    }
+                    Ok(all)
+                };
                 let explained = self.node().world.blocking(read).await;
                 explained.map(KeepAdminReply::Explained).map_err(|fail| self.fault(fail))
             }
@@ -465,6 +479,7 @@ impl Meta for Call {
             chunk_bytes: 0,
             corrupt: 0,
             fenced_dirs: 0,
+            full_dirs: 0,
             map_version: 0,
             segment_bytes: 0,
         };
@@ -499,7 +514,7 @@ impl Meta for Call {
                 let (member, _) = self.leading().await?;
                 Ok(AdminReply::Members(crate::members::members(&member.metrics())))
             }
-            Admin::Keep(ask @ (KeepAdmin::Status | KeepAdmin::Held | KeepAdmin::Explain { .. })) => {
+            Admin::Keep(ask @ (KeepAdmin::Status | KeepAdmin::Held)) => {
                 self.keep_admin(ask).await.map(AdminReply::Keep)
             }
             Admin::Keep(_) if self.node().admin_key.is_some() => {

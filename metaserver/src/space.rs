@@ -74,11 +74,21 @@ impl Space {
         self.now().others = None;
     }
 
-    /// Why what grows is refused now, if it is.
-    pub(crate) fn refusal(&self) -> Option<String> {
+    /// This one, and what others said.
+    fn all(&self) -> Others {
         let now = self.now().clone();
         let Others { with_room, tight, voters } = now.others.unwrap_or(Others { with_room: 0, tight: 0, voters: 1 });
-        let (with_room, tight) = (with_room + usize::from(!now.tight), tight + usize::from(now.tight));
+        Others { with_room: with_room + usize::from(!now.tight), tight: tight + usize::from(now.tight), voters }
+    }
+
+    /// How many voters have no room, of those that answer.
+    pub(crate) fn tight(&self) -> usize {
+        self.all().tight
+    }
+
+    /// Why what grows is refused now, if it is.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let Others { with_room, tight, voters } = self.all();
         (tight > 0 && with_room < majority(voters)).then(|| {
             format!("{with_room} of {voters} metaservers have room on their disks, {} are needed", majority(voters))
         })

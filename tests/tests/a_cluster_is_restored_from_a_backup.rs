@@ -85,7 +85,7 @@ fn what_a_backup_names_is_back_after_all_metaservers_were_lost() {
     late.write_file(&path("late"), LEN).unwrap();
     cluster.dfs(&["admin", "gc", "resume"]).must();
     cluster.dfs(&["admin", "keep", "--grace-s", "1"]).must();
-    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0"]).must();
+    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0", "--yes"]).must();
     cluster.dfs(&["put", text(&path("early")), "/early"]).must();
     let backup = path("backup");
     let made = cluster.dfs(&["admin", "meta", "backup", text(&backup), "--json"]).must();

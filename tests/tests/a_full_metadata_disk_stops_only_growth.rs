@@ -53,6 +53,15 @@ fn fill(dir: &Path, len: Option<u64>) {
     }
 }
 
+/// `dfs admin status` says so, sooner or later.
+fn says(cluster: &Cluster, word: &str, why: &str) {
+    wait_until(why, NOTICE_LIMIT, || {
+        let status = cluster.status();
+        let told = status["why"].as_array().unwrap();
+        status["health"] == word && told.iter().any(|line| line.as_str().unwrap().starts_with(why))
+    });
+}
+
 #[test]
 fn with_full_metadata_disks_reads_and_removals_go_on_and_growth_is_refused() {
     tests::skip_if!(no_root, no_mount);
@@ -83,11 +92,13 @@ fn with_full_metadata_disks_reads_and_removals_go_on_and_growth_is_refused() {
     fill(&cluster.data("meta-1"), Some(150 << 20));
     wait_until("one to be tight", NOTICE_LIMIT, || cluster.log("meta-1").contains("the disk is nearly full"));
     cluster.dfs(&["mkdir", "/one-of-three"]).must();
+    says(&cluster, "warning", "1 metaservers have hardly any room");
 
     fill(&cluster.data("meta-2"), Some(150 << 20));
     wait_until("growth to be refused", NOTICE_LIMIT, || !cluster.dfs(&["mkdir", &new_name()]).ok());
     let refused = cluster.dfs(&["mkdir", "/refused"]).must_fail_cleanly();
     assert!(refused.err.contains("metaservers have room"), "{refused}");
+    says(&cluster, "critical", "nothing can be made or written: 1 of 3 metaservers have room");
     goes_on(&cluster, "tight");
     removes_through_a_fresh_mount(&mut cluster, "tight", "tight");
 
@@ -112,4 +123,5 @@ fn with_full_metadata_disks_reads_and_removals_go_on_and_growth_is_refused() {
     }
     wait_until("growth to go on", NOTICE_LIMIT, || cluster.dfs(&["mkdir", &new_name()]).ok());
     goes_on(&cluster, "with room");
+    wait_until("health", NOTICE_LIMIT, || cluster.status()["health"] == "ok");
 }

@@ -70,7 +70,7 @@ fn check(cluster: &Cluster, local: &Path) {
 fn after_a_put_and_a_mount_were_killed_no_chunk_is_left_that_nobody_refers_to() {
     tests::skip_if!(no_mount);
     let (mut cluster, local) = (Cluster::start_with(1, 3), tempfile::tempdir().unwrap());
-    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0"]).must();
+    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0", "--yes"]).must();
     let source = local.path().join("source");
     content(1).write_file(&source, PUT_LEN).unwrap();
     cluster.dfs(&["put", source.to_str().unwrap(), "/kept-1"]).must();

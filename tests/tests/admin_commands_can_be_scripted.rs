@@ -37,26 +37,34 @@ fn every_command_speaks_json_and_nothing_is_destroyed_by_accident() {
     cluster.dfs(&["put", source.to_str().unwrap(), "/dir/file"]).must();
     wait_well(&cluster);
 
+    cluster.dfs(&["put", source.to_str().unwrap(), "/dir/removed"]).must();
+    cluster.dfs(&["rm", "/dir/removed"]).must();
     let before = cluster.status();
     for words in [
         &["server", "remove", "1"][..],
         &["server", "decommission", "1"],
         &["meta", "remove", "3"],
         &["meta", "restore", "/nowhere"],
+        &["settings", "set", "undelete_window_s=0"],
+        &["gc", "resume", "--unchecked"],
     ] {
         let words: Vec<&str> = [&["admin"], words].concat();
         cluster.dfs(&words).must_fail_cleanly();
     }
     cluster.dfs(&["trash", "empty"]).must_fail_cleanly();
     let after = cluster.status();
-    for what in ["files", "chunks"] {
-        assert_eq!(before[what], after[what], "{what}");
+    for what in ["inodes", "chunks", "logical_bytes"] {
+        assert!(before[what].is_u64() && before[what] == after[what], "{what}");
     }
+    assert!(cluster.dfs(&["trash", "ls"]).must().text().contains("removed"));
     assert_eq!(after["chunkservers"].as_array().map(Vec::len), Some(4));
 
     let chunk = said(&cluster, &["layout", "explain", "/dir/file"])[0][0]["chunk"].as_str().unwrap().to_owned();
     let explained = &said(&cluster, &["gc", "--explain", &chunk])[0][0];
-    assert_eq!((&explained["chunk"], &explained["refs"][0]["extents"]), (&chunk.as_str().into(), &1.into()));
+    assert_eq!(explained["chunk"].as_str(), Some(chunk.as_str()));
+    let files: Vec<&str> = explained["files"].as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap()).collect();
+    assert_eq!(explained["refs"][0]["extents"], 2, "the removed file had the same bytes: {explained}");
+    assert!(files.contains(&"/dir/file") && files.iter().any(|f| f.contains("in the trash")), "{files:?}");
     let backup = local.path().join("backup");
     for words in [
         &["status"][..],
@@ -85,11 +93,26 @@ fn every_command_speaks_json_and_nothing_is_destroyed_by_accident() {
         &["server", "drain", "4", "--plan"],
         &["server", "drain", "4"],
         &["rebalance", "plan"],
+        &["rebalance", "plan", "--weight", "3=20"],
+        &["rebalance", "pause"],
+        &["rebalance", "resume"],
+        &["rebalance", "limit", "500"],
         &["rebalance", "status"],
+        &["rebalance", "cancel"],
         &["server", "weight", "4", "100"],
+        &["server", "add", "4", "--wait"],
+        &["rebalance", "start", "--wait"],
+        &["root-squash", "on", "--allow", "127.0.0.1"],
+        &["root-squash", "off"],
+        &["meta", "transfer-leader", "2"],
     ] {
         said(&cluster, words);
     }
+    wait_well(&cluster);
+    wait_until("meta-2 to lead", WELL_LIMIT, || cluster.leader() == "meta-2");
+    said(&cluster, &["server", "decommission", "4", "--yes"]);
+    said(&cluster, &["server", "readmit", "4"]);
+    said(&cluster, &["settings", "set", "undelete_window_s=0", "--yes"]);
     wait_well(&cluster);
 
     let events = said(&cluster, &["events"]);

@@ -162,7 +162,7 @@ fn on_disk(cluster: &Cluster) -> u64 {
 fn after_much_writing_and_removing_the_disks_take_little_more_than_what_is_there() {
     tests::skip_if!(no_mount);
     let mut cluster = Cluster::start_with(1, 3);
-    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0"]).must();
+    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0", "--yes"]).must();
     let mnt = cluster.mount("m");
     let mut writers: Vec<Writer> =
         (0..WRITERS).map(|number| Writer::new(mnt.join(format!("w{number}")), number)).collect();

@@ -72,7 +72,7 @@ fn interrupt_gc(cluster: &Cluster, local: &Path) -> String {
     Content::new(56, FILES, 1).write_file(&source, 9 << 20).unwrap();
     cluster.dfs(&["put", source.to_str().unwrap(), "/gone"]).must();
     wait_settled(cluster, "heartbeats to tell what is there", false);
-    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0"]).must();
+    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0", "--yes"]).must();
     cluster.dfs(&["rm", "/gone"]).must();
     // The orders that the other two servers have carried out.
     let still = cluster.server_id("chunk-1");

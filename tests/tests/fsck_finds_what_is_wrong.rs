@@ -91,6 +91,15 @@ fn fsck_tells_what_is_damaged_missing_and_lost() {
         (1, 1, 3, 0),
         "{found:#}"
     );
+    cluster.kill(&["chunk-1", "chunk-3"]);
+    let (found, code) = fsck(&cluster, &["--repair", "/other"]);
+    assert_eq!(
+        (code, count(&found, "server"), count(&found, "unreachable"), count(&found, "lost")),
+        (1, 3, 3, 0),
+        "{found:#}"
+    );
+    let unreachable = found["findings"].as_array().unwrap().iter().find(|finding| finding["kind"] == "unreachable");
+    assert_eq!(unreachable.unwrap()["files"][0]["path"], "/other", "{found:#}");
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn put(cluster: &Cluster, local: &Path) -> [u64; 3] {
 #[test]
 fn the_space_of_a_removed_file_is_free_two_minutes_after_its_window() {
     let (cluster, local) = (Cluster::start_with(1, 3), tempfile::tempdir().unwrap());
-    cluster.dfs(&["admin", "settings", "set", &format!("undelete_window_s={WINDOW_S}")]).must();
+    cluster.dfs(&["admin", "settings", "set", &format!("undelete_window_s={WINDOW_S}"), "--yes"]).must();
     if !full() {
         cluster.dfs(&["admin", "settings", "set", &format!("grace_s={SHORT_GRACE_S}")]).must();
     }
@@ -68,7 +68,7 @@ fn the_space_of_a_removed_file_is_free_two_minutes_after_its_window() {
 #[test]
 fn with_a_run_of_garbage_collection_the_space_is_free_at_once() {
     let (cluster, local) = (Cluster::start_with(1, 3), tempfile::tempdir().unwrap());
-    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0"]).must();
+    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0", "--yes"]).must();
     let before = put(&cluster, local.path());
     cluster.dfs(&["rm", "/file"]).must();
     let said = cluster.dfs(&["admin", "gc", "run"]).must();

@@ -119,7 +119,7 @@ fn damage_that_nobody_reads_is_found_and_healed_and_space_of_removed_files_comes
     let well = || cluster.status()["health"] == "ok";
     wait_until("the cluster to say that it is well", HEAL_LIMIT, well);
 
-    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0"]).must();
+    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=0", "--yes"]).must();
     cluster.dfs(&["rm", "/f2"]).must();
     let said = cluster.dfs(&["admin", "gc", "run"]).must();
     eprintln!("{}", said.text());

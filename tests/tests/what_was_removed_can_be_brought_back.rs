@@ -86,7 +86,7 @@ fn a_removed_tree_comes_back_whole_after_the_leader_died_and_its_space_when_the_
     cluster.dfs(&["admin", "settings", "set", "grace_s=0"]).must();
     cluster.dfs(&["admin", "gc", "run"]).must();
     assert!(number(&cluster.status(), "chunks") > 0, "the window is not over");
-    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=1"]).must();
+    cluster.dfs(&["admin", "settings", "set", "undelete_window_s=1", "--yes"]).must();
     wait_until("the space to come back", GONE_LIMIT, || is_empty(&cluster));
     assert_eq!(trash(&cluster, &[]), Vec::<Value>::new());
     cluster.dfs(&["undelete", "/tree"]).must_fail_cleanly();

@@ -68,6 +68,7 @@ use common::disk::Lock;
 use common::id::{ChunkId, PgId};
 use common::kv::KvError;
 use common::proto::chunk::ChunkRef;
+use common::proto::meta::FREE_MIN;
 use common::task::Tasks;
 use common::world::World;
 use format::{Log, leaves_len};
@@ -135,6 +136,8 @@ pub struct StoreStats {
     pub corrupt: u64,
     /// Data directories that are fenced.
     pub fenced: u32,
+    /// Others, with less than [`FREE_MIN`] free.
+    pub full: u32,
     /// `fdatasync` calls that puts and deletes made since start.
     pub syncs: u64,
     /// Bytes that its segments take on disk, about: for large chunks, whose bytes are given back as they are deleted, what
@@ -230,6 +233,7 @@ impl Store {
             free,
             corrupt: inner.corrupt.load(Ordering::Relaxed),
             fenced: u32::from(fenced),
+            full: u32::from(!fenced && free < FREE_MIN),
             syncs: inner.syncs.load(Ordering::Relaxed),
             ..StoreStats::default()
         };

@@ -456,6 +456,7 @@ impl StoreSet {
             sum.bytes += stats.bytes;
             sum.corrupt += stats.corrupt;
             sum.fenced += stats.fenced;
+            sum.full += stats.full;
             sum.syncs += stats.syncs;
             sum.segment_bytes += stats.segment_bytes;
         }

@@ -2,7 +2,7 @@
 
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
-use super::format::size_text;
+use super::health::{Seen, status_json, status_text};
 use super::keep;
 use super::{change, fsck, meta, rebalance, servers, settings, squash};
 use clap::Subcommand;
@@ -13,8 +13,7 @@ use common::id::{ClusterId, NodeId};
 use common::layout::ClusterMap;
 use common::proto::admin::{Order, Ordered};
 use common::proto::backup::Members;
-use common::proto::keep::KeepStatus;
-use common::proto::meta::{Admin, AdminReply, ServerStatus, Status};
+use common::proto::meta::{Admin, AdminReply, Status};
 use common::units::{MIN_REPLICAS_DEFAULT, REPLICAS_DEFAULT};
 use common::world::World;
 use std::fmt::Write;
@@ -167,8 +166,15 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
             let (keeping, held, members) =
                 (keep::status(target).await?, keep::held(target).await?, members(target).await?);
             let moves = rebalance::status(target).await?;
+            let seen = Seen {
+                status: &status,
+                members: &members,
+                keeping: Some(&keeping),
+                moves: Some(&moves),
+                held: held.as_ref(),
+            };
             if json {
-                let mut all = status_json(&status, &members, Some(&keeping));
+                let mut all = status_json(seen);
                 all["keep"] = keep::json(&keeping);
                 all["rebalance"] = rebalance::brief_json(&moves);
                 all["deletion_held"] = held.map(|held| held.epoch.0).into();
@@ -176,11 +182,7 @@ pub(crate) async fn run(target: &Target, command: AdminCommand) -> Outcome<u64> 
             } else {
                 let held = held.map_or_else(String::new, |held| keep::held_text(&held) + "\n");
                 let moves = rebalance::brief(&moves).map_or_else(String::new, |line| line + "\n");
-                say!(
-                    "{}{held}{moves}{}",
-                    status_text(&status, &members, Some(&keeping)),
-                    keep::text(&keeping).trim_end()
-                );
+                say!("{}{held}{moves}{}", status_text(seen), keep::text(&keeping).trim_end());
             }
             Ok(0)
         }
@@ -260,63 +262,6 @@ pub(crate) fn done(what: Ordered) -> Outcome {
     }
 }
 
-/// How the cluster is, in one word, and why: `ok`, `warning` (nothing is lost, something is to be done, or not known yet),
-/// `critical` (one more fault may stop it or lose data). `keeping`: what servers say of what they are to keep, if it was
-/// asked for.
-pub(crate) fn health(status: &Status, members: &Members, keeping: Option<&KeepStatus>) -> (&'static str, Vec<String>) {
-    let (mut why, mut critical) = (Vec::new(), false);
-    let (learners, voting): (Vec<_>, Vec<_>) =
-        status.metaservers.iter().partition(|(node, ..)| members.learners.contains(node));
-    for (node, addr, _) in learners {
-        why.push(format!("{node} at {addr} only learns: `dfs admin meta promote {}`", node.0));
-    }
-    let voters = voting.len();
-    let down = voting.iter().filter(|(node, _, log)| *node != status.leader.node && log.is_none()).count();
-    if down > 0 {
-        critical |= (voters - down) * 2 <= voters + 1;
-        why.push(format!("{down} of {voters} metaservers do not answer"));
-    }
-    let names = |list: Vec<&ServerStatus>| list.iter().map(|s| s.server.to_string()).collect::<Vec<_>>().join(" ");
-    let down: Vec<&ServerStatus> = status.servers.iter().filter(|server| !server.up).collect();
-    if !down.is_empty() {
-        critical |= status.servers.len() - down.len() < usize::from(status.fs.replicas);
-        why.push(format!("{} of {} chunkservers are down: {}", down.len(), status.servers.len(), names(down)));
-    }
-    if status.degraded > 0 {
-        why.push(format!("{} chunks have fewer copies than they should", status.degraded));
-    }
-    let fenced: Vec<&ServerStatus> = status.servers.iter().filter(|server| server.fenced_dirs > 0).collect();
-    if !fenced.is_empty() {
-        why.push(format!("data directories are out of use on {}, whose log says why", names(fenced)));
-    }
-    let missing = |server: &ServerStatus| {
-        let reports = keeping.into_iter().flat_map(|keeping| &keeping.reports);
-        let mut fresh = reports.filter(|(id, age, _)| *id == server.server && *age < REPORT_AGE_MAX_MS);
-        fresh.next().map(|(.., its)| its.missing)
-    };
-    let corrupt: Vec<&ServerStatus> =
-        status.servers.iter().filter(|server| server.corrupt > 0 && missing(server) != Some(0)).collect();
-    if !corrupt.is_empty() {
-        why.push(format!("damaged copies were found on {}, and are not made good yet", names(corrupt)));
-    }
-    if let Some(keeping) = keeping {
-        why.extend(keep::lacks(keeping, status));
-    }
-    if status.fs.raw_capacity > 0 && status.fs.raw_free < status.fs.raw_capacity / 20 {
-        why.push("less than 5 % of the space is free".to_owned());
-    }
-    (
-        if critical {
-            "critical"
-        } else if why.is_empty() {
-            "ok"
-        } else {
-            "warning"
-        },
-        why,
-    )
-}
-
 /// Sends orders, signed.
 pub(crate) struct Orders {
     world: World,
@@ -391,215 +336,4 @@ async fn nodes_text(world: &World, addresses: &[String]) -> String {
         let _ = writeln!(text, "metaserver {address}: {line}"); // writing to a string cannot fail
     }
     text
-}
-
-/// The cluster for people.
-pub(crate) fn status_text(status: &Status, members: &Members, keeping: Option<&KeepStatus>) -> String {
-    let mut text = String::new();
-    // writing to a string cannot fail
-    let (word, why) = health(status, members, keeping);
-    let _ = writeln!(text, "health {word}");
-    for reason in why {
-        let _ = writeln!(text, "  {reason}");
-    }
-    let _ = writeln!(text, "cluster {} epoch {}, {} client sessions", status.cluster, status.epoch.0, status.sessions);
-    let _ = writeln!(text, "\n{:<5} {:<22} {:<9} {:>6} {:>10}", "META", "ADDRESS", "STATE", "TERM", "LOG");
-    for (node, address, matched) in &status.metaservers {
-        let leads = *node == status.leader.node;
-        let (state, term) = match (leads, matched) {
-            (true, _) => ("leader", status.leader.term.to_string()),
-            (false, Some(_)) if members.learners.contains(node) => ("learner", status.leader.term.to_string()),
-            (false, Some(_)) => ("follower", status.leader.term.to_string()),
-            (false, None) => ("down", "-".into()),
-        };
-        let log = if leads { Some(status.leader.last_log) } else { *matched };
-        let log = log.map_or("-".into(), |index| index.0.to_string());
-        let _ = writeln!(text, "{:<5} {address:<22} {state:<9} {term:>6} {log:>10}", node.to_string());
-    }
-    let _ = writeln!(text, "applied index {}", status.leader.applied.0);
-    let _ = writeln!(
-        text,
-        "\n{:<5} {:<22} {:<6} {:>11} {:>11} {:>9} {:>11} {:>11} {:>8}",
-        "CHUNK", "ADDRESS", "STATE", "CAPACITY", "FREE", "CHUNKS", "BYTES", "ON DISK", "CORRUPT"
-    );
-    for server in &status.servers {
-        text.push_str(&server_line(server));
-    }
-    let fs = &status.fs;
-    let _ = writeln!(
-        text,
-        "\n{} inodes, {} chunks ({} degraded); logical {}, stored once {}, deduplication {:.2}x; raw {} free of {}",
-        fs.inodes,
-        fs.chunks,
-        status.degraded,
-        size_text(fs.logical_bytes),
-        size_text(fs.chunk_bytes),
-        dedup_ratio(status),
-        size_text(fs.raw_free),
-        size_text(fs.raw_capacity)
-    );
-    text
-}
-
-fn server_line(server: &ServerStatus) -> String {
-    let state = if server.up { "up" } else { "down" };
-    let fenced =
-        if server.fenced_dirs > 0 { format!("  {} directories fenced", server.fenced_dirs) } else { String::new() };
-    format!(
-        "{:<5} {:<22} {state:<6} {:>11} {:>11} {:>9} {:>11} {:>11} {:>8}{fenced}\n",
-        server.server.to_string(),
-        server.addr,
-        size_text(server.capacity),
-        size_text(server.free),
-        server.chunks,
-        size_text(server.chunk_bytes),
-        size_text(server.segment_bytes),
-        server.corrupt
-    )
-}
-
-/// Logical bytes for each byte of a distinct chunk; 1 when nothing is stored.
-#[expect(clippy::as_conversions, reason = "a ratio for people: the nearest float is what is wanted")]
-fn dedup_ratio(status: &Status) -> f64 {
-    if status.fs.chunk_bytes == 0 { 1.0 } else { status.fs.logical_bytes as f64 / status.fs.chunk_bytes as f64 }
-}
-
-/// Its metaservers as JSON.
-pub(crate) fn metaserver_json(status: &Status, members: &Members) -> Vec<serde_json::Value> {
-    status
-        .metaservers
-        .iter()
-        .map(|(node, address, matched)| {
-            let leads = *node == status.leader.node;
-            serde_json::json!({
-                "node": node.0,
-                "name": format!("meta-{}", node.0),
-                "addr": address,
-                "leader": leads,
-                "votes": !members.learners.contains(node),
-                "up": leads || matched.is_some(),
-                "log": if leads { Some(status.leader.last_log.0) } else { matched.map(|index| index.0) },
-            })
-        })
-        .collect()
-}
-
-/// The cluster as JSON.
-pub(crate) fn status_json(status: &Status, members: &Members, keeping: Option<&KeepStatus>) -> serde_json::Value {
-    let metaservers = metaserver_json(status, members);
-    let (health, why) = health(status, members, keeping);
-    let servers: Vec<serde_json::Value> = status.servers.iter().map(server_json).collect();
-    let fs = &status.fs;
-    serde_json::json!({
-        "health": health,
-        "why": why,
-        "cluster": status.cluster.to_string(),
-        "epoch": status.epoch.0,
-        "leader": status.leader.node.0,
-        "term": status.leader.term,
-        "applied": status.leader.applied.0,
-        "metaservers": metaservers,
-        "chunkservers": servers,
-        "inodes": fs.inodes,
-        "chunks": fs.chunks,
-        "logical_bytes": fs.logical_bytes,
-        "chunk_bytes": fs.chunk_bytes,
-        "raw_capacity": fs.raw_capacity,
-        "raw_free": fs.raw_free,
-        "replicas": fs.replicas,
-        "dedup_ratio": dedup_ratio(status),
-        "degraded": status.degraded,
-        "sessions": status.sessions,
-    })
-}
-
-/// A chunkserver as JSON.
-pub(crate) fn server_json(server: &ServerStatus) -> serde_json::Value {
-    serde_json::json!({
-        "server": server.server.0,
-        "addr": server.addr,
-        "up": server.up,
-        "silent_ms": server.silent_ms,
-        "capacity": server.capacity,
-        "free": server.free,
-        "chunks": server.chunks,
-        "chunk_bytes": server.chunk_bytes,
-        "corrupt": server.corrupt,
-        "fenced_dirs": server.fenced_dirs,
-        "segment_bytes": server.segment_bytes,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use common::id::{Epoch, LogIndex};
-    use common::id::{LayoutVersion, ServerId};
-    use common::proto::keep::{KeepReport, KeepSettings};
-    use common::proto::meta::{FsStat, NodeStatus};
-
-    /// One metaserver, and one chunkserver that has found a damaged copy.
-    fn damaged() -> Status {
-        let leader = NodeStatus {
-            node: NodeId(1),
-            state: "leader".into(),
-            term: 1,
-            leader: Some(NodeId(1)),
-            applied: LogIndex(9),
-            last_log: LogIndex(9),
-        };
-        let server = ServerStatus {
-            server: ServerId(4),
-            addr: "a:1".into(),
-            up: true,
-            silent_ms: Some(5),
-            capacity: 1 << 30,
-            free: 1 << 29,
-            chunks: 3,
-            chunk_bytes: 300,
-            corrupt: 1,
-            fenced_dirs: 0,
-            segment_bytes: 400,
-        };
-        Status {
-            cluster: ClusterId(7),
-            epoch: Epoch(1),
-            leader,
-            metaservers: vec![(NodeId(1), "m:1".into(), None)],
-            servers: vec![server],
-            fs: FsStat { replicas: 1, ..FsStat::default() },
-            degraded: 0,
-            sessions: 0,
-        }
-    }
-
-    #[test]
-    fn damage_that_was_made_good_is_no_reason_to_warn() {
-        let word = |reports: &[(ServerId, u64, KeepReport)]| {
-            let keeping = KeepStatus {
-                layout: LayoutVersion(3),
-                degraded: 0,
-                out: Vec::new(),
-                reports: reports.to_vec(),
-                settings: KeepSettings::default(),
-            };
-            health(&damaged(), &Members::default(), Some(&keeping)).0
-        };
-        let report = |missing, layout| {
-            let compared = LayoutVersion(layout);
-            KeepReport { missing, compared, ..KeepReport::default() }
-        };
-        assert_eq!(word(&[(ServerId(4), 900, report(0, 3))]), "ok");
-        let open: [&[_]; 5] = [
-            &[],
-            &[(ServerId(3), 900, report(0, 3))],
-            &[(ServerId(4), REPORT_AGE_MAX_MS, report(0, 3))],
-            &[(ServerId(4), 900, report(1, 3))],
-            &[(ServerId(4), 900, report(0, 2))],
-        ];
-        for reports in open {
-            assert_eq!(word(reports), "warning", "{reports:?}");
-        }
-        assert_eq!(word(&[(ServerId(4), 900, report(0, 3)), (ServerId(5), 900, report(1, 3))]), "warning");
-    }
 }

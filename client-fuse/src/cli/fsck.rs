@@ -66,8 +66,13 @@ pub(crate) async fn run(orders: &Orders, args: FsckArgs) -> Outcome<u64> {
     }
     match &look.failed {
         Some(error) => Err(Failure::new(format!("fsck: it ended early: {error}"))),
-        None => Ok(len_u64(findings.iter().filter(|finding| !(args.repair && finding.mends)).count())),
+        None => Ok(left(&look, args.repair)),
     }
+}
+
+/// How many things are wrong and not mended; all are counted, whether or not they are shown.
+fn left(look: &FsckLook, repair: bool) -> u64 {
+    if repair { look.unmended } else { look.counts.iter().map(|(_, count)| count).sum() }
 }
 
 fn phase_text(phase: FsckPhase) -> &'static str {
@@ -114,19 +119,24 @@ fn show(look: &FsckLook, findings: &[Finding], repair: bool) {
     say!("{verdict}: namespace at index {}, {} chunks{read}{repaired}", look.index.0, look.chunks);
 }
 
-fn range_text(range: &FileRange) -> String {
+/// Where in a file, for people.
+pub(crate) fn range_text(range: &FileRange) -> String {
     format!("{} bytes {} to {}", String::from_utf8_lossy(&range.path), range.from, range.to)
 }
 
+/// The same for programs.
+pub(crate) fn range_json(range: &FileRange) -> serde_json::Value {
+    serde_json::json!({ "path": String::from_utf8_lossy(&range.path), "from": range.from, "to": range.to })
+}
+
 fn json(look: &FsckLook, findings: &[Finding]) -> serde_json::Value {
-    let file = |range: &FileRange| serde_json::json!({ "path": String::from_utf8_lossy(&range.path), "from": range.from, "to": range.to });
     let finding = |finding: &Finding| {
         serde_json::json!({
             "kind": kind_text(finding.kind),
             "text": finding.text,
             "chunk": finding.chunk.map(|chunk| chunk.hex()),
             "mends": finding.mends,
-            "files": finding.files.iter().map(file).collect::<Vec<_>>(),
+            "files": finding.files.iter().map(range_json).collect::<Vec<_>>(),
         })
     };
     let counts: serde_json::Map<String, serde_json::Value> =
@@ -138,6 +148,7 @@ fn json(look: &FsckLook, findings: &[Finding]) -> serde_json::Value {
         "bytes_read": look.bytes,
         "repaired": look.repaired,
         "counts": counts,
+        "unmended": look.unmended,
         "failed": look.failed,
         "findings": findings.iter().map(finding).collect::<Vec<_>>(),
         "findings_shown": len_u64(findings.len()),

@@ -4,6 +4,7 @@ use super::admin::{Orders, REPORT_AGE_MAX_MS, ask, done};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
+use super::fsck::{range_json, range_text};
 use super::is_json;
 use clap::Subcommand;
 use common::id::ServerId;
@@ -48,6 +49,9 @@ enum GcCommand {
         /// other copies of what is damaged, may be deleted
         #[arg(long)]
         unchecked: bool,
+        /// With --unchecked: do it
+        #[arg(long, requires = "unchecked")]
+        yes: bool,
     },
 }
 
@@ -75,8 +79,12 @@ pub(crate) struct KeepFlags {
 }
 
 async fn keep(target: &Target, what: KeepAdmin, limit: Duration) -> Outcome<KeepAdminReply> {
-    if !matches!(what, KeepAdmin::Status | KeepAdmin::Held | KeepAdmin::Explain { .. }) {
-        return match Orders::new(target)?.send("admin", Order::Keep(what)).await? {
+    if !matches!(what, KeepAdmin::Status | KeepAdmin::Held) {
+        let orders = Orders::new(target)?;
+        let link = orders.link(None, limit);
+        let answer = orders.send_on(&link, "admin", "the cluster", Order::Keep(what)).await;
+        link.close().await;
+        return match answer? {
             Ordered::Keep(reply) => Ok(reply),
             other => Err(unexpected(&other)),
         };
@@ -137,7 +145,11 @@ pub(crate) async fn gc(target: &Target, what: GcArgs) -> Outcome {
         (None, Some(chunk)) => explain(target, &chunk).await,
         (Some(GcCommand::Run), None) => run(target).await,
         (Some(GcCommand::Pause), None) => pause(target, true).await,
-        (Some(GcCommand::Resume { unchecked }), None) => resume(target, unchecked).await,
+        (Some(GcCommand::Resume { unchecked: true, yes: false }), None) => {
+            let harm = "what the backup misses, and other copies of what is damaged, may be deleted";
+            Err(Failure::new(format!("gc: {harm}: nothing was done yet: say --yes if you mean it")))
+        }
+        (Some(GcCommand::Resume { unchecked, .. }), None) => resume(target, unchecked).await,
         (None, None) | (Some(_), Some(_)) => Err(Failure::new("gc: say run, pause, resume, or --explain CHUNK")),
     }
 }
@@ -261,7 +273,7 @@ fn explained_json(one: &Explained) -> serde_json::Value {
         "chunk": one.id.hex(),
         "len": one.len,
         "refs": refs.collect::<Vec<_>>(),
-        "inodes": one.files,
+        "files": one.files.iter().map(range_json).collect::<Vec<_>>(),
         "owners": ids(&one.owners),
         "degraded_on": one.degraded.as_deref().map(ids),
     })
@@ -274,8 +286,9 @@ fn explained(one: &Explained) -> String {
     for (target, refs) in &one.refs {
         let _ = writeln!(text, "  {refs} extents of files with {target} copies refer to it");
     }
-    let files: Vec<String> = one.files.iter().map(|ino| format!("i{ino}")).collect();
-    let _ = writeln!(text, "  files: {}", if files.is_empty() { "none found".into() } else { files.join(" ") });
+    for range in &one.files {
+        let _ = writeln!(text, "  in {}", range_text(range));
+    }
     let owners: Vec<String> = one.owners.iter().map(ToString::to_string).collect();
     let _ = writeln!(text, "  belongs on {}", owners.join(" "));
     if let Some(holders) = &one.degraded {

@@ -1,8 +1,9 @@
 //! `dfs admin meta`: the metaservers, who of them leads, who comes and goes; backup and restore of what they hold.
 
-use super::admin::{Orders, cluster_status, done, members, metaserver_json, status_text};
+use super::admin::{Orders, cluster_status, done, members};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
+use super::health::{Seen, metaserver_json, status_text};
 use super::{backup, restore};
 use clap::Subcommand;
 use common::id::NodeId;
@@ -135,7 +136,7 @@ async fn list(target: &Target, json: bool) -> Outcome {
     match json {
         true => say!("{}", serde_json::Value::from(metaserver_json(&status, &members))),
         false => {
-            let text = status_text(&status, &members, None);
+            let text = status_text(Seen::only(&status, &members));
             let table = text.split("\n\n").find(|part| part.starts_with("META")).unwrap_or_default();
             say!("{}", table.trim_end());
         }

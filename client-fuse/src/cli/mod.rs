@@ -27,6 +27,7 @@ mod failure;
 mod format;
 mod fsck;
 mod get;
+mod health;
 mod helper;
 mod keep;
 mod list;

@@ -112,8 +112,10 @@ pub(crate) async fn run(target: &Target, command: RebalanceCommand) -> Outcome {
 
 /// Shows the plan and starts it.
 pub(crate) async fn start(target: &Target, max_mbps: Option<u64>, wait: bool, json: bool) -> Outcome {
-    show_plan(&at_most(plan(target, Vec::new()).await?, bytes_per_s(max_mbps)), json);
-    let started = Order::Rebalance(RebalanceOrder::Start { rate: bytes_per_s(max_mbps) });
+    let rate = bytes_per_s(max_mbps);
+    let plan = at_most(plan(target, Vec::new()).await?, rate);
+    show_plan(&plan, json);
+    let started = Order::Rebalance(RebalanceOrder::Start { rate, shown: Some(plan.digest) });
     done(Orders::new(target)?.send("rebalance", started).await?)?;
     if !json {
         say!("started: `dfs admin rebalance status`");

@@ -1,9 +1,10 @@
 //! `dfs admin server`, `layout` and `events`: who is there, with what share, and what was done to it.
 
-use super::admin::{Orders, cluster_map, cluster_status, done, server_json};
+use super::admin::{Orders, cluster_map, cluster_status, done};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
+use super::health::server_json;
 use super::keep;
 use super::progress::Progress;
 use super::rebalance;

@@ -3,6 +3,7 @@
 use super::admin::{Orders, cluster_map, done};
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
+use super::format::size_text;
 use super::keep;
 use clap::Subcommand;
 use common::layout::ClusterMap;
@@ -26,6 +27,9 @@ pub(crate) enum SettingsCommand {
         /// Such as grace_s=60 scrub_paused=true
         #[arg(required = true, value_name = "KEY=VALUE")]
         changes: Vec<String>,
+        /// Also if the trash holds what a shorter undelete window lets go for good
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -77,13 +81,26 @@ pub(crate) async fn run(target: &Target, command: SettingsCommand) -> Outcome {
             }
             Ok(())
         }
-        SettingsCommand::Set { changes } => {
+        SettingsCommand::Set { changes, yes } => {
             let change = parse(&changes)?;
+            if let (Some(window), false) = (change.undelete_window_s, yes) {
+                refuse_loss(&keep::trash(target).await?, window)?;
+            }
             done(Orders::new(target)?.send("set", Order::Change(change)).await?)?;
             say_done!("set: {}", changes.join(" "));
             Ok(())
         }
     }
+}
+
+/// A shorter window goes for what is in the trash already.
+fn refuse_loss(trash: &TrashNow, window_s: u64) -> Outcome {
+    if window_s >= trash.window_s || trash.entries == 0 {
+        return Ok(());
+    }
+    let holds = format!("the trash holds {} entries, {}", trash.entries, size_text(trash.bytes));
+    let goes = format!("what was removed more than {window_s} s ago would go for good");
+    Err(Failure::new(format!("settings: {holds}: {goes}: nothing was done yet: say --yes if you mean it")))
 }
 
 fn parse(changes: &[String]) -> Outcome<SettingsChange> {

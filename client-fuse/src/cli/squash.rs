@@ -3,6 +3,7 @@
 use super::admin::Orders;
 use super::connect::Target;
 use super::failure::{Failure, Outcome};
+use super::is_json;
 use clap::{Args, Subcommand};
 use common::proto::admin::{Order, Ordered};
 use common::proto::squash::{NOBODY, Squash, SquashAsk};
@@ -45,7 +46,7 @@ pub(crate) async fn run(target: &Target, command: SquashCommand) -> Outcome {
         SquashCommand::Off => (SquashAsk::Set(None), false),
     };
     match Orders::new(target)?.send("root-squash", Order::RootSquash(ask)).await? {
-        Ordered::RootSquash(now) if json => say!("{}", json_of(now.as_ref())),
+        Ordered::RootSquash(now) if json || is_json() => say!("{}", json_of(now.as_ref())),
         Ordered::RootSquash(None) => say!("root squash is off: root of every client is root"),
         Ordered::RootSquash(Some(now)) => {
             let names: Vec<String> = now.allowed.iter().map(ToString::to_string).collect();

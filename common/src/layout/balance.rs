@@ -1,4 +1,4 @@
-//! The next layout from the present one: as few replicas move as the weights and the failure domains ask for.
+//! The next layout from the present one: hardly more replicas move than the weights and the failure domains ask for.
 //!
 //! 1. A group keeps its servers, but for those that are gone and those that stand in the way of more domains.
 //! 2. It is filled up: with servers in other domains first, then with those that have least of their share.
@@ -7,10 +7,9 @@
 //! A server's share is its weight's part of all places, as far as the domains allow (`shares`). It ends with that, rounded up
 //! or down. With nothing to do the result is the layout it began with.
 
-use super::{Candidate, host_of, score};
+use super::{Candidate, Field, nearness, score};
 use crate::id::{PgId, ServerId};
 use crate::units::len_u64;
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 mod chains;
@@ -24,37 +23,35 @@ use shares::{Share, shares};
 /// In how many zones, racks and hosts a set of servers is; more zones are better than more racks, and so on.
 type Spread = [usize; 3];
 
-/// Candidates by number, so that sets of them are quick to compare.
+/// Candidates by number, what each is to have, and what it has.
 struct Servers<'a> {
-    all: &'a [Candidate],
-    /// Zone, rack and host of each, as numbers.
-    domains: Vec<[usize; 3]>,
+    field: Field<'a>,
     shares: Vec<Share>,
     /// Places that each has.
     load: Vec<u64>,
 }
 
-/// The first `replicas` servers of each group. `candidates` have weights above 0; `before` are the groups until now.
-pub(super) fn heads(before: &[Vec<ServerId>], replicas: usize, candidates: &[Candidate]) -> Vec<Vec<ServerId>> {
-    let width = replicas.min(candidates.len());
-    let mut servers = Servers::new(candidates, before.len(), width);
-    let before = numbered(before, replicas, candidates);
-    let best = servers.spread(&(0..candidates.len()).collect::<Vec<_>>()).map(|count| count.min(width));
+/// The first `replicas` servers of each group. The candidates have weights above 0; `before` are the groups until now.
+pub(super) fn heads(before: &[Vec<ServerId>], replicas: usize, field: Field<'_>) -> Vec<Vec<ServerId>> {
+    let width = replicas.min(field.all.len());
+    let mut servers = Servers::new(field, before.len(), width);
+    let before = numbered(before, replicas, field.all);
+    let best = servers.spread(&(0..field.all.len()).collect::<Vec<_>>()).map(|count| count.min(width));
     let kept = before.iter().map(|head| servers.kept(head, width, best)).collect();
     let mut heads = servers.full(kept, width);
     Chains::new(&mut servers, &before, &mut heads, true).level();
     let heads: Vec<Vec<usize>> = heads.iter().zip(&before).map(|(head, before)| in_place(head, before)).collect();
-    named(&heads, candidates)
+    named(&heads, field.all)
 }
 
-/// As [`heads`], but what is there stays. `candidates` of weight 0 get no more.
-pub(super) fn filled(before: &[Vec<ServerId>], replicas: usize, candidates: &[Candidate]) -> Vec<Vec<ServerId>> {
-    let width = replicas.min(candidates.len());
-    let mut servers = Servers::new(candidates, before.len(), width);
-    let before = numbered(before, replicas, candidates);
+/// As [`heads`], but what is there stays. Candidates of weight 0 get no more.
+pub(super) fn filled(before: &[Vec<ServerId>], replicas: usize, field: Field<'_>) -> Vec<Vec<ServerId>> {
+    let width = replicas.min(field.all.len());
+    let mut servers = Servers::new(field, before.len(), width);
+    let before = numbered(before, replicas, field.all);
     let mut heads = servers.full(before.clone(), width);
     Chains::new(&mut servers, &before, &mut heads, false).level();
-    named(&heads, candidates)
+    named(&heads, field.all)
 }
 
 /// The servers of each group that are still there.
@@ -68,7 +65,8 @@ fn named(heads: &[Vec<usize>], candidates: &[Candidate]) -> Vec<Vec<ServerId>> {
     heads.iter().map(|head| head.iter().map(|server| candidates[*server].server).collect()).collect()
 }
 
-/// The same servers: those that were there before where they were, the others in the places between.
+/// The same servers: those that were there before where they were among those that are still servers, the others in the
+/// places between.
 fn in_place(head: &[usize], before: &[usize]) -> Vec<usize> {
     let mut new = head.iter().filter(|server| !before.contains(server));
     let place = |server: &usize| if head.contains(server) { Some(*server) } else { new.next().copied() };
@@ -78,27 +76,14 @@ fn in_place(head: &[usize], before: &[usize]) -> Vec<usize> {
 }
 
 impl<'a> Servers<'a> {
-    fn new(all: &'a [Candidate], groups: usize, width: usize) -> Servers<'a> {
-        let mut zones = BTreeMap::new();
-        let mut racks = BTreeMap::new();
-        let mut hosts = BTreeMap::new();
-        let number = |c| {
-            let (zone, rack, host) = host_of(c);
-            let next = zones.len();
-            let z = *zones.entry(zone).or_insert(next);
-            let next = racks.len();
-            let r = *racks.entry((zone, rack)).or_insert(next);
-            let next = hosts.len();
-            [z, r, *hosts.entry((zone, rack, host)).or_insert(next)]
-        };
-        let domains: Vec<[usize; 3]> = all.iter().map(number).collect();
-        let shares = shares(all, &domains, len_u64(groups), width);
-        Servers { all, domains, shares, load: vec![0; all.len()] }
+    fn new(field: Field<'a>, groups: usize, width: usize) -> Servers<'a> {
+        let shares = shares(field.all, field.domains, len_u64(groups), width);
+        Servers { field, shares, load: vec![0; field.all.len()] }
     }
 
     fn spread(&self, head: &[usize]) -> Spread {
         let is_first = |at: usize, level: usize| {
-            let domain = |place: usize| self.domains[head[place]][level];
+            let domain = |place: usize| self.field.domains[head[place]][level];
             (0..at).all(|before| domain(before) != domain(at))
         };
         [0, 1, 2].map(|level| (0..head.len()).filter(|at| is_first(*at, level)).count())
@@ -124,27 +109,30 @@ impl<'a> Servers<'a> {
         for server in heads.iter().flatten() {
             self.load[*server] += 1;
         }
+        let part = |servers: &Self, server: usize| servers.shares[server].part(servers.load[server]);
+        let mut parts: Vec<u128> = (0..self.load.len()).map(|server| part(self, server)).collect();
         for (pg, head) in (0u32..).map(PgId).zip(&mut heads) {
-            while head.len() < width {
-                let Some(next) = self.choose(pg, head) else { break };
+            while head.len() < width
+                && let Some(next) = self.choose(pg, head, &parts)
+            {
                 head.push(next);
                 self.load[next] += 1;
+                parts[next] = part(self, next);
             }
         }
         heads
     }
 
-    /// Who comes into this group next: widest spread, then least of its share, then first in the group's order.
-    fn choose(&self, pg: PgId, head: &[usize]) -> Option<usize> {
-        let rank = |server: &usize| {
-            let with = [head, &[*server]].concat();
-            (Reverse(self.spread(&with)), self.shares[*server].part(self.load[*server]))
-        };
-        let free = (0..self.all.len()).filter(|server| self.all[*server].weight > 0 && !head.contains(server));
-        let ranks: Vec<_> = free.map(|server| (rank(&server), server)).collect();
-        let first = ranks.iter().map(|(rank, _)| *rank).min()?;
-        let equal = ranks.iter().filter(|(rank, _)| *rank == first).map(|(_, server)| *server);
-        equal.min_by(|a, b| score(pg, &self.all[*a]).total_cmp(&score(pg, &self.all[*b])))
+    /// Who comes into this group next: furthest from those that are there, then with the least part of its share, then first
+    /// in the group's order.
+    fn choose(&self, pg: PgId, head: &[usize], parts: &[u128]) -> Option<usize> {
+        let Field { all, domains } = self.field;
+        let near = |server: usize| head.iter().map(|other| nearness(domains[server], domains[*other])).max();
+        let rank = |server: usize| (near(server), parts[server]);
+        let free = || (0..all.len()).filter(|server| all[*server].weight > 0 && !head.contains(server));
+        let first = free().map(rank).min()?;
+        let equal = free().filter(|server| rank(*server) == first);
+        equal.min_by(|a, b| score(pg, &all[*a]).total_cmp(&score(pg, &all[*b])))
     }
 
     /// How far this many places are from its share, rounded up or down: the square, so that it is the furthest that move first.

@@ -199,6 +199,8 @@ pub struct FsckLook {
     pub bytes: u64,
     /// Findings so far, by kind, in the order of [`FindingKind`].
     pub counts: Vec<(FindingKind, u64)>,
+    /// Those of them that no repair mends.
+    pub unmended: u64,
     /// Findings from `after` on, at most [`FINDINGS_PER_ANSWER`].
     pub findings: Vec<Finding>,
     /// Corrections made.

@@ -2,6 +2,7 @@
 //! should hold, what they report, and what an administrator sees of it (DESIGN, section 7).
 
 use crate::id::{ChunkId, Epoch, LayoutVersion, LogIndex, ServerId};
+use crate::proto::admin::FileRange;
 use crate::proto::backup::Held;
 use crate::proto::rebalance::{MoveOrders, MovesReport};
 use serde::{Deserialize, Serialize};
@@ -319,9 +320,9 @@ pub struct Explained {
     pub len: u32,
     /// Extents that refer to it, for each replica target.
     pub refs: Vec<(u8, u64)>,
-    /// Files that refer to it, by inode number: the first found, at most 16. Those already removed but not yet taken
-    /// apart, or open, are among them.
-    pub files: Vec<u64>,
+    /// Where in files it is: the first found, at most 16. Files in the trash, open ones without a name, and those that are
+    /// being taken apart are among them.
+    pub files: Vec<FileRange>,
     /// The servers that should hold it, in order.
     pub owners: Vec<ServerId>,
     /// If it is known to have fewer copies than its target: who holds it.

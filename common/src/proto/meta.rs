@@ -22,7 +22,7 @@ pub use super::query::{
     Answer, Answered, Ask, DirEntry, EXTENTS_PER_ANSWER, Extent, ExtentRun, FsStat, LISTING_MAX, OPEN_AHEAD_MAX, Query,
 };
 pub use super::servers::{
-    Admin, AdminReply, Heartbeat, HeartbeatReply, NodeStatus, Register, Registered, ServerStatus, Status,
+    Admin, AdminReply, FREE_MIN, Heartbeat, HeartbeatReply, NodeStatus, Register, Registered, ServerStatus, Status,
 };
 
 /// On whose behalf.

@@ -20,4 +20,4 @@ pub mod squash;
 pub mod trash;
 
 /// The protocol version both planes speak. Another one is refused in the hello.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;

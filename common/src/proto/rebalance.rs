@@ -84,6 +84,8 @@ pub enum RebalanceOrder {
     Start {
         /// Bytes per second that one server takes, at most.
         rate: Option<u64>,
+        /// Only if this is what it does ([`Plan::digest`]): what somebody was shown.
+        shown: Option<u64>,
     },
     /// No further group is begun, and nothing more is copied for those that are.
     Pause,
@@ -110,6 +112,8 @@ pub struct Plan {
     pub exact: bool,
     /// How long it takes at the rate that repair may have while clients are there, in seconds.
     pub seconds: u64,
+    /// Plans with equal ones move the same groups to the same servers.
+    pub digest: u64,
 }
 
 /// What a plan does to one server. Bytes.

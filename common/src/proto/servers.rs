@@ -11,6 +11,9 @@ use crate::id::{ClusterId, Epoch, LogIndex, NodeId, ServerId};
 use crate::layout::{ClusterMap, Domain};
 use serde::{Deserialize, Serialize};
 
+/// A server, or a data directory, with less free space takes no new chunks, in bytes: one of the largest, and some.
+pub const FREE_MIN: u64 = 68 << 20;
+
 /// A chunkserver introduces itself, at start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Register {
@@ -61,6 +64,8 @@ pub struct Heartbeat {
     pub corrupt: u64,
     /// Data directories that are fenced.
     pub fenced_dirs: u32,
+    /// Data directories with less than [`FREE_MIN`] free.
+    pub full_dirs: u32,
     /// The map version it has.
     pub map_version: u64,
     /// Bytes that its segments take on disk, about.
@@ -146,6 +151,12 @@ pub struct Status {
     pub degraded: u64,
     /// Sessions of clients.
     pub sessions: u64,
+    /// Durable copies below which a write is not acknowledged.
+    pub min_replicas: u8,
+    /// Metaservers with hardly any room on their disks, of those that answer.
+    pub tight: u32,
+    /// Why everything that makes the metadata grow is refused now, if it is.
+    pub refuses: Option<String>,
 }
 
 /// One metaserver, by itself.
@@ -188,6 +199,10 @@ pub struct ServerStatus {
     pub corrupt: u64,
     /// Fenced data directories.
     pub fenced_dirs: u32,
+    /// Data directories with less than [`FREE_MIN`] free.
+    pub full_dirs: u32,
+    /// New chunks are put there.
+    pub writable: bool,
     /// Bytes that its segments take on disk, about: more than `chunk_bytes` by what compaction has not given back yet.
     pub segment_bytes: u64,
 }

@@ -259,8 +259,9 @@ impl Look<'_> {
                 true => (FindingKind::Lost, "no sound copy is left"),
                 false => (FindingKind::Unreachable, "no sound copy on the servers that answer"),
             };
-            if self.lost.len() < LOST_MAX {
-                self.lost.push((id, kind, format!("chunk {id}, {} bytes: {what}{silent}", chunk.len)));
+            match self.lost.len() < LOST_MAX {
+                true => self.lost.push((id, kind, format!("chunk {id}, {} bytes: {what}{silent}", chunk.len))),
+                false => drop(self.work.job.counted(kind, false)),
             }
             return Ok(());
         }

@@ -32,8 +32,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Findings that are kept; more are only counted.
-const FINDINGS_MAX: usize = 10_000;
+/// Findings of each kind that are kept; more are only counted: what is lost is told, however much is short.
+const FINDINGS_MAX: u64 = 10_000;
 /// A job nobody looks at ends after this long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
@@ -87,19 +87,8 @@ impl Jobs {
         if slot.as_ref().is_some_and(|job| job.is_running()) {
             return Err(Fault::new(Kind::Exists, "another check is running: wait for its end"));
         }
-        let look = FsckLook {
-            phase: FsckPhase::Namespace,
-            index: LogIndex(0),
-            chunks: 0,
-            chunks_total: 0,
-            bytes: 0,
-            counts: Vec::new(),
-            findings: Vec::new(),
-            repaired: 0,
-            failed: None,
-        };
         let id = node.world.random_u64();
-        let job = Arc::new(Job { id, state: Mutex::new(Progress { look, seen: Instant::now() }) });
+        let job = Arc::new(Job::new(id));
         *slot = Some(job.clone());
         let secret = leading.ctx.secret;
         let work = Work { node: node.clone(), member, leading, pool, secret, ask, job, by };
@@ -119,13 +108,29 @@ impl Jobs {
         let after = len_usize(after.into()).min(state.look.findings.len());
         let end = (after + len_usize(FINDINGS_PER_ANSWER.into())).min(state.look.findings.len());
         let findings = state.look.findings[after..end].to_vec();
-        let FsckLook { phase, index, chunks, chunks_total, bytes, repaired, .. } = state.look;
+        let FsckLook { phase, index, chunks, chunks_total, bytes, unmended, repaired, .. } = state.look;
         let (counts, failed) = (state.look.counts.clone(), state.look.failed.clone());
-        Ok(FsckLook { phase, index, chunks, chunks_total, bytes, counts, findings, repaired, failed })
+        Ok(FsckLook { phase, index, chunks, chunks_total, bytes, counts, unmended, findings, repaired, failed })
     }
 }
 
 impl Job {
+    fn new(id: u64) -> Job {
+        let look = FsckLook {
+            phase: FsckPhase::Namespace,
+            index: LogIndex(0),
+            chunks: 0,
+            chunks_total: 0,
+            bytes: 0,
+            counts: Vec::new(),
+            unmended: 0,
+            findings: Vec::new(),
+            repaired: 0,
+            failed: None,
+        };
+        Job { id, state: Mutex::new(Progress { look, seen: Instant::now() }) }
+    }
+
     fn state(&self) -> MutexGuard<'_, Progress> {
         self.state.lock().expect("no panic holds this lock")
     }
@@ -139,14 +144,21 @@ impl Job {
     }
 
     fn found(&self, finding: Finding) {
-        let mut state = self.state();
-        match state.look.counts.iter_mut().find(|(kind, _)| *kind == finding.kind) {
-            Some((_, count)) => *count += 1,
-            None => state.look.counts.push((finding.kind, 1)),
+        if self.counted(finding.kind, finding.mends) <= FINDINGS_MAX {
+            self.state().look.findings.push(finding);
         }
-        if state.look.findings.len() < FINDINGS_MAX {
-            state.look.findings.push(finding);
-        }
+    }
+
+    /// Counts a finding; how many of its kind there are now.
+    fn counted(&self, kind: FindingKind, mends: bool) -> u64 {
+        let look = &mut self.state().look;
+        look.unmended += u64::from(!mends);
+        let at = look.counts.iter().position(|(other, _)| *other == kind).unwrap_or_else(|| {
+            look.counts.push((kind, 0));
+            look.counts.len() - 1
+        });
+        look.counts[at].1 += 1;
+        look.counts[at].1
     }
 
     fn update(&self, change: impl FnOnce(&mut FsckLook)) {
@@ -252,5 +264,25 @@ impl Work {
             self.job.update(|look| look.repaired += len_u64(fixes.len()));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many chunks are short, what is lost is told with its files, and that it is lost is not forgotten.
+    #[test]
+    fn what_is_lost_is_told_behind_any_number_of_other_findings() {
+        let job = Job::new(1);
+        let finding = |kind, mends| Finding { kind, text: String::new(), chunk: None, files: Vec::new(), mends };
+        for _ in 0..=FINDINGS_MAX {
+            job.found(finding(FindingKind::Short, true));
+        }
+        job.found(finding(FindingKind::Lost, false));
+        let look = job.state().look.clone();
+        assert_eq!(look.counts, [(FindingKind::Short, FINDINGS_MAX + 1), (FindingKind::Lost, 1)]);
+        assert_eq!((look.unmended, len_u64(look.findings.len())), (1, FINDINGS_MAX + 1));
+        assert_eq!(look.findings.last().map(|last| last.kind), Some(FindingKind::Lost));
     }
 }

@@ -59,6 +59,7 @@ pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
         pg_count: config.pg_count,
         highest: 0,
         inodes: BTreeMap::new(),
+        open: BTreeSet::new(),
         wrong: Vec::new(),
         more: 0,
         unreadable: false,
@@ -79,7 +80,10 @@ pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
     check.xattrs()?;
     let references = check.extents()?;
     check.chunks(references)?;
+    // Numbers and counters are corrected before all else: other corrections take the next number, and count down.
+    let before = check.wrong.len();
     check.totals()?;
+    check.wrong.rotate_left(before);
     if check.unreadable {
         check.wrong.iter_mut().for_each(|problem| problem.fixes.clear());
     }
@@ -97,6 +101,8 @@ struct Check<'a> {
     /// The highest number that an inode, its data or a reservation has.
     highest: u64,
     inodes: BTreeMap<u64, Inode>,
+    /// Sessions that are open.
+    open: BTreeSet<SessionId>,
     wrong: Vec<Problem>,
     /// Problems that were not kept.
     more: u64,
@@ -186,7 +192,8 @@ impl Check<'_> {
         })?;
         let listed = self.all(LIST, |key, value| Ok(((first(key), last(key)), Listed::decode(value)?)))?;
         let mut listed: BTreeMap<(u64, u64), Listed> = listed.into_iter().collect();
-        let (mut tally, mut elsewhere) = (Tally::default(), Vec::new());
+        let mut tally = Tally::default();
+        let mut hangs: BTreeMap<InodeId, Vec<(InodeId, Name)>> = BTreeMap::new();
         for (parent, cookie) in listed.keys() {
             tally.cookies.insert(*parent, *cookie); // ascending: the last one stays
         }
@@ -207,18 +214,14 @@ impl Check<'_> {
                 || format!("i{parent}: entry {shown:?} leads to {}, which is not there or of another kind", entry.ino),
                 remake,
             );
-            if let Some(Inode { body: Body::Dir { parent: back, .. }, .. }) = inode {
+            if inode.is_some_and(|inode| matches!(inode.body, Body::Dir { .. })) {
                 *tally.subdirs.entry(parent).or_default() += 1;
-                if back.0 != parent {
-                    elsewhere.push((entry.ino, back, InodeId(parent)));
+                if let Ok(name) = Name::new(&*name) {
+                    hangs.entry(entry.ino).or_default().push((InodeId(parent), name));
                 }
             }
         }
-        for (dir, back, parent) in elsewhere {
-            let only = tally.names.get(&dir) == Some(&1); // else nobody can tell which one is right
-            let fixes = || if only { vec![Fix::Parent { dir, parent }] } else { Vec::new() };
-            self.expect_or(false, || format!("{dir}: its parent is {back}, its entry in {parent}"), fixes);
-        }
+        hangs.into_iter().for_each(|(dir, names)| self.hangs(dir, &names));
         for ((parent, cookie), left) in listed {
             self.held.insert(left.ino.0);
             // An entry that was found by its name only needs no second one.
@@ -232,6 +235,31 @@ impl Check<'_> {
         let left: Vec<u64> = tally.entries.into_keys().collect();
         self.expect(left.is_empty(), || format!("entries in what is no directory: {left:?}"));
         Ok(())
+    }
+
+    /// A directory has one name, where it says that it hangs. Of several there stays one from which the root is reached.
+    fn hangs(&mut self, dir: InodeId, names: &[(InodeId, Name)]) {
+        if dir == InodeId::ROOT {
+            return self.expect(false, || format!("{dir}: the root directory has a name: {names:?}"));
+        }
+        let Some(Inode { body: Body::Dir { parent: back, .. }, .. }) = self.inodes.get(&dir.0) else { return };
+        let back = *back;
+        let good = |(_, (parent, _)): &(usize, &(InodeId, Name))| self.reaches_root(*parent, Some(dir));
+        let best = names.iter().enumerate().filter(good).min_by_key(|(_, (parent, _))| *parent != back);
+        let (kept, is_sure) = best.map_or((0, false), |(kept, _)| (kept, true));
+        let stays = &names[kept];
+        let fixes = |fix| if is_sure { vec![fix] } else { Vec::new() };
+        let hang = Fix::Parent { dir, parent: stays.0 };
+        self.expect_or(
+            names.iter().any(|(parent, _)| *parent == back) && (stays.0 == back || !is_sure),
+            || format!("{dir}: its parent is {back}, its entry in {}", stays.0),
+            || fixes(hang),
+        );
+        for (_, goes) in names.iter().enumerate().filter(|(at, _)| *at != kept) {
+            let shown = String::from_utf8_lossy(goes.1.as_bytes()).into_owned();
+            let text = || format!("{dir}: a directory with another name, {shown:?} in {}", goes.0);
+            self.expect_or(false, text, || fixes(Fix::SecondName { dir, stays: stays.clone(), goes: goes.clone() }));
+        }
     }
 
     /// The highest number that a session has reserved.
@@ -249,7 +277,7 @@ impl Check<'_> {
         let id = InodeId(ino);
         let is_held = self.held.contains(&ino);
         let nameless = || if is_held { Vec::new() } else { vec![Fix::Nameless { ino: id }] };
-        if let Body::Dir { parent, entries: counted, next_cookie } = inode.body {
+        if let Body::Dir { entries: counted, next_cookie, .. } = inode.body {
             let root = ino == InodeId::ROOT.0;
             let have = tally.entries.remove(&ino).unwrap_or(0);
             self.expect_or(
@@ -263,18 +291,14 @@ impl Check<'_> {
                 || format!("i{ino}: nlink {} of {nlink}", inode.nlink),
                 || vec![Fix::Links { ino: id, delta: change(inode.nlink.into(), nlink.into()) }],
             );
-            self.expect_or(
-                named == u32::from(!root),
-                || format!("i{ino}: a directory with {named} entries"),
-                || if named == 0 { nameless() } else { Vec::new() },
-            );
+            self.expect_or(named > 0 || root, || format!("i{ino}: a directory without an entry"), nameless);
             let highest = tally.cookies.get(&ino).copied().unwrap_or(0).max(have);
             self.expect_or(
                 next_cookie > highest,
                 || format!("i{ino}: next cookie {next_cookie}, {highest} is taken"),
                 || vec![Fix::NextCookie { dir: id, at_least: highest + 1 }],
             );
-            self.expect(self.reaches_root(ino, parent), || format!("i{ino}: does not hang on the root"));
+            self.expect(self.reaches_root(id, None), || format!("i{ino}: does not hang on the root"));
         } else {
             let links = || Fix::Links { ino: id, delta: change(inode.nlink.into(), named.into()) };
             self.expect_or(
@@ -285,14 +309,18 @@ impl Check<'_> {
         }
     }
 
-    fn reaches_root(&self, ino: u64, parent: InodeId) -> bool {
-        let (mut at, mut next) = (ino, parent);
+    /// Whether directories lead from this one to the root, and not by another one.
+    fn reaches_root(&self, from: InodeId, not_by: Option<InodeId>) -> bool {
+        let mut at = from;
         for _ in 0..=self.inodes.len() {
-            if at == InodeId::ROOT.0 {
+            if at == InodeId::ROOT {
                 return true;
             }
-            let Some(Inode { body: Body::Dir { parent, .. }, .. }) = self.inodes.get(&next.0) else { return false };
-            (at, next) = (next.0, *parent);
+            let Some(Inode { body: Body::Dir { parent, .. }, .. }) = self.inodes.get(&at.0) else { return false };
+            if Some(at) == not_by {
+                return false;
+            }
+            at = *parent;
         }
         false
     }
@@ -314,6 +342,7 @@ impl Check<'_> {
             .into_iter()
             .map(|(session, ino)| (session, ino, session == UNASKED || open.contains(&session)))
             .collect::<Vec<_>>();
+        self.open = open;
         self.held = rows.iter().filter(|(_, _, is_open)| *is_open).map(|(_, ino, _)| *ino).collect();
         Ok(rows)
     }
@@ -365,21 +394,30 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Locks do not contradict each other, who waits has somebody in the way, and both families agree.
+    /// Locks do not contradict each other, who waits has somebody in the way, sessions with locks are open, and both families
+    /// agree.
     fn locks(&mut self) -> Result<(), KvError> {
         let mut owners: BTreeSet<_> = self.all(LOCKED, |key, _| Ok(key.to_vec()))?.into_iter().collect();
         let mut seen = BTreeSet::new();
         for (ino, row) in self.all(LOCK, |key, value| Ok((InodeId(first(key)), LockRow::decode(value)?)))? {
             self.expect(lock::is_sound(&row), || format!("{ino}: impossible locks {row:?}"));
-            self.expect(self.inodes.contains_key(&ino.0), || format!("{ino}: locks of what is not there"));
+            let fixes = || vec![Fix::Locks { ino }];
+            let there = self.inodes.contains_key(&ino.0);
+            self.expect_or(there, || format!("{ino}: locks of what is not there"), fixes);
             for holder in lock::all(&row) {
-                let key = keys::locked(holder.session, holder.lock.owner, ino);
+                let (key, session) = (keys::locked(holder.session, holder.lock.owner, ino), holder.session);
                 let known = owners.remove(&key) || seen.contains(&key);
-                self.expect(known, || format!("{ino}: a lock that its owner {} is not known to have", holder.session));
+                let is_open = self.open.contains(&session);
+                self.expect_or(is_open, || format!("{ino}: a lock of {session}, which is not open"), fixes);
+                self.expect_or(known, || format!("{ino}: a lock that its owner {session} is not known to have"), fixes);
                 seen.insert(key);
             }
         }
-        self.expect(owners.is_empty(), || format!("owners of locks that are not there: {}", owners.len()));
+        for key in owners {
+            let ino = InodeId(keys::last_u64(&key).unwrap_or(0));
+            let fixes = || vec![Fix::NoLockOwner { key }];
+            self.expect_or(false, || format!("{ino}: the owner of a lock that is not there"), fixes);
+        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Commit: what a file holds changes, with the references, in one step. The end of every write.
 //!
-//! Access is not checked against the mode bits here: a descriptor stays valid over a later `chmod`. The leader has done it
-//! (`crate::rights`).
+//! Access is not checked against the mode bits here: a descriptor stays valid over a later `chmod`. While root squash is on
+//! the leader has done it (`crate::rights`); without it a caller may call itself root anyway.
 //!
 //! Receipts are *verified* by the leader before it proposes ([`validate`] and `common::auth`); here they are counted.
 

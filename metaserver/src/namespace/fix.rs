@@ -186,6 +186,26 @@ pub enum Fix {
         /// The key.
         key: Vec<u8>,
     },
+    /// Locks of this inode belong to sessions that are open, and are found by their owners; if it is not there, nobody has
+    /// any.
+    Locks {
+        /// Which.
+        ino: InodeId,
+    },
+    /// The owner of a lock that is not there.
+    NoLockOwner {
+        /// The key.
+        key: Vec<u8>,
+    },
+    /// A directory has one name only. What is in it stays.
+    SecondName {
+        /// Which.
+        dir: InodeId,
+        /// The directory and name where it is ...
+        stays: (InodeId, Name),
+        /// ... and where it is not.
+        goes: (InodeId, Name),
+    },
 }
 
 /// A counter of the cluster.
@@ -295,10 +315,7 @@ fn one(call: &mut Call<'_, '_>, fix: &Fix) -> Result<(), Fail> {
             call.txn.delete(ORPHAN, keys::orphan(*session, *ino));
             call.txn.delete(HOLDER, keys::holder(*ino, *session));
         }
-        Fix::Holder { session, ino } => match call.txn.get(ORPHAN, &keys::orphan(*session, *ino))? {
-            Some(_) => call.txn.put(HOLDER, keys::holder(*ino, *session), Vec::new()),
-            None => call.txn.delete(HOLDER, keys::holder(*ino, *session)),
-        },
+        Fix::Holder { session, ino } => holder(call, *session, *ino)?,
         Fix::Adopt { data, replicas, extents, bytes, end } => adopt(call, *data, *replicas, (*extents, *bytes, *end))?,
         Fix::Degraded { chunk, servers } => degraded(call, chunk, servers)?,
         Fix::NotDegraded { chunk } => {
@@ -321,7 +338,18 @@ fn one(call: &mut Call<'_, '_>, fix: &Fix) -> Result<(), Fail> {
             }
         }
         Fix::DegradedKey { key } => misplaced(call, key)?,
+        Fix::Locks { ino } => super::lock::fix(call, *ino)?,
+        Fix::NoLockOwner { key } => super::lock::fix_owner(call, key)?,
+        Fix::SecondName { dir, stays, goes } => second_name(call, *dir, stays, goes)?,
         Fix::NextIno { at_least } => call.counters.next_ino = call.counters.next_ino.max(*at_least),
+    }
+    Ok(())
+}
+
+fn holder(call: &mut Call<'_, '_>, session: SessionId, ino: InodeId) -> Result<(), KvError> {
+    match call.txn.get(ORPHAN, &keys::orphan(session, ino))? {
+        Some(_) => call.txn.put(HOLDER, keys::holder(ino, session), Vec::new()),
+        None => call.txn.delete(HOLDER, keys::holder(ino, session)),
     }
     Ok(())
 }
@@ -418,6 +446,32 @@ fn missing_entry(call: &mut Call<'_, '_>, parent: InodeId, cookie: u64) -> Resul
         Body::Dir { parent: back, .. } => *back = parent,
         _ => inode.nlink += 1,
     })?;
+    Ok(())
+}
+
+/// Takes a directory's second name away.
+fn second_name(
+    call: &mut Call<'_, '_>,
+    dir: InodeId,
+    stays: &(InodeId, Name),
+    goes: &(InodeId, Name),
+) -> Result<(), Fail> {
+    let leads = |call: &Call<'_, '_>, (parent, name): &(InodeId, Name)| -> Result<Option<Dentry>, Fail> {
+        Ok(entry(call.txn, *parent, name)?.filter(|entry| entry.ino == dir))
+    };
+    if let (Some(_), Some(second)) = (leads(call, stays)?, leads(call, goes)?)
+        && stays != goes
+        && find_inode(call.txn, dir)?.is_some_and(|inode| inode.kind == FileKind::Dir)
+    {
+        let (parent, name) = goes;
+        call.txn.delete(DENTRY, keys::dentry(*parent, name));
+        call.txn.delete(LIST, keys::list(*parent, second.cookie));
+        with_dir(call, *parent, |parent| {
+            let entries = dir_counts(parent).0;
+            *entries = entries.saturating_sub(1);
+            parent.nlink = parent.nlink.saturating_sub(1);
+        })?;
+    }
     Ok(())
 }
 

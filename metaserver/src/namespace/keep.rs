@@ -6,10 +6,8 @@
 use super::command::{Done, Fail, refuse};
 use super::extents::{forget_degraded, most_wanted};
 use super::rows::{Call, config, counters, row};
-use crate::store::keys::{self, CHUNK, CLUSTER, DEGRADED, EXTENT, HORIZON, SERVER};
-use crate::store::values::{
-    ChunkRow, Data, Degraded, ExtentRow, Horizon, KeepRow, LayoutRow, OutRow, ServerRow, Value, damaged,
-};
+use crate::store::keys::{self, CHUNK, CLUSTER, DEGRADED, HORIZON, SERVER};
+use crate::store::values::{ChunkRow, Degraded, Horizon, KeepRow, LayoutRow, OutRow, ServerRow, Value, damaged};
 use common::fault::Kind;
 use common::id::{ChunkId, Epoch, LayoutVersion, LogIndex, PgId, ServerId};
 use common::kv::{KvError, KvRead};
@@ -25,9 +23,7 @@ const ROWS_PER_PAGE: usize = 4 * 4096;
 /// Placement groups looked into for one page, at most.
 const GROUPS_PER_PAGE: usize = 8192;
 /// Chunks and files named in one explanation, at most.
-const EXPLAIN_MAX: usize = 16;
-/// Extents looked at for one explanation, at most.
-const EXPLAIN_EXTENTS: usize = 2_000_000;
+pub const EXPLAIN_MAX: usize = 16;
 
 /// Which page of the chunks that belong on a server.
 #[derive(Clone, Copy, Debug)]
@@ -247,7 +243,7 @@ pub(super) fn set_keep(call: &mut Call<'_, '_>, change: &KeepChange) -> Result<D
     Ok(Done::KeepSet(new))
 }
 
-/// Why chunks whose ids begin with `prefix` are there. Reads many extents: for people, not for loops.
+/// Why chunks whose ids begin with `prefix` are there, but for the files.
 ///
 /// # Errors
 /// `Invalid`: the prefix is too short. The store failed.
@@ -275,21 +271,5 @@ pub fn explain(read: &dyn KvRead, prefix: &[u8]) -> Result<Vec<Explained>, Fail>
             degraded: known.map(|known| known.servers),
         });
     }
-    if !found.is_empty() {
-        find_files(read, &mut found)?;
-    }
     Ok(found)
-}
-
-fn find_files(read: &dyn KvRead, found: &mut [Explained]) -> Result<(), Fail> {
-    for entry in read.scan(EXTENT, (Bound::Unbounded, Bound::Unbounded), false).take(EXPLAIN_EXTENTS) {
-        let (key, value) = entry?;
-        let Data::Chunk { id, .. } = ExtentRow::decode(&value)?.data else { continue };
-        let Some(chunk) = found.iter_mut().find(|chunk| chunk.id == id) else { continue };
-        let data = keys::first_u64(&key).unwrap_or(0);
-        if chunk.files.len() < EXPLAIN_MAX && chunk.files.last() != Some(&data) {
-            chunk.files.push(data);
-        }
-    }
-    Ok(())
 }

@@ -11,7 +11,8 @@
 //! 3. A `locked` row is there exactly while its owner holds or waits for a lock of its inode.
 
 use super::command::{Fail, refuse};
-use super::rows::{Call, inode, row};
+use super::rows::{Call, find_inode, inode, row};
+use super::session::is_open;
 use crate::store::keys::{self, LOCK, LOCKED};
 use crate::store::values::{LockRow, Value, WaitingLock, damaged};
 use common::fault::Kind;
@@ -140,6 +141,37 @@ pub(super) fn forget(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), Fail> 
     let owners: BTreeSet<Owner> = all(&row).map(LockHolder::owner).collect();
     if !owners.is_empty() {
         write(call, ino, LockRow::default(), owners);
+    }
+    Ok(())
+}
+
+/// Makes the rows of an inode's locks agree, without those of sessions that are not open.
+pub(super) fn fix(call: &mut Call<'_, '_>, ino: InodeId) -> Result<(), KvError> {
+    let before = read(call.txn, ino)?;
+    let owners: BTreeSet<Owner> = all(&before).map(LockHolder::owner).collect();
+    let mut row = LockRow::default();
+    if find_inode(call.txn, ino)?.is_some() {
+        let mut open = BTreeSet::new();
+        for session in owners.iter().map(|(session, _)| *session).collect::<BTreeSet<_>>() {
+            if is_open(call.txn, session)? {
+                open.insert(session);
+            }
+        }
+        row = before;
+        row.held.retain(|held| open.contains(&held.session));
+        row.queue.retain(|waiting| open.contains(&waiting.holder.session));
+        promote(&mut row);
+    }
+    write(call, ino, row, owners);
+    Ok(())
+}
+
+/// Takes the row of an owner away who has no lock.
+pub(super) fn fix_owner(call: &mut Call<'_, '_>, key: &[u8]) -> Result<(), KvError> {
+    let Some(ino) = keys::last_u64(key).map(InodeId) else { return Ok(()) };
+    let row = read(call.txn, ino)?;
+    if !all(&row).any(|holder| keys::locked(holder.session, holder.lock.owner, ino) == key) {
+        call.txn.delete(LOCKED, key.to_vec());
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ pub use command::{COMMAND_VERSION, Command, Done, Fail, NewPlan, PlanChange, Rep
 pub use commit::validate as validate_commit;
 pub use event::{EVENTS_MAX, events};
 pub use fix::{Counter, FIXES_MAX, Fix, LOST_AND_FOUND};
-pub use keep::{Page, expected, explain, out, settings as keep_settings, targets};
+pub use keep::{EXPLAIN_MAX, Page, expected, explain, out, settings as keep_settings, targets};
 pub use lock::waits as lock_waits;
 pub use moves::{away, left, moves, plan, steps as plan_steps};
 pub use query::{QueryCtx, attr, few_extents, lead_to, leased, query};

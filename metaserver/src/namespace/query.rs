@@ -2,7 +2,7 @@
 //!
 //! Access: `Lookup` and `Walk` need search permission on the way, `Open` what it asks for, `ReadDir` read permission
 //! when a listing starts. A listing that goes on is not checked again: a descriptor stays valid over a later `chmod`. Who
-//! may have `Extents` the leader has looked at (`crate::rights`).
+//! may have `Extents` the leader has looked at while root squash is on (`crate::rights`).
 
 use super::command::{Fail, refuse};
 use super::extents::{Placed, overlapping};

@@ -100,8 +100,8 @@ impl Call {
         }
     }
 
-    /// As [`Call::check_rights`] and [`Call::check_commit`], for all changes of a batch. What comes before one that is refused is left, and it comes again
-    /// as the first of the next: then this says why.
+    /// As [`Call::check_rights`] and [`Call::check_commit`], for all changes of a batch. What comes before one that is refused
+    /// is left, and it comes again as the first of the next: then this says why.
     async fn check_batch(
         &self,
         member: &Member,

@@ -205,11 +205,6 @@ impl Meta {
         self.command(&restored).expect("the epoch rises");
     }
 
-    /// True while deletion is held since a restore.
-    pub fn is_held(&self) -> bool {
-        namespace::held(&self.kv).expect("memory does not fail").is_some()
-    }
-
     /// fsck has found nothing wrong: deletion goes on.
     pub fn release(&mut self) {
         self.command(&Command::Release { epoch: self.epoch() }).expect("it was held");

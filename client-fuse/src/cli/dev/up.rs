@@ -3,6 +3,7 @@
 use super::plan::Cluster;
 use super::process::{POLL_EVERY, Process};
 use crate::cli::failure::{Failure, Outcome};
+use crate::cli::health::{Seen, status_json, status_text};
 use crate::cli::{admin, mounts};
 use client_fuse::{Client, ClientConfig};
 use common::fault::Fault;
@@ -202,13 +203,15 @@ pub(super) async fn status(cluster: &Cluster, json: bool) -> Outcome {
         Ok(AdminReply::Keep(KeepAdminReply::Status(keeping))) => Some(keeping),
         _ => None,
     };
+    let none = Members::default();
+    let seen = |status| Seen { keeping: keeping.as_ref(), ..Seen::only(status, &none) };
     if json {
         let list: Vec<serde_json::Value> = processes
             .iter()
             .map(|p| serde_json::json!({"name": p.name, "pid": p.pid(), "up": p.pid().is_some(), "port": cluster.port(&p.name)}))
             .collect();
         let cluster = match &status {
-            Ok(status) => admin::status_json(status, &Members::default(), keeping.as_ref()),
+            Ok(status) => status_json(seen(status)),
             Err(failure) => serde_json::json!({ "error": failure.to_string() }),
         };
         say!("{}", serde_json::json!({ "processes": list, "cluster": cluster }));
@@ -222,7 +225,7 @@ pub(super) async fn status(cluster: &Cluster, json: bool) -> Outcome {
         say!("{:<10} {:>8} {:<5} {:>6}", process.name, shown, if pid.is_some() { "up" } else { "down" }, port);
     }
     match status {
-        Ok(status) => say!("\n{}", admin::status_text(&status, &Members::default(), keeping.as_ref()).trim_end()),
+        Ok(status) => say!("\n{}", status_text(seen(&status)).trim_end()),
         Err(failure) => say!("\ncluster: {failure}"),
     }
     Ok(())

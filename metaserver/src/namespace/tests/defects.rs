@@ -202,10 +202,23 @@ fn locks_that_contradict_each_other_or_have_half_of_their_rows_are_told() {
         stays(&["i3: impossible locks"], |world| plant_locks(world, FILE, &impossible));
     }
     let held = LockRow { held: vec![HELD], queue: Vec::new() };
-    stays(&["i99: locks of what is not there"], |world| plant_locks(world, NOTHING, &held));
+    mends(&["i99: locks of what is not there"], |world| plant_locks(world, NOTHING, &held));
     let unknown = format!("i3: a lock that its owner {S1} is not known to have");
-    stays(&[unknown.as_str()], |world| plant(world, LOCKED, &keys::locked(S1, HELD.lock.owner, FILE), None));
-    stays(&["owners of locks that are not there: 1"], |world| plant(world, LOCK, &keys::inode(FILE), None));
+    let own = keys::locked(S1, HELD.lock.owner, FILE);
+    let world = mends(&[unknown.as_str()], |world| plant(world, LOCKED, &own, None));
+    assert!(world.kv.get(LOCKED, &own).unwrap().is_some(), "it ends with its session");
+    mends(&["i3: the owner of a lock that is not there"], |world| plant(world, LOCK, &keys::inode(FILE), None));
+}
+
+#[test]
+fn locks_of_sessions_that_have_ended_go_and_who_waited_for_them_has_theirs() {
+    let ended = SessionId(999);
+    let blocker = LockHolder { session: ended, ..HELD };
+    let queue = vec![WaitingLock { number: 1, holder: HELD }];
+    let world = mends(&[format!("i3: a lock of {ended}, which is not open").as_str()], |world| {
+        plant_locks(world, FILE, &LockRow { held: vec![blocker], queue });
+    });
+    assert_eq!(row::<LockRow>(&world, LOCK, &keys::inode(FILE)), LockRow { held: vec![HELD], queue: Vec::new() });
 }
 
 #[test]
@@ -223,24 +236,43 @@ fn directories_in_a_loop_are_told() {
     });
 }
 
+/// Where one is below the directory itself, that is the one that goes, whatever the directory says; what is in it stays.
 #[test]
-fn a_directory_with_two_names_is_told_and_keeps_both() {
-    let twice = "i4: a directory with 2 entries";
-    stays(&[twice], |world| {
+fn a_directory_with_two_names_keeps_the_one_where_it_hangs() {
+    for (parent, cookie, hangs) in [(ROOT, 4, DIR), (SUB, 2, DIR), (SUB, 2, SUB)] {
+        let second = format!("i4: a directory with another name, \"again\" in {parent}");
+        let wrong = format!("i4: its parent is {hangs}, its entry in {DIR}");
+        let texts = if hangs == SUB { vec![wrong.as_str(), second.as_str()] } else { vec![second.as_str()] };
+        let mut world = sound();
+        plant_entry(&world, (parent, "again"), cookie, (SUB, FileKind::Dir));
+        count(&world, parent, 1, 1);
+        change_inode(&world, SUB, |inode| {
+            if let Body::Dir { parent, .. } = &mut inode.body {
+                *parent = hangs;
+            }
+        });
+        let found = problems(&*world.kv).unwrap();
+        for text in texts {
+            assert!(found.iter().any(|problem| problem.text.contains(text)), "{text}: {found:#?}");
+        }
+        assert_eq!(mend(&mut world), Ok(Done::Fixed));
+        world.check();
+        assert_eq!(contents(&world), contents(&sound()));
+    }
+    let both = mended(&["i4: a directory with another name, \"sub\" in i2"], |world| {
         plant_entry(world, (DIR, "again"), 3, (SUB, FileKind::Dir));
         count(world, DIR, 1, 1);
     });
-    let mut world = sound();
-    plant_entry(&world, (ROOT, "again"), 4, (SUB, FileKind::Dir));
-    count(&world, ROOT, 1, 1);
-    let before = contents(&world);
-    for _round in 0..3 {
-        let found = problems(&*world.kv).unwrap();
-        let own = found.iter().find(|problem| problem.text == twice);
-        assert!(own.is_some_and(|problem| problem.fixes.is_empty()), "{found:#?}");
-        assert_eq!(mend(&mut world), Ok(Done::Fixed));
-        assert_eq!(contents(&world), before);
-    }
+    let names: Vec<String> = contents(&both).into_iter().map(|(path, _)| path).collect();
+    assert!(names.contains(&"/d/again/leaf".to_owned()) && !names.contains(&"/d/sub/leaf".to_owned()), "{names:?}");
+}
+
+#[test]
+fn a_root_directory_with_a_name_is_told() {
+    stays(&["i1: the root directory has a name"], |world| {
+        plant_entry(world, (DIR, "up"), 3, (ROOT, FileKind::Dir));
+        count(world, DIR, 1, 1);
+    });
 }
 
 #[test]
@@ -340,7 +372,7 @@ fn each_count_of_an_inode_that_is_off_is_told_by_its_name_and_set_right() {
 
 #[test]
 fn what_has_no_name_gets_one_in_lost_and_found() {
-    finds(&["i4: a directory with 0 entries"], "/d/sub/leaf", ("/lost+found/i4/leaf", b"leaf"), |world| {
+    finds(&["i4: a directory without an entry"], "/d/sub/leaf", ("/lost+found/i4/leaf", b"leaf"), |world| {
         lose_entry(world, (DIR, "sub"), 2);
         count(world, DIR, -1, -1);
     });
@@ -359,7 +391,7 @@ fn what_has_no_name_gets_one_in_lost_and_found() {
         change::<Counters>(world, CLUSTER, keys::COUNTERS, |counters| counters.sessions -= 1);
         plant(world, TRASH, &keys::trash_entry(OPEN), None);
     });
-    let nobodys = ["data 99: 1 extents of nobody", "number 99 is in use, the next is 8"];
+    let nobodys = ["number 99 is in use, the next is 8", "data 99: 1 extents of nobody"];
     finds(&nobodys, "", ("/lost+found/data-99", INLINE), |world| {
         plant(world, EXTENT, &keys::extent(NOTHING.0, 0), Some(inline(INLINE).encode()));
     });
@@ -519,26 +551,26 @@ fn rows_of_chunks_are_made_what_the_extents_add_up_to() {
         change::<ChunkRow>(world, CHUNK, &twice, |row| row.refs = [(3, 77), (5, 1)].into());
     });
     let longer = [
-        "row ChunkRow { len: 13, refs: {3: 2} }, counted Some((12, {3: 2}))",
         "the cluster counts 36 bytes of chunks, the rows add up to 37",
+        "row ChunkRow { len: 13, refs: {3: 2} }, counted Some((12, {3: 2}))",
     ];
     mends(&longer, |world| change::<ChunkRow>(world, CHUNK, &twice, |row| row.len += 1));
     let missing = [
-        "no row, counted (12, {3: 2})",
         "the cluster counts 5 chunks, the rows add up to 4",
         "the cluster counts 36 bytes of chunks, the rows add up to 24",
+        "no row, counted (12, {3: 2})",
     ];
     mends(&missing, |world| plant(world, CHUNK, &twice, None));
     let stray = [
-        "chunk 3f3f3f3f3f3f: row ChunkRow { len: 8, refs: {3: 1} }, counted None",
         "the cluster counts 5 chunks, the rows add up to 6",
         "the cluster counts 36 bytes of chunks, the rows add up to 44",
+        "chunk 3f3f3f3f3f3f: row ChunkRow { len: 8, refs: {3: 1} }, counted None",
     ];
     mends(&stray, |world| {
         let row = ChunkRow { len: 8, refs: [(3, 1)].into() };
         plant(world, CHUNK, &keys::chunk(&ChunkId([0x3f; 32])), Some(row.encode()));
     });
-    let empty = ["chunk 3f3f3f3f3f3f: row ChunkRow { len: 8, refs: {} }, counted None", stray[1], stray[2]];
+    let empty = [stray[0], stray[1], "chunk 3f3f3f3f3f3f: row ChunkRow { len: 8, refs: {} }, counted None"];
     mends(&empty, |world| {
         let row = ChunkRow { len: 8, refs: [].into() };
         plant(world, CHUNK, &keys::chunk(&ChunkId([0x3f; 32])), Some(row.encode()));
@@ -549,8 +581,14 @@ fn rows_of_chunks_are_made_what_the_extents_add_up_to() {
 fn degraded_rows_of_no_chunk_go_and_those_with_impossible_servers_are_told() {
     let degraded = |id: ChunkId| keys::degraded(id.pg(16), &id);
     let stray =
-        ["degraded 3f3f3f3f3f3f: the chunk is not there", "the cluster counts 1 degraded chunks, the rows add up to 2"];
+        ["the cluster counts 1 degraded chunks, the rows add up to 2", "degraded 3f3f3f3f3f3f: the chunk is not there"];
     mends(&stray, |world| {
+        plant(world, DEGRADED, &degraded(ChunkId([0x3f; 32])), Some(Degraded::default().encode()));
+    });
+    // Also if the counter is off, and would go below 0.
+    let lost = ["the cluster counts 0 degraded chunks, the rows add up to 2", stray[1]];
+    mends(&lost, |world| {
+        change::<Counters>(world, CLUSTER, keys::COUNTERS, |counters| counters.degraded = 0);
         plant(world, DEGRADED, &degraded(ChunkId([0x3f; 32])), Some(Degraded::default().encode()));
     });
     let id = ChunkId::of(SHORT);
@@ -598,6 +636,13 @@ fn no_inode_number_is_given_out_twice_after_the_next_one_was_lost() {
     });
     assert_eq!(world.file(0, ROOT, "new", 0o644), InodeId(8), "what is in the trash has its number too");
     world.check();
+    // Also not to /lost+found, which the same repair makes.
+    let texts = ["number 7 is in use, the next is 2", "i4: a directory without an entry"];
+    finds(&texts, "/d/sub/leaf", ("/lost+found/i4/leaf", b"leaf"), |world| {
+        change::<Counters>(world, CLUSTER, keys::COUNTERS, |counters| counters.next_ino = 2);
+        lose_entry(world, (DIR, "sub"), 2);
+        count(world, DIR, -1, -1);
+    });
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn nothing() -> Step {
 fn a_group_is_on_both_until_it_is_closed_and_finished_and_late_commits_put_again() {
     let mut world = World::new();
     let (ino, chunk, pg, head) = planned(&mut world);
-    let list = Layout::list(pg, head.clone(), &candidates(1..=4));
+    let list = Layout::list(pg, &head, &candidates(1..=4));
     let old = layout(&world).head(pg, 3)[2];
     let without: Vec<ServerId> = list.iter().copied().filter(|server| *server != old).collect();
     assert_eq!(step(&mut world, Step { begin: vec![(pg, without.clone())], ..nothing() }), Ok(Done::Noted));
