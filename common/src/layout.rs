@@ -7,8 +7,9 @@
 //!
 //! Invariants:
 //! 1. `groups.len() == pg_count`, and a list names no server twice.
-//! 2. The first `replicas` servers of a list are in as many different failure domains as there are; the rest
-//!    (`FALL_THROUGH`) is where writers go when some of the first are not writable.
+//! 2. The first `replicas` servers of a list are in as many different failure domains as there are; the rest is where writers
+//!    go when some of the first are not writable. Lists have `REPLICAS_MAX + FALL_THROUGH` servers, whatever a file's replica
+//!    count is: so it may change, and readers find in one list all that writers may have used.
 //! 3. The same table before, servers, weights and domains give the same table.
 //!
 //! While a group moves, the servers it was on before stand behind its list ([`with_was`]): readers ask them last, and writers
@@ -151,14 +152,6 @@ impl Layout {
 }
 
 impl ClusterMap {
-    /// The servers a writer of `replicas` copies uses, in order: the first of the chunk's list that are up and
-    /// writable. Fewer if there are no more.
-    pub fn write_targets(&self, chunk: &ChunkId, replicas: u8) -> Vec<ServerId> {
-        let (_, order) = self.layout.place(chunk);
-        let usable = |id: &&ServerId| self.servers.get(id).is_some_and(|s| s.up && s.writable);
-        order.iter().filter(usable).take(usize::from(replicas)).copied().collect()
-    }
-
     /// The servers a reader asks, in order: those of the list that are up, then those that are not.
     pub fn read_candidates(&self, chunk: &ChunkId) -> Vec<ServerId> {
         let (_, order) = self.layout.place(chunk);

@@ -21,6 +21,8 @@ const PURGE_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at them.
 const PURGE_LOOK: Duration = Duration::from_millis(50);
 
+/// Who did what nobody ordered, in the list of events.
+const BY_ITSELF: &str = "the cluster";
 /// What is counted of the time between two looks, at most.
 const COUNT_MAX: Duration = Duration::from_secs(1);
 
@@ -193,11 +195,20 @@ pub(crate) async fn take_out(member: &Member, leading: &Leading, down_out: Durat
     let counted = leading.keep.count_silence(&silence, enough_are_up(&silence, &out, map.replicas));
     let planned = plan_out(&silence, &out, down_out, &counted);
     for (server, out) in planned.into_iter().filter(|(server, out)| !(*out && away.contains_key(server))) {
-        member.propose(&Command::SetOut { server, out }).await?;
+        let what = match out {
+            true => format!("chunkserver {server} was down for {} s: others take over its share", down_out.as_secs()),
+            false => format!("chunkserver {server} is back: it takes its share again"),
+        };
+        tracing::warn!(what, "the layout follows");
+        member.propose(&by_itself(what, now, Command::SetOut { server, out })).await?;
         leading.servers.rows_changed(true);
-        tracing::warn!(%server, out, "a chunkserver was down for long, or came back: the layout follows");
     }
     Ok(())
+}
+
+/// A command of the leader's own, noted among the events.
+pub(crate) fn by_itself(what: String, at: Time, command: Command) -> Command {
+    Command::Ordered { by: BY_ITSELF.into(), what, at, command: Some(Box::new(command)) }
 }
 
 fn is_up(silence: &Silence) -> bool {

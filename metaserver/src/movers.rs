@@ -306,9 +306,10 @@ async fn follow(node: &Shared, member: &Member, leading: &Leading, now: Instant)
     let planned = planned?;
     let (groups, bytes) = (planned.plan.groups, planned.plan.bytes);
     leading.movers.table().takers = takers(&planned.plan.servers);
-    let change = start(planned, None, true);
-    member.propose(&Command::Rebalance { change, at: node.world.now() }).await?;
-    tracing::info!(groups, bytes, "a plan to move placement groups was made");
+    let (change, at) = (start(planned, None, true), node.world.now());
+    let what = format!("data follows the weights: {groups} groups, {bytes} bytes");
+    tracing::info!(what, "a plan was made");
+    member.propose(&crate::keep::by_itself(what, at, Command::Rebalance { change, at })).await?;
     Ok(())
 }
 

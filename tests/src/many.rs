@@ -55,6 +55,27 @@ pub fn make_files(root: &Path, count: u64) -> io::Result<()> {
     })
 }
 
+/// Reads one of the files again.
+///
+/// # Errors
+/// As the file system says; or other bytes are in it.
+pub fn check_file(root: &Path, dir: u64, file: u64) -> io::Result<()> {
+    let bytes = std::fs::read(root.join(format!("d{dir}/f{file}")))?;
+    if bytes == piece(dir, file) { Ok(()) } else { Err(io::Error::other(format!("d{dir}/f{file}: other bytes"))) }
+}
+
+/// Reads one of the chunks again: number `number` of all.
+///
+/// # Errors
+/// As the file system says; or other bytes are in it.
+pub fn check_chunk(root: &Path, number: u64) -> io::Result<()> {
+    let (maker, its) = (number % MAKERS, number / MAKERS);
+    let wanted = piece(u64::MAX - maker, its);
+    let mut bytes = vec![0; wanted.len()];
+    File::open(root.join(format!("chunks{maker}")))?.read_exact_at(&mut bytes, its * WINDOW)?;
+    if bytes == wanted { Ok(()) } else { Err(io::Error::other(format!("chunk {its} of {maker}: other bytes"))) }
+}
+
 /// So many chunks of some bytes each, in a few sparse files below `root`; all synced.
 ///
 /// # Errors

@@ -40,7 +40,7 @@ fn wait_copies(cluster: &Cluster, copies: u64) {
 
 #[test]
 fn a_tree_gets_more_copies_and_fewer_and_the_servers_hold_exactly_those() {
-    let (cluster, local) = (Cluster::start_with(1, 5), tempfile::tempdir().unwrap());
+    let (cluster, local) = (Cluster::start_with(1, 9), tempfile::tempdir().unwrap());
     let path = |text: &str| local.path().join(text);
     let content = |file: u64| Content::new(14, file, 1);
     let put = |file: u64, to: &str| {
@@ -54,7 +54,7 @@ fn a_tree_gets_more_copies_and_fewer_and_the_servers_hold_exactly_those() {
     put(2, "/other"); // the same chunks as b
     wait_copies(&cluster, 3 * 2 * CHUNKS);
 
-    for (replicas, own, shared) in [("4", 4, 4), ("5", 5, 5), ("2", 2, 3), ("3", 3, 3)] {
+    for (replicas, own, shared) in [("4", 4, 4), ("9", 9, 9), ("1", 1, 3), ("6", 6, 6), ("2", 2, 3), ("3", 3, 3)] {
         cluster.dfs(&["admin", "replicas", replicas, "/tree", "--recursive"]).must();
         for file in ["/tree", "/tree/a", "/tree/sub", "/tree/sub/b"] {
             let said = cluster.dfs(&["stat", "--json", file]).must();
@@ -63,6 +63,15 @@ fn a_tree_gets_more_copies_and_fewer_and_the_servers_hold_exactly_those() {
             assert_eq!(stat["replicas"].to_string(), replicas, "{file}: {stat:#}");
         }
         wait_copies(&cluster, (own + shared) * CHUNKS);
+        if own == 6 {
+            // Also copies beyond the cluster's three follow when a server is emptied.
+            cluster.dfs(&["admin", "server", "drain", "2", "--wait"]).must();
+            wait_copies(&cluster, (own + shared) * CHUNKS);
+            let servers = cluster.status()["chunkservers"].as_array().unwrap().clone();
+            let drained = servers.iter().find(|server| server["server"] == 2).unwrap();
+            assert_eq!(number(drained, "chunks"), 0, "{drained:#}");
+            cluster.dfs(&["admin", "server", "weight", "2", "100"]).must();
+        }
         for (file, from) in [(1, "/tree/a"), (2, "/tree/sub/b"), (2, "/other")] {
             let _ = std::fs::remove_file(path("back"));
             cluster.dfs(&["get", from, path("back").to_str().unwrap()]).must();

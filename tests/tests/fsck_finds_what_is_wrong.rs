@@ -1,9 +1,17 @@
 //! `dfs admin fsck` says "clean" of a cluster that is, and finds what was broken behind its back: damaged copies, copies
 //! that are missing, servers that do not answer, and what is lost by file and range. Only who has the administrator's key
-//! may run it. (That every defect of the namespace is found and mended is tested on the rows, in the metaserver.)
+//! may run it. What is wrong in the namespace is mended. (That every defect of it is found and mended is tested on the rows, in the
+//! metaserver.)
 
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
+use common::id::InodeId;
+use common::kv::rocks::{RocksKv, Tuning};
+use common::kv::{Batch, Kv, KvRead};
+use common::name::Name;
+use metaserver::store::keys;
+use metaserver::store::values::{Dentry, Value as _};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::content::Content;
@@ -120,4 +128,69 @@ fn copies_that_are_gone_are_handed_to_repair() {
     assert_eq!(cluster.status()["degraded"], 3);
     let (found, _) = fsck(&cluster, &["--repair"]);
     assert_eq!((count(&found, "short"), &found["repaired"]), (3, &0.into()), "known by now: {found:#}");
+}
+
+/// What a command says of one path.
+fn ino(cluster: &Cluster, path: &str) -> InodeId {
+    let said = cluster.json(&["stat", "--json", path]);
+    let said = if said.is_array() { &said[0] } else { &said };
+    InodeId(said["ino"].as_u64().unwrap())
+}
+
+/// Changes rows of the only metaserver's store, while it does not run.
+fn damage_rows(cluster: &Cluster, damage: impl FnOnce(&RocksKv, &mut Batch)) {
+    let pid = cluster.pid("meta-1").unwrap();
+    assert!(cluster.signal_if_running("meta-1", Signal::SIGTERM));
+    tests::cluster::wait_gone(&[pid]);
+    let state = cluster.data("meta-1").join("state");
+    let is_store = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("kv-");
+    let stores: Vec<_> =
+        std::fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path()).filter(is_store).collect();
+    assert_eq!(stores.len(), 1, "{stores:?}");
+    let kv = RocksKv::open(&stores[0], &keys::FAMILIES, &Tuning::default()).unwrap();
+    let mut batch = Batch::default();
+    damage(&kv, &mut batch);
+    kv.write(batch).unwrap();
+    kv.flush().unwrap();
+    drop(kv);
+    cluster.up();
+}
+
+#[test]
+fn what_is_wrong_in_the_namespace_is_mended() {
+    let cluster = Cluster::start_with(1, 3);
+    let (content, local) = (Content::new(9, 4, 1), tempfile::tempdir().unwrap());
+    let [source, back] = ["source", "back"].map(|name| local.path().join(name));
+    content.write_file(&source, LEN).unwrap();
+    cluster.dfs(&["mkdir", "-p", "/d/sub"]).must();
+    for path in ["/d/file", "/d/sub/leaf"] {
+        cluster.dfs(&["put", source.to_str().unwrap(), path]).must();
+    }
+    must_be_clean(&cluster, &[]);
+
+    let (dir, sub) = (ino(&cluster, "/d"), ino(&cluster, "/d/sub"));
+    damage_rows(&cluster, |kv, batch| {
+        let mut lose = |name: &str, all: bool| {
+            let entry = keys::dentry(dir, &Name::new(name).unwrap());
+            let cookie = Dentry::decode(&kv.get(keys::DENTRY, &entry).unwrap().unwrap()).unwrap().cookie;
+            batch.delete(keys::LIST, keys::list(dir, cookie));
+            if all {
+                batch.delete(keys::DENTRY, entry);
+            }
+        };
+        lose("file", false);
+        lose("sub", true);
+    });
+    let (found, code) = fsck(&cluster, &[]);
+    assert!(code == 1 && count(&found, "namespace") > 2 && found["unmended"] == 0, "{found:#}");
+    let (found, code) = fsck(&cluster, &["--repair"]);
+    assert!(code == 0 && found["repaired"].as_u64().unwrap() > 2, "{found:#}");
+    must_be_clean(&cluster, &["--data"]);
+
+    assert!(cluster.dfs(&["ls", "/d"]).must().text().contains("file"), "a listing has it again");
+    for path in ["/d/file".to_owned(), format!("/lost+found/{sub}/leaf")] {
+        let _not_there = std::fs::remove_file(&back);
+        cluster.dfs(&["get", &path, back.to_str().unwrap()]).must();
+        content.check_file(&back, LEN).unwrap();
+    }
 }

@@ -149,6 +149,10 @@ fn a_lost_server_is_made_again_elsewhere_and_one_that_returns_gives_back() {
     // One, if a pass ran between its registration and the end of its recovery.
     assert!(number(report(&status, four).unwrap(), "remade") <= 1, "it had everything");
     assert!(number(&status["keep"], "deleted") > 0, "the others had copies too many");
+    let events = cluster.json(&["admin", "events", "--json"]).to_string();
+    for what in [format!("chunkserver s{four} was down for"), format!("chunkserver s{four} is back")] {
+        assert!(events.contains(&what), "{what}: {events}");
+    }
 
     // Its disk is lost: it comes back as another server, with nothing. A second one dies before that is made good.
     cluster.kill(&["chunk-4"]);

@@ -33,6 +33,19 @@ fn every_file_that_readme_and_runbook_link_to_is_there() {
     }
 }
 
+/// The last column of the runbook's table names what executes each step.
+#[test]
+fn every_test_that_the_runbook_names_is_there() {
+    let text = fs::read_to_string(top().join("deploy/RUNBOOK.md")).unwrap();
+    let (_, table) = text.split_once("| executed by |").unwrap();
+    let last = table.lines().filter_map(|line| line.trim_end_matches('|').rsplit('|').next());
+    let named: Vec<&str> = last.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(named.len() > 30, "{named:?}");
+    for name in named {
+        assert!(top().join(format!("tests/tests/{name}.rs")).exists(), "the runbook names {name}, which is no test");
+    }
+}
+
 /// A process that ends with the test.
 struct Server(Child);
 

@@ -6,6 +6,7 @@ use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
 use super::fsck::{range_json, range_text};
 use super::is_json;
+use super::progress::Progress;
 use clap::Subcommand;
 use common::id::ServerId;
 use common::proto::admin::{Order, Ordered};
@@ -13,6 +14,7 @@ use common::proto::backup::Held;
 use common::proto::keep::{Explained, KeepAdmin, KeepAdminReply, KeepChange, KeepReport, KeepStatus};
 use common::proto::meta::{Admin, AdminReply, Status};
 use common::proto::trash::TrashNow;
+use common::units::len_u64;
 use common::world::World;
 use std::fmt::Write;
 use std::time::Duration;
@@ -213,12 +215,15 @@ async fn run(target: &Target) -> Outcome {
     let deleted = |status: &KeepStatus| -> (u64, u64) {
         status.reports.iter().fold((0, 0), |sum, (_, _, r)| (sum.0 + r.deleted, sum.1 + r.deleted_bytes))
     };
-    let end = Instant::now() + RUN_LIMIT;
+    let (bar, end) = (Progress::counts(), Instant::now() + RUN_LIMIT);
     loop {
         let now = status(target).await?;
         let waiting =
             now.reports.iter().filter(|(_, age, report)| *age < REPORT_AGE_MAX_MS && report.gc_done < order).count();
+        let asked = len_u64(now.reports.len());
+        bar.set(asked.saturating_sub(len_u64(waiting)), asked, "chunkservers have looked");
         if waiting == 0 && !now.reports.is_empty() {
+            bar.finish();
             let (was, is) = (deleted(&before), deleted(&now));
             let (copies, bytes) = (is.0.saturating_sub(was.0), is.1.saturating_sub(was.1));
             say_done!("{copies} copies deleted, {}", size_text(bytes));

@@ -145,7 +145,7 @@ pub enum Ordered {
     },
 }
 
-/// Something an administrator did.
+/// Something an administrator did, or the cluster began by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Counts up.
