@@ -1,7 +1,7 @@
 //! What sessions have opened: a descriptor stays valid over a later `chmod`, `chown` or change of the ACL.
 //!
-//! A commit, a clone, a truncation of what is open, and a look at extents are let through if mode and ACL allow them now, if the
-//! owner asks (who could allow them to himself), or if the session was let open or use the file so before. The last is
+//! A commit, a clone, a truncation of what is open, a look at extents, and a listing that goes on are let through if mode and ACL
+//! allow them now, if the owner asks (who could allow them to himself), or if the session was let open or use the file so before. The last is
 //! here: in the leader's memory only, and bounded. So after a change of leader, or behind [`RIGHTS_MAX`] other opens, a
 //! descriptor of somebody who is neither owner nor root ends with a `chmod` or `chown` that takes the right away.
 //!

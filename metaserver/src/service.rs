@@ -402,7 +402,8 @@ impl Meta for Call {
     async fn submit(self, _: Context, mut request: Request) -> Result<Submitted, Fault> {
         let (member, leading) = self.leading().await?;
         request.cred = self.squashed(&member, request.cred)?;
-        self.check_rights(&member, &leading, (request.session, &request.cred), &request.op)?;
+        let allowed = self.check_rights(&member, &leading, (request.session, &request.cred), &request.op);
+        self.unless_answered(&member, &request, allowed)?;
         if let Op::Commit(commit) = &request.op {
             self.check_commit(&member, &leading, commit, &Made::default()).await?;
         }

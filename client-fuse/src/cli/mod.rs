@@ -46,6 +46,7 @@ mod servers;
 mod settings;
 pub(crate) mod show;
 mod squash;
+mod systemd;
 mod trash;
 mod umount;
 

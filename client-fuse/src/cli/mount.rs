@@ -7,6 +7,7 @@ use super::connect::{Target, cannot_connect};
 use super::failure::{Failure, Outcome};
 use super::mount_status::{self, StatusArgs};
 use super::mounts::{self, FS_TYPE, Registered};
+use super::systemd;
 use crate::fuse::{self, Mounted, Options};
 use clap::{Args, Subcommand};
 use client_fuse::{Client, ClientConfig};
@@ -200,6 +201,9 @@ async fn serve(target: &Target, args: &MountArgs, point: &Path) -> Outcome {
         tracing::warn!(error = %failure, "no status will be told"); // the mount itself needs it not
     }
     tracing::info!(point = %point.display(), "mounted");
+    if let Err(error) = systemd::ready() {
+        tracing::warn!(%error, "tell systemd that it is mounted");
+    }
     if args.report {
         report_ready();
     }

@@ -35,10 +35,11 @@ pub(super) fn grants(inode: &Inode, cred: &Cred, want: u8) -> bool {
 }
 
 /// Whether mode and ACL let the caller read (or execute) or write a file now, or he owns it and could see to that. `None`: it
-/// is not there, or no file.
+/// is not there, or neither file nor directory.
 pub fn may_use(read: &dyn KvRead, ino: InodeId, cred: &Cred, access: u8) -> Result<Option<bool>, KvError> {
-    let Some(found) = find_inode(read, ino)?.filter(|found| found.kind == FileKind::File) else { return Ok(None) };
-    let executes = access == ACCESS_READ && grants(&found, cred, ACCESS_EXEC);
+    let is_used = |found: &Inode| matches!(found.kind, FileKind::File | FileKind::Dir);
+    let Some(found) = find_inode(read, ino)?.filter(is_used) else { return Ok(None) };
+    let executes = found.kind == FileKind::File && access == ACCESS_READ && grants(&found, cred, ACCESS_EXEC);
     Ok(Some(is_owner(&found, cred) || grants(&found, cred, access) || executes))
 }
 

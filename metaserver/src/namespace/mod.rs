@@ -83,7 +83,7 @@ pub use query::{QueryCtx, attr, few_extents, lead_to, leased, query};
 pub use remove::{Noted, UNASKED, attending, has_purge, orphans};
 pub use restore::held;
 pub use rows::{config, counters};
-pub use session::{SESSION_TIMEOUT_MS, is_open as session_is_open, sessions};
+pub use session::{SESSION_TIMEOUT_MS, is_answered, is_open as session_is_open, sessions};
 pub use trash::{has_due as has_due_trash, trash_now};
 
 use crate::store::Txn;

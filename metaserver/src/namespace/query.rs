@@ -1,8 +1,8 @@
 //! Reads: what is there, as of the store they are given.
 //!
 //! Access: `Lookup` and `Walk` need search permission on the way, `Open` what it asks for, `ReadDir` read permission
-//! when a listing starts. A listing that goes on is not checked again: a descriptor stays valid over a later `chmod`. Who
-//! may have `Extents` the leader has looked at while root squash is on (`crate::rights`).
+//! when a listing starts. A listing that goes on is not checked again here: a descriptor stays valid over a later `chmod`. Who
+//! may go on, and who may have `Extents`, the leader has looked at while root squash is on (`crate::rights`).
 
 use super::command::{Fail, refuse};
 use super::extents::{Placed, overlapping};

@@ -69,6 +69,12 @@ pub(super) fn run(
     Ok(reply)
 }
 
+/// Whether a request was carried out, and its answer is kept: then it is answered so again, whatever holds by now.
+pub fn is_answered(read: &dyn KvRead, request: &Request) -> Result<bool, KvError> {
+    let slot: Option<SlotRow> = row(read, SLOT, &keys::slot(request.session, request.slot))?;
+    Ok(slot.is_some_and(|slot| slot.seq == request.seq && slot.reply.is_some()))
+}
+
 /// Runs the body all or nothing.
 pub(super) fn guarded(
     txn: &mut Txn<'_>,

@@ -92,14 +92,17 @@ impl Call {
             self.settled(&member, &leading, ask.session).await?;
         }
         ask.cred = self.squashed(&member, ask.cred)?;
-        if let Query::Extents { ino, .. } = ask.query {
+        if let Query::Extents { ino, .. } | Query::ReadDir { ino, after: 1.., .. } = ask.query {
             self.may_use(&member, &leading, (ask.session, &ask.cred), ino, ACCESS_READ)?;
         }
         let done = |answered: Result<Answered, Fail>| {
-            if let (Ok(_), Query::Open { ino, access, .. }) = (&answered, &ask.query)
-                && !is_root(&ask.cred)
-            {
-                leading.rights.note(ask.session, *ino, *access);
+            let opened = match &ask.query {
+                Query::Open { ino, access, .. } => Some((*ino, *access)),
+                Query::ReadDir { ino, after: 0, .. } => Some((*ino, ACCESS_READ)),
+                _ => None,
+            };
+            if let (Ok(_), Some((ino, access)), false) = (&answered, opened, is_root(&ask.cred)) {
+                leading.rights.note(ask.session, ino, access);
             }
             answered.map_err(|fail| self.fault(fail))
         };

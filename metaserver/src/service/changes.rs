@@ -52,6 +52,21 @@ impl Call {
         }
     }
 
+    /// What was carried out before, perhaps under another leader, is answered as it was then.
+    pub(super) fn unless_answered(
+        &self,
+        member: &Member,
+        request: &Request,
+        checked: Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let Err(fault) = checked else { return Ok(()) };
+        match namespace::is_answered(member.state.mounted().kv(), request) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(fault),
+            Err(error) => Err(self.store_failed(&error)),
+        }
+    }
+
     /// Whether a session may go on reading (executing) or writing a file.
     ///
     /// # Errors
@@ -224,7 +239,9 @@ impl Call {
             change.cred = self.squashed(member, std::mem::take(&mut change.cred))?;
         }
         let session = request.session;
-        self.check_batch(member, leading, session, batch).await?;
+        let checked = self.check_batch(member, leading, session, batch).await;
+        self.unless_answered(member, &request, checked)?;
+        let Op::Batch(batch) = &mut request.op else { unreachable!("as above") };
         let Batch { term, checked, .. } = batch;
         *checked = leading.term;
         let ours = *term == leading.term;

@@ -70,15 +70,19 @@ impl Client {
     }
 }
 
+/// Root of some machines is nobody; else who goes round a mount may say that it is root.
+async fn squash(group: &Group) {
+    let here = vec!["127.0.0.1".parse().unwrap()];
+    let nobody = Squash { uid: 65_534, gid: 65_534, allowed: here };
+    group.order(Order::RootSquash(SquashAsk::Set(Some(nobody)))).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_who_may_use_a_file_changes_it_or_sees_where_its_bytes_are() {
     let group = Group::formatted(1, 10_000).await;
     let (mut client, mut bob) = (group.client().await, group.client().await);
     client.chmod(InodeId::ROOT, 0o777).await;
-    // Where root of some machines is nobody; else who goes round a mount may say that it is root.
-    let here = vec!["127.0.0.1".parse().unwrap()];
-    let nobody = Squash { uid: 65_534, gid: 65_534, allowed: here };
-    group.order(Order::RootSquash(SquashAsk::Set(Some(nobody)))).await.unwrap();
+    squash(&group).await;
     let (secret, own) = (client.file(ANN, "secret", 0o600).await, client.file(BOB, "own", 0o600).await);
     let fine = |uses: Vec<Result<(), Kind>>| assert!(uses.iter().all(Result::is_ok), "{uses:?}");
     assert_eq!(bob.uses(BOB, secret, own).await, vec![Err(Kind::Denied); 5]);
@@ -102,4 +106,51 @@ async fn only_who_may_use_a_file_changes_it_or_sees_where_its_bytes_are() {
     fine(bob.uses(BOB, secret, own).await);
     let mut another = group.client().await;
     assert_eq!(another.uses(BOB, secret, own).await, vec![denied; 5], "for who opened it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_goes_on_only_for_who_may_read_the_directory_or_began_it() {
+    let group = Group::formatted(1, 10_000).await;
+    let (mut client, bob) = (group.client().await, group.client().await);
+    squash(&group).await;
+    client.file(ROOT, "a", 0o600).await;
+    client.file(ROOT, "b", 0o600).await;
+    client.chmod(InodeId::ROOT, 0o711).await;
+    let list = |after| Query::ReadDir { ino: InodeId::ROOT, after, limit: 1, attrs: false };
+    for after in [0, 1, u64::MAX] {
+        assert_eq!(
+            bob.asks(BOB, list(after)).await.map(drop).map_err(|fault| fault.kind),
+            Err(Kind::Denied),
+            "{after}"
+        );
+    }
+    client.chmod(InodeId::ROOT, 0o755).await;
+    bob.asks(BOB, list(0)).await.unwrap();
+    client.chmod(InodeId::ROOT, 0o711).await;
+    bob.asks(BOB, list(1)).await.unwrap(); // it is open
+    assert_eq!(bob.asks(BOB, list(0)).await.map(drop).map_err(|fault| fault.kind), Err(Kind::Denied), "but not anew");
+}
+
+/// The leader of then let it be done; the leader of now knows nothing of that, and would not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_carried_out_is_answered_again_under_another_leader() {
+    let group = Group::formatted(3, 10_000).await;
+    let (mut client, mut bob) = (group.client().await, group.client().await);
+    client.chmod(InodeId::ROOT, 0o777).await;
+    squash(&group).await;
+    let file = client.file(ANN, "file", 0o602).await;
+    let cut = |size| Op::SetAttr { ino: file, set: SetAttr { size: Some(size), opened: true, ..SetAttr::default() } };
+    let request = Request { cred: cred(BOB), ..bob.request(cut(7)) };
+    let first = bob.caller.submit(&request, LIMIT).await.unwrap();
+    client.chmod(file, 0o600).await;
+    let before = group.status().await.leader.node;
+    group.order(Order::TransferLeader { to: NodeId(before.0 % 3 + 1) }).await.unwrap();
+    let end = std::time::Instant::now() + LIMIT;
+    while group.status().await.leader.node == before {
+        assert!(std::time::Instant::now() < end, "another one leads");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let again = bob.caller.submit(&request, LIMIT).await.unwrap();
+    assert_eq!(again.applied, first.applied);
+    assert_eq!(bob.by(BOB, cut(3)).await.map(drop).map_err(|fault| fault.kind), Err(Kind::Denied), "nothing new");
 }
