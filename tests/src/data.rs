@@ -45,4 +45,30 @@ impl Data {
             checked.unwrap_or_else(|wrong| panic!("f{file}: {wrong}"));
         }
     }
+
+    /// Puts one, as `/fN`.
+    ///
+    /// # Panics
+    /// It fails.
+    #[track_caller]
+    pub fn put_one(&self, cluster: &Cluster, local: &Path, file: u64) {
+        let source = local.join("source");
+        Content::new(self.seed, file, 1).write_file(&source, self.len).expect("a file is written");
+        cluster.dfs(&["put", source.to_str().expect("a plain path"), &format!("/f{file}")]).must();
+    }
+
+    /// Gets some that were put one by one, and compares every byte.
+    ///
+    /// # Panics
+    /// Something is missing or wrong.
+    #[track_caller]
+    pub fn check_some(&self, cluster: &Cluster, local: &Path, files: impl IntoIterator<Item = u64>) {
+        for file in files {
+            let back = local.join("back");
+            let _not_there = std::fs::remove_file(&back);
+            cluster.dfs(&["get", &format!("/f{file}"), back.to_str().expect("a plain path")]).must();
+            let checked = Content::new(self.seed, file, 1).check_file(&back, self.len);
+            checked.unwrap_or_else(|wrong| panic!("f{file}: {wrong}"));
+        }
+    }
 }

@@ -4,10 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::Duration;
 use tests::cluster::Cluster;
-use tests::content::Content;
+use tests::data::Data;
 use tests::json::number;
 use tests::wait::wait_until;
 
@@ -24,20 +23,8 @@ fn name(number: usize) -> String {
     format!("chunk-{}", number + 1)
 }
 
-fn put(cluster: &Cluster, local: &Path, file: u64) {
-    let source = local.join("source");
-    Content::new(77, file, 1).write_file(&source, LEN).unwrap();
-    cluster.dfs(&["put", source.to_str().unwrap(), &format!("/f{file}")]).must();
-}
-
-fn check(cluster: &Cluster, local: &Path, files: std::ops::Range<u64>) {
-    for file in files {
-        let back = local.join("back");
-        let _not_there = std::fs::remove_file(&back);
-        cluster.dfs(&["get", &format!("/f{file}"), back.to_str().unwrap()]).must();
-        Content::new(77, file, 1).check_file(&back, LEN).unwrap();
-    }
-}
+/// What is put, one file after another.
+const DATA: Data = Data { seed: 77, files: 0, len: LEN };
 
 /// Each group has a server in each zone.
 fn is_spread(cluster: &Cluster) -> bool {
@@ -77,13 +64,13 @@ fn replicas_are_in_different_zones_and_one_zone_is_not_needed() {
         cluster.dfs(&["admin", "server", "weight", &cluster.server_id(name).to_string(), &weight]).must();
     }
     wait_until("a layout by zones and weights", LIMIT, || is_spread(&cluster) && is_level(&cluster));
-    (0..6).for_each(|file| put(&cluster, local.path(), file));
+    (0..6).for_each(|file| DATA.put_one(&cluster, local.path(), file));
 
     let burnt: Vec<&String> = all.iter().step_by(ZONES.len()).collect();
     cluster.kill(&burnt);
-    check(&cluster, local.path(), 0..6);
-    put(&cluster, local.path(), 6);
-    check(&cluster, local.path(), 6..7);
+    DATA.check_some(&cluster, local.path(), 0..6);
+    DATA.put_one(&cluster, local.path(), 6);
+    DATA.check_some(&cluster, local.path(), 6..7);
     let status = cluster.status();
     assert_eq!(status["chunkservers"].as_array().unwrap().len(), SERVERS, "nothing was taken out yet: {status:#}");
 
@@ -95,7 +82,7 @@ fn replicas_are_in_different_zones_and_one_zone_is_not_needed() {
     for gone in 1..ZONES.len() {
         let gone: Vec<&String> = all.iter().skip(gone).step_by(ZONES.len()).collect();
         cluster.kill(&gone);
-        check(&cluster, local.path(), 0..7);
+        DATA.check_some(&cluster, local.path(), 0..7);
         cluster.up();
         wait_until("all servers", LIMIT, || cluster.server_list().iter().all(|server| server["up"] == true));
     }

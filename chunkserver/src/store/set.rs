@@ -304,16 +304,23 @@ impl StoreSet {
         Err(worst)
     }
 
-    /// [`Store::verify`] of every copy.
+    /// [`Store::verify`] of every copy that counts.
     ///
     /// # Errors
-    /// As there, the first one; `NotFound` only if no directory has it, `Slow` if a silent one may.
+    /// As there, the first one; `NotFound` only if no directory has it, `Slow` if a silent one may, `Fenced` if only one that
+    /// is fenced may.
     pub async fn verify(&self, id: ChunkId) -> Result<(), StoreError> {
-        let mut outcome = Err(StoreError::NotFound { chunk: id });
+        let (mut outcome, mut lost) = (Err(StoreError::NotFound { chunk: id }), None);
         for store in self.stores.iter().filter(|store| !store.is_silent()) {
-            outcome = first_of(outcome, store.verify(id).await);
+            match store.verify(id).await {
+                Err(error @ StoreError::Fenced { .. }) => lost = Some(error),
+                answer => outcome = first_of(outcome, answer),
+            }
         }
-        self.unless_silent("verify", outcome)
+        match (self.unless_silent("verify", outcome), lost) {
+            (Err(StoreError::NotFound { .. }), Some(fenced)) => Err(fenced),
+            (outcome, _) => outcome,
+        }
     }
 
     /// That the others do not have it says nothing while one does not answer.

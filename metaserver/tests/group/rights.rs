@@ -145,9 +145,9 @@ async fn what_was_carried_out_is_answered_again_under_another_leader() {
     client.chmod(file, 0o600).await;
     let before = group.status().await.leader.node;
     group.order(Order::TransferLeader { to: NodeId(before.0 % 3 + 1) }).await.unwrap();
-    let end = std::time::Instant::now() + LIMIT;
+    let end = tokio::time::Instant::now() + LIMIT;
     while group.status().await.leader.node == before {
-        assert!(std::time::Instant::now() < end, "another one leads");
+        assert!(tokio::time::Instant::now() < end, "another one leads");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let again = bob.caller.submit(&request, LIMIT).await.unwrap();
