@@ -336,7 +336,10 @@ impl Call {
                     let view = mounted.kv().snapshot();
                     let mut all = namespace::explain(&*view, &prefix)?;
                     let ids = all.iter().map(|one| one.id).collect();
-                    let mut files = crate::fsck::ranges_of(&*view, &ids)?;
+                    let mut files = match all.is_empty() {
+                        true => Default::default(), // nothing refers to it: not worth reading everything
+                        false => crate::fsck::ranges_of(&*view, &ids)?,
+                    };
                     for one in &mut all {
                         one.files = files.remove(&one.id).unwrap_or_default();
                         one.files.truncate(namespace::EXPLAIN_MAX);
@@ -422,7 +425,9 @@ impl Meta for Call {
             leading.sessions.opened(session);
         }
         let opening = match &request.op {
-            Op::Create { access, .. } | Op::CreateUnmasked { access, .. } if !is_root(&request.cred) => Some(*access),
+            Op::Create { access, .. } | Op::CreateUnmasked { access, .. } if !is_root(&request.cred) => {
+                Some((*access, request.cred.clone()))
+            }
             _ => None,
         };
         let locks = match &request.op {
@@ -444,8 +449,12 @@ impl Meta for Call {
                     leading.leases.ended(session);
                     leading.rights.ended(session);
                 }
-                if let (Some(access), Outcome::Created { attr, .. }) = (opening, &applied.outcome) {
-                    leading.rights.note(session, attr.ino, access);
+                if let (Some((access, cred)), Outcome::Created { attr, new, .. }) = (opening, &applied.outcome) {
+                    // The answer may be one of before, to a request that asked for less.
+                    let allowed = || namespace::may_use(member.state.mounted().kv(), attr.ino, &cred, access);
+                    if *new || allowed().map_err(|error| self.store_failed(&error))? == Some(true) {
+                        leading.rights.note(session, attr.ino, access);
+                    }
                 }
                 Ok(Submitted { applied, grants })
             }

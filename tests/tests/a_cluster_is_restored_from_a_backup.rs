@@ -98,17 +98,13 @@ fn what_a_backup_names_is_back_after_all_metaservers_were_lost() {
 
     let mounted = cluster.mount("before");
     late.check_file(&mounted.join("late"), LEN).unwrap();
-    cluster.kill(&METASERVERS);
-    for name in METASERVERS {
-        fs::remove_dir_all(cluster.data(name)).unwrap();
-        cluster.start_server(name);
-    }
-    let restore = |yes: &[&str]| restore(&cluster, &backup, yes);
+    lose_metadata(&cluster);
+    let restored = |yes: &[&str]| restore(&cluster, &backup, yes);
     damaged_ones_are_refused(&cluster, &backup, local.path());
-    let plan = restore(&[]).must_fail_cleanly();
+    let plan = restored(&[]).must_fail_cleanly();
     assert!(plan.text().contains("a new life of that cluster would begin") && plan.err.contains("--yes"), "{plan}");
-    restore(&["--yes"]).must();
-    let not_empty = restore(&["--yes"]).must_fail_cleanly();
+    restored(&["--yes"]).must();
+    let not_empty = restored(&["--yes"]).must_fail_cleanly();
     assert!(not_empty.err.contains("is not empty"), "{not_empty}");
 
     wait_until("the chunkservers to find the new life", PROCESS_LIMIT, || {
@@ -140,6 +136,29 @@ fn what_a_backup_names_is_back_after_all_metaservers_were_lost() {
     cluster.dfs(&["admin", "fsck", "--data"]).must();
     early.check_file(&mounted.join("early"), LEN).unwrap();
     it_was_noted(&cluster);
+    cluster.unmount("before");
+
+    // Once more; and who does not want to wait for a check lets deletion go on without one.
+    lose_metadata(&cluster);
+    restore(&cluster, &backup, &["--yes"]).must();
+    wait_until("deletion to be held again", PROCESS_LIMIT, || cluster.status()["deletion_held"].as_u64().is_some());
+    cluster.dfs(&["admin", "gc", "resume", "--unchecked"]).must_fail_cleanly();
+    cluster.dfs(&["admin", "gc", "resume", "--unchecked", "--yes"]).must();
+    assert!(cluster.status()["deletion_held"].is_null());
+    cluster.dfs(&["admin", "gc", "run"]).must();
+    cluster.dfs(&["admin", "fsck", "--data"]).must();
+    let _first = fs::remove_file(path("back"));
+    cluster.dfs(&["get", "/early", text(&path("back"))]).must();
+    early.check_file(&path("back"), LEN).unwrap();
+}
+
+/// All metaservers and their disks are lost, and start empty.
+fn lose_metadata(cluster: &Cluster) {
+    cluster.kill(&METASERVERS);
+    for name in METASERVERS {
+        fs::remove_dir_all(cluster.data(name)).unwrap();
+        cluster.start_server(name);
+    }
 }
 
 /// Waits until every copy of both files is counted; how many there are.

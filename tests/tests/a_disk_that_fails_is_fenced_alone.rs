@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use tests::cluster::{COMMAND_LIMIT, Cluster};
+use tests::cluster::{COMMAND_LIMIT, Cluster, program};
 use tests::command::run;
 use tests::damage::files_below;
 use tests::data::Data;
@@ -40,14 +40,18 @@ fn fail(at: &Path) {
     assert!(std::fs::write(at.join("x"), "x").is_err(), "it is read-only");
 }
 
-/// Starts the server anew with this line in front of its configuration.
+/// Starts the server anew with this line in its configuration.
 fn restart(cluster: &Cluster, line: &str) {
+    configure(cluster, line);
+    cluster.start_server("chunk-1");
+}
+
+fn configure(cluster: &Cluster, line: &str) {
     let file = cluster.dir().join("conf/chunk-1.toml");
     let old = std::fs::read_to_string(&file).unwrap();
     let is_kept = |old: &&str| line.split(" =").next().is_none_or(|key| !old.starts_with(&format!("{key} =")));
     let kept: Vec<&str> = old.lines().filter(is_kept).collect();
     std::fs::write(&file, format!("{line}\n{}", kept.join("\n"))).unwrap();
-    cluster.start_server("chunk-1");
 }
 
 fn bytes_in(dir: &Path) -> u64 {
@@ -57,13 +61,17 @@ fn bytes_in(dir: &Path) -> u64 {
 #[test]
 fn a_server_goes_on_with_its_other_disk() {
     tests::skip_if!(no_root);
-    let (cluster, local) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let (cluster, local) = (Cluster::prepare(), tempfile::tempdir().unwrap());
     let (first, second) = (cluster.data("chunk-1"), cluster.data("chunk-1").with_file_name("chunk-1-second"));
     let image = cluster.dir().join("second.img");
-    std::fs::create_dir(&second).unwrap();
-    new_disk(&image, &second);
+    // Of one size, so that both get some.
+    for (image, at) in [(&cluster.dir().join("first.img"), &first), (&image, &second)] {
+        std::fs::create_dir_all(at).unwrap();
+        new_disk(image, at);
+    }
+    cluster.up();
     cluster.kill(&["chunk-1"]);
-    cluster.configure("conf/chunk-1.toml", "missing_dirs = \"create\"");
+    configure(&cluster, "missing_dirs = \"create\"");
     restart(&cluster, &format!("data_dirs = {:?}", [&first, &second]));
     let server = cluster.server_id("chunk-1");
     let its = |status: &Value| {
@@ -73,7 +81,7 @@ fn a_server_goes_on_with_its_other_disk() {
     let fenced = || its(&cluster.status()).map(|its| number(&its, "fenced_dirs"));
     wait_until("both disks", HEAL_LIMIT, || fenced() == Some(0) && cluster.status()["health"] == "ok");
     (1..=4).for_each(|file| DATA.put_one(&cluster, local.path(), file));
-    assert!(bytes_in(&second) > LEN, "the emptier disk has some");
+    assert!(bytes_in(&first) > LEN && bytes_in(&second) > LEN, "both have some");
 
     fail(&second);
     (5..=7).for_each(|file| DATA.put_one(&cluster, local.path(), file)); // none of these may fail
@@ -92,10 +100,21 @@ fn a_server_goes_on_with_its_other_disk() {
     DATA.check_some(&cluster, local.path(), 1..=7); // from this server alone
     cluster.up();
 
+    // It is taken out of the configuration: all is well without it.
+    cluster.kill(&["chunk-1"]);
+    restart(&cluster, &format!("data_dirs = {:?}", [&first]));
+    wait_until("health without it", HEAL_LIMIT, || fenced() == Some(0) && cluster.status()["health"] == "ok");
+
+    // A new one comes in its place; where a directory without a store may be a disk that is not mounted, the server says so.
     cluster.kill(&["chunk-1"]);
     run(Command::new("umount").arg(&second), COMMAND_LIMIT).must();
     new_disk(&image, &second);
-    cluster.start_server("chunk-1");
+    configure(&cluster, &format!("data_dirs = {:?}", [&first, &second]));
+    configure(&cluster, "missing_dirs = \"refuse\"");
+    let config = cluster.dir().join("conf/chunk-1.toml");
+    let refused = run(Command::new(program("chunkserver")).arg("--config").arg(config), COMMAND_LIMIT);
+    assert!(!refused.ok() && format!("{refused}").contains(second.to_str().unwrap()), "{refused}");
+    restart(&cluster, "missing_dirs = \"create\"");
     wait_until("a new disk in its place", HEAL_LIMIT, || fenced() == Some(0) && cluster.status()["health"] == "ok");
     DATA.put_one(&cluster, local.path(), 8);
     cluster.dfs(&["admin", "fsck", "--data"]).must();

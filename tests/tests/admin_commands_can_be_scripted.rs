@@ -38,12 +38,12 @@ const COMMANDS: &[&[&str]] = &[
     &["server", "maintenance", "off", "2"],
     &["server", "weight", "2", "90"],
     &["server", "drain", "4", "--plan"],
-    &["server", "drain", "4"],
+    &["server", "drain", "4", "--max-mbps", "1"], // so slow that it can be paused
     &["rebalance", "plan"],
     &["rebalance", "plan", "--weight", "3=20"],
     &["rebalance", "pause"],
     &["rebalance", "resume"],
-    &["rebalance", "limit", "500"],
+    &["rebalance", "limit", "2"],
     &["rebalance", "status"],
     &["rebalance", "cancel"],
     &["server", "weight", "4", "100"],
@@ -108,7 +108,7 @@ fn every_command_speaks_json_and_nothing_is_destroyed_by_accident() {
     let cluster = Cluster::start_with(3, 4);
     let local = tempfile::tempdir().unwrap();
     let source = local.path().join("file");
-    Content::new(1, 1, 1).write_file(&source, 9 << 20).unwrap();
+    Content::new(1, 1, 1).write_file(&source, 40 << 20).unwrap();
     cluster.dfs(&["mkdir", "/dir"]).must();
     for name in ["/dir/file", "/dir/removed"] {
         cluster.dfs(&["put", source.to_str().unwrap(), name]).must();

@@ -25,6 +25,9 @@ struct Installed;
 impl Installed {
     /// `None`: there is another one, which is not ours to replace.
     fn install() -> Option<Installed> {
+        if std::fs::read_link(INSTALLED).is_ok_and(|to| to == program("dfs") || !to.exists()) {
+            std::fs::remove_file(INSTALLED).unwrap(); // of a test that was killed
+        }
         std::os::unix::fs::symlink(program("dfs"), INSTALLED).ok().map(|()| Installed)
     }
 }

@@ -1,10 +1,12 @@
 //! Whatever processes on three mounts do to the same few names and files at the same time, there is one order of all their
-//! calls that explains every answer: linearizability, checked on the recorded history. While all servers run, and while the
-//! leader is killed and started again every few seconds.
+//! calls that explains every answer: linearizability, checked on the recorded history. While all servers run, while the leader is
+//! killed and started again every few seconds, and while one mount after another is stopped for longer than its leases last.
 
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
 use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -21,8 +23,10 @@ use tokio::time::Instant;
 const MOUNTS: [&str; 3] = ["a", "b", "c"];
 /// Directories with a history each. Few, so that calls meet.
 const WORLDS: usize = 2;
-/// Between two kills of the leader: it has begun to serve, and leases were given.
-const BETWEEN_KILLS: Duration = Duration::from_secs(2);
+/// Between two disturbances: a leader has begun to serve, and leases were given.
+const BETWEEN: Duration = Duration::from_secs(2);
+/// Longer than a lease, shorter than others wait for what a mount has decided by itself.
+const STANDSTILL: Duration = Duration::from_secs(3);
 
 /// Two processes on each mount: one for contents, one for names.
 fn processes(cluster: &mut Cluster) -> Vec<Process> {
@@ -72,39 +76,61 @@ fn all_answers_on_three_mounts_follow_from_one_order() {
     }
 }
 
-#[test]
-fn all_answers_follow_from_one_order_while_leaders_die() {
-    tests::skip_if!(no_mount);
+/// Calls on all mounts while something is done to the cluster again and again, so often at least; they have one order.
+fn assert_one_order_while(disturb: impl Fn(&Cluster, u64) + Send, times_min: u64) {
     let mut cluster = Cluster::start();
     let processes = processes(&mut cluster);
     let seed = rand::random();
     eprintln!("seed {seed}");
-    let kills_min = if full() { 20 } else { 3 };
     let size = Size { calls: 12, windows: if full() { 200 } else { 10 } };
-    let (killed, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (times, over) = (AtomicU64::new(0), AtomicBool::new(false));
     let history = std::thread::scope(|scope| {
-        let (cluster, killed, over) = (&cluster, &killed, &over);
+        let (cluster, times, over) = (&cluster, &times, &over);
         scope.spawn(move || {
             while !over.load(Ordering::SeqCst) {
-                std::thread::sleep(BETWEEN_KILLS);
-                let leader = cluster.leader();
-                cluster.kill(&[&leader]);
-                cluster.start_server(&leader);
-                wait_until("all metaservers to be up", PROCESS_LIMIT, || {
-                    cluster.status()["metaservers"].as_array().unwrap().iter().all(|server| server["up"] == true)
-                });
-                killed.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(BETWEEN);
+                disturb(cluster, times.load(Ordering::SeqCst));
+                times.fetch_add(1, Ordering::SeqCst);
             }
         });
-        let history = run(seed, size, &processes, || killed.load(Ordering::SeqCst) >= kills_min);
+        let history = run(seed, size, &processes, || times.load(Ordering::SeqCst) >= times_min);
         over.store(true, Ordering::SeqCst);
         history
     });
-    eprintln!("{} leaders killed, {} calls without an answer", killed.load(Ordering::SeqCst), unknown(&history));
+    eprintln!("{} times, {} calls without an answer", times.load(Ordering::SeqCst), unknown(&history));
     assert_one_order(seed, &history);
     for name in MOUNTS {
         cluster.unmount(name);
     }
+}
+
+#[test]
+fn all_answers_follow_from_one_order_while_leaders_die() {
+    tests::skip_if!(no_mount);
+    let kill_leader = |cluster: &Cluster, _| {
+        let leader = cluster.leader();
+        cluster.kill(&[&leader]);
+        cluster.start_server(&leader);
+        wait_until("all metaservers to be up", PROCESS_LIMIT, || {
+            cluster.status()["metaservers"].as_array().unwrap().iter().all(|server| server["up"] == true)
+        });
+    };
+    assert_one_order_while(kill_leader, if full() { 20 } else { 3 });
+}
+
+/// What others change meanwhile the mount that stood still does not show old when it goes on, and nothing it had answered for is
+/// lost.
+#[test]
+fn all_answers_follow_from_one_order_while_mounts_stand_still() {
+    tests::skip_if!(no_mount);
+    let stop_a_mount = |cluster: &Cluster, round: u64| {
+        let name = MOUNTS[usize::try_from(round).unwrap() % MOUNTS.len()];
+        let mount = Pid::from_raw(cluster.mount_pid(name).cast_signed());
+        kill(mount, Signal::SIGSTOP).unwrap();
+        std::thread::sleep(STANDSTILL);
+        kill(mount, Signal::SIGCONT).unwrap();
+    };
+    assert_one_order_while(stop_a_mount, if full() { 20 } else { 4 });
 }
 
 /// Bytes of a file that is cut and written anew in turn: none of them is ever zero.

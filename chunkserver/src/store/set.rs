@@ -310,17 +310,11 @@ impl StoreSet {
     /// As there, the first one; `NotFound` only if no directory has it, `Slow` if a silent one may, `Fenced` if only one that
     /// is fenced may.
     pub async fn verify(&self, id: ChunkId) -> Result<(), StoreError> {
-        let (mut outcome, mut lost) = (Err(StoreError::NotFound { chunk: id }), None);
+        let mut outcome = Err(StoreError::NotFound { chunk: id });
         for store in self.stores.iter().filter(|store| !store.is_silent()) {
-            match store.verify(id).await {
-                Err(error @ StoreError::Fenced { .. }) => lost = Some(error),
-                answer => outcome = first_of(outcome, answer),
-            }
+            outcome = first_of(outcome, store.verify(id).await);
         }
-        match (self.unless_silent("verify", outcome), lost) {
-            (Err(StoreError::NotFound { .. }), Some(fenced)) => Err(fenced),
-            (outcome, _) => outcome,
-        }
+        self.unless_silent("verify", outcome)
     }
 
     /// That the others do not have it says nothing while one does not answer.
@@ -489,13 +483,16 @@ impl fmt::Debug for StoreSet {
     }
 }
 
-/// The outcome over several directories: the first error, if any has the chunk.
+/// What to go by of what two directories say of their copies of a chunk: an error, else that it is done, else that one is fenced or
+/// does not answer in time (its copy counts as lost), else that none has it.
 fn first_of<T>(so_far: Result<T, StoreError>, answer: Result<T, StoreError>) -> Result<T, StoreError> {
-    match (&so_far, &answer) {
-        (_, Err(StoreError::NotFound { .. })) => so_far,
-        (Ok(_) | Err(StoreError::NotFound { .. }), _) => answer,
-        (Err(_), _) => so_far,
-    }
+    let rank = |answer: &Result<T, StoreError>| match answer {
+        Err(StoreError::NotFound { .. }) => 0,
+        Err(StoreError::Fenced { .. } | StoreError::Slow { .. }) => 1,
+        Ok(_) => 2,
+        Err(_) => 3,
+    };
+    if rank(&answer) > rank(&so_far) { answer } else { so_far }
 }
 
 /// A data directory to open.

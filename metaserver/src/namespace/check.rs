@@ -221,17 +221,20 @@ impl Check<'_> {
                 }
             }
         }
-        hangs.into_iter().for_each(|(dir, names)| self.hangs(dir, &names));
         for ((parent, cookie), left) in listed {
             self.held.insert(left.ino.0);
-            // An entry that was found by its name only needs no second one.
-            let fixes = || vec![Fix::Entry { parent: InodeId(parent), cookie }];
+            // An entry that was found by its name only needs no second one; nor does a directory that has a name.
+            let taken = self.read.get(DENTRY, &keys::dentry(InodeId(parent), &left.name))?.is_some();
+            let has_name = !taken && left.kind == FileKind::Dir && tally.names.contains_key(&left.ino);
+            let fixes = || if has_name { Vec::new() } else { vec![Fix::Entry { parent: InodeId(parent), cookie }] };
             self.expect_or(false, || format!("i{parent}: listing {cookie} of {} without an entry", left.ino), fixes);
         }
         self.named = tally.names.keys().map(|ino| ino.0).collect();
         for (ino, inode) in self.inodes.clone() {
             self.links(ino, &inode, &mut tally);
         }
+        // Behind the counts: those count the names that go.
+        hangs.into_iter().for_each(|(dir, names)| self.hangs(dir, &names));
         let left: Vec<u64> = tally.entries.into_keys().collect();
         self.expect(left.is_empty(), || format!("entries in what is no directory: {left:?}"));
         Ok(())

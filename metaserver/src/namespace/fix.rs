@@ -21,6 +21,8 @@ use std::fmt;
 
 /// Fixes in one command, at most.
 pub const FIXES_MAX: usize = 1000;
+/// Directories between one that has two names and the root, at most.
+const DEPTH_MAX: usize = 4096;
 /// Where in the root things without a name get one.
 pub const LOST_AND_FOUND: &str = "lost+found";
 
@@ -449,6 +451,19 @@ fn missing_entry(call: &mut Call<'_, '_>, parent: InodeId, cookie: u64) -> Resul
     Ok(())
 }
 
+/// Whether directories lead from this one to the root, and not by another one.
+fn reaches_root(call: &Call<'_, '_>, from: InodeId, not_by: InodeId) -> Result<bool, Fail> {
+    let mut at = from;
+    for _ in 0..DEPTH_MAX {
+        if at == InodeId::ROOT || at == not_by {
+            return Ok(at == InodeId::ROOT);
+        }
+        let Some(Inode { body: Body::Dir { parent, .. }, .. }) = find_inode(call.txn, at)? else { return Ok(false) };
+        at = parent;
+    }
+    Ok(false)
+}
+
 /// Takes a directory's second name away.
 fn second_name(
     call: &mut Call<'_, '_>,
@@ -462,6 +477,7 @@ fn second_name(
     if let (Some(_), Some(second)) = (leads(call, stays)?, leads(call, goes)?)
         && stays != goes
         && find_inode(call.txn, dir)?.is_some_and(|inode| inode.kind == FileKind::Dir)
+        && reaches_root(call, stays.0, dir)?
     {
         let (parent, name) = goes;
         call.txn.delete(DENTRY, keys::dentry(*parent, name));

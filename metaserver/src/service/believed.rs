@@ -95,13 +95,14 @@ impl Call {
         if let Query::Extents { ino, .. } | Query::ReadDir { ino, after: 1.., .. } = ask.query {
             self.may_use(&member, &leading, (ask.session, &ask.cred), ino, ACCESS_READ)?;
         }
+        let opened = match &ask.query {
+            _ if is_root(&ask.cred) => None,
+            Query::Open { ino, access, .. } => Some((*ino, *access)),
+            Query::ReadDir { ino, after: 0, .. } if self.is_squashing(&member)? => Some((*ino, ACCESS_READ)),
+            _ => None,
+        };
         let done = |answered: Result<Answered, Fail>| {
-            let opened = match &ask.query {
-                Query::Open { ino, access, .. } => Some((*ino, *access)),
-                Query::ReadDir { ino, after: 0, .. } => Some((*ino, ACCESS_READ)),
-                _ => None,
-            };
-            if let (Ok(_), Some((ino, access)), false) = (&answered, opened, is_root(&ask.cred)) {
+            if let (Ok(_), Some((ino, access))) = (&answered, opened) {
                 leading.rights.note(ask.session, ino, access);
             }
             answered.map_err(|fail| self.fault(fail))
