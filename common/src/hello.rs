@@ -473,7 +473,7 @@ mod tests {
     fn the_bytes_are_these() {
         let hello = Hello { role: Role::Chunkserver, cluster: ClusterId(0x0102), epoch: Epoch(3), id: 4 };
         let bytes = encode(&hello, Plane::Data.code(), 0, &[]);
-        let mut golden = b"DFS1\x07\x00\x02\x02\x02\x01".to_vec();
+        let mut golden = b"DFS1\x08\x00\x02\x02\x02\x01".to_vec();
         golden.resize(24, 0);
         golden.extend_from_slice(b"\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!(&bytes[..44], &golden[..]);
