@@ -23,7 +23,7 @@ const COMMANDS: &[&[&str]] = &[
     &["keep"],
     &["settings", "get"],
     &["settings", "get", "grace_s"],
-    &["settings", "set", "grace_s=60"],
+    &["settings", "set", "grace_s=1"], // what moves is gone from where it was soon
     &["root-squash", "show"],
     &["meta", "list"],
     &["gc", "pause"],
