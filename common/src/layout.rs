@@ -1,9 +1,9 @@
 //! Placement is computed, not stored: chunk id -> placement group -> ordered list of servers.
 //!
 //! A table is made from the one before ([`Layout::next`]): replicas in different zones, else racks, else hosts, each server's
-//! share by its weight rounded up or down, and hardly more moves than that takes. Behind the replicas, and where nothing else decides,
-//! servers stand in a weighted rendezvous order (Thaler & Ravishankar 1998, with the logarithmic weights of Schindelhauer &
-//! Schomaker 2005), one per placement group.
+//! share by its weight rounded up or down, and hardly more moves than that takes. Behind the replicas, and where nothing else
+//! decides, servers stand in a weighted rendezvous order (Thaler & Ravishankar 1998, with the logarithmic weights of
+//! Schindelhauer & Schomaker 2005), one per placement group.
 //!
 //! Invariants:
 //! 1. `groups.len() == pg_count`, and a list names no server twice.

@@ -104,8 +104,8 @@ pub(crate) fn make_plan(
     Planned { plan, steps }
 }
 
-/// Equal for plans that move the same groups to the same servers. How much that is changes all the time, and the layout's version
-/// with each group that arrives.
+/// Equal for plans that move the same groups to the same servers. How much that is changes all the time, and the layout's
+/// version with each group that arrives.
 fn digest(steps: &[(PgId, PlanStep)]) -> u64 {
     let mut hasher = blake3::Hasher::new();
     for (pg, step) in steps {

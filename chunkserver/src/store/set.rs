@@ -483,8 +483,8 @@ impl fmt::Debug for StoreSet {
     }
 }
 
-/// What to go by of what two directories say of their copies of a chunk: an error, else that it is done, else that one is fenced or
-/// does not answer in time (its copy counts as lost), else that none has it.
+/// What to go by of what two directories say of their copies of a chunk: an error, else that it is done, else that one is
+/// fenced or does not answer in time (its copy counts as lost), else that none has it.
 fn first_of<T>(so_far: Result<T, StoreError>, answer: Result<T, StoreError>) -> Result<T, StoreError> {
     let rank = |answer: &Result<T, StoreError>| match answer {
         Err(StoreError::NotFound { .. }) => 0,

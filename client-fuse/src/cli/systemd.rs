@@ -1,5 +1,5 @@
-//! Telling systemd that a service is ready (sd_notify(3)), for units of `Type=notify`: what is ordered after the mount finds it
-//! usable.
+//! Telling systemd that a service is ready (sd_notify(3)), for units of `Type=notify`: what is ordered after the mount finds
+//! it usable.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;

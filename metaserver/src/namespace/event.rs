@@ -1,5 +1,5 @@
-//! Who did what, when: a list of the newest [`EVENTS_MAX`] orders of administrators, and of what the cluster began by itself, in
-//! the state machine.
+//! Who did what, when: a list of the newest [`EVENTS_MAX`] orders of administrators, and of what the cluster began by
+//! itself, in the state machine.
 
 use super::command::{Done, Fail};
 use super::rows::Call;
