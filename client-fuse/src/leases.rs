@@ -21,6 +21,8 @@
 //! 4. What was forgotten is told to the kernel ([`Leases::on_forget`]) before the leader hears of it.
 //! 5. What was decided under a write lease is applied, or lost, before the leader hears that the lease is given up. It is
 //!    decided, what is known follows, and it is in the journal, in one step.
+//! 6. A lease is given back only of what is not known, and no answer that was asked for before is kept for that inode afterwards:
+//!    the leader keeps the newest number of a lease only, and ends the lease with it, also for what came with an older one.
 
 mod calls;
 mod changing;

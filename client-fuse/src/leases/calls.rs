@@ -67,7 +67,7 @@ impl Inside {
         }
         for ino in &answer.inodes {
             let was_listed = self.known.get(ino).is_some_and(|known| known.names.is_some());
-            if was_listed | self.listing.remove(ino).is_some() {
+            if was_listed | self.void_listing(*ino) {
                 self.leave_alone(*ino);
             }
             self.forget(*ino);

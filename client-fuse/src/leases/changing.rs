@@ -51,14 +51,12 @@ impl Inside {
             changing.commits += usize::from(commit);
         }
         for (dir, name) in &names {
-            if let Some(ours) = self.listing.get_mut(dir) {
-                ours.push(name.clone());
-            }
+            self.changing_listed(*dir, name);
             let count = self.changing_names.entry((*dir, name.clone())).or_default();
             *count += 1;
             if *count > 1 {
                 self.forget_names(*dir); // their order is not known here
-                self.listing.remove(dir);
+                self.void_listing(*dir);
             }
         }
         self.blind += usize::from(blind);

@@ -5,7 +5,7 @@ use super::Entry;
 use super::changing::{Changing, Own};
 use super::contents::Contents;
 use super::journal::Journal;
-use super::listing::{Counted, Kept};
+use super::listing::{Counted, Kept, Listing};
 use super::locks::{Asked, Held};
 use super::next::Opened;
 use common::id::{InodeId, LogIndex, SessionId};
@@ -54,8 +54,8 @@ pub(super) struct Inside {
     pub(super) changing_names: BTreeMap<(InodeId, Name), usize>,
     /// Own changes under way of inodes that are not known.
     pub(super) blind: usize,
-    /// Directories that are being asked for whole, and the names this session has been changing since.
-    pub(super) listing: BTreeMap<InodeId, Vec<Name>>,
+    /// Directories that are being asked for whole.
+    pub(super) listing: BTreeMap<InodeId, Listing>,
     pub(super) counted: BTreeMap<InodeId, Counted>,
     /// Directories listed lately, and how the files in them are opened.
     pub(super) opened: Opened,
@@ -279,7 +279,7 @@ impl Inside {
                 let known = Known { lease, attr: shown, names: None, listing: None, locks: None, used };
                 self.known.insert(attr.ino, known);
             }
-            None => self.give_back.push((attr.ino, lease)),
+            None => self.spare(attr.ino, lease),
         }
     }
 
@@ -295,6 +295,7 @@ impl Inside {
 
     pub(super) fn forget(&mut self, ino: InodeId) {
         self.touch(ino);
+        self.void_listing(ino);
         self.say_locks(ino);
         self.tell_first |= self.journal.is_pending(ino);
         if let Some(known) = self.known.remove(&ino) {
@@ -305,11 +306,26 @@ impl Inside {
         }
     }
 
-    /// A lease is not believed in any more.
+    /// A lease is not believed in any more. Nor is what answers under way say of the inode: for the leader giving up the newest
+    /// lease is giving up all of them, and they may be older.
     pub(super) fn give_up(&mut self, ino: InodeId, lease: u64) {
+        debug_assert!(!self.known.contains_key(&ino), "invariant 6");
         self.tell_first |= lease & WRITE != 0;
+        self.touch(ino);
+        self.void_listing(ino);
         if lease != WRITE {
             self.give_back.push((ino, lease));
+        }
+    }
+
+    /// Nothing is kept of what a lease came with. It stands for an older one that is believed in, or may be.
+    pub(super) fn spare(&mut self, ino: InodeId, lease: u64) {
+        if let Some(known) = self.known.get_mut(&ino) {
+            known.lease = known.lease.max(lease);
+        } else if let Some(listing) = self.listing.get_mut(&ino) {
+            listing.lease = listing.lease.max(lease);
+        } else if lease != 0 {
+            self.give_up(ino, lease);
         }
     }
 
@@ -325,7 +341,7 @@ impl Inside {
         self.spoilt = self.clock;
         self.contents = Contents::default();
         self.tell.extend(self.known.drain().map(|(ino, _)| ino));
-        self.listing.clear();
+        self.listing.values_mut().for_each(|listing| *listing = Listing { ours: None, lease: 0 });
         self.give_back.clear();
         (self.names, self.good_until, self.since) = (0, Duration::ZERO, None);
     }

@@ -28,6 +28,15 @@ pub(super) struct Kept {
     pub(super) entries: Vec<DirEntry>,
 }
 
+/// A question for a whole directory that is under way: one at a time for each.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// The names that this session has been changing since. `None`: what is answered is not kept.
+    pub(super) ours: Option<Vec<Name>>,
+    /// The newest lease that came meanwhile with an answer of which nothing was kept; 0: none.
+    pub(super) lease: u64,
+}
+
 /// How often names of a directory were asked for, one by one.
 #[derive(Debug)]
 pub(super) struct Counted {
@@ -72,28 +81,41 @@ impl Inside {
 
     pub(super) fn list(&mut self, dir: InodeId) {
         let ours = self.changing_names.keys().filter(|(of, _)| *of == dir).map(|(_, name)| name.clone());
-        let ours = ours.collect();
-        self.listing.insert(dir, ours);
+        let ours = Some(ours.collect());
+        self.listing.insert(dir, Listing { ours, lease: 0 });
+    }
+
+    /// This session changes a name in it.
+    pub(super) fn changing_listed(&mut self, dir: InodeId, name: &Name) {
+        if let Some(ours) = self.listing.get_mut(&dir).and_then(|listing| listing.ours.as_mut()) {
+            ours.push(name.clone());
+        }
+    }
+
+    /// What is answered to a question under way is not kept. False: there is none of which it would be.
+    pub(super) fn void_listing(&mut self, dir: InodeId) -> bool {
+        self.listing.get_mut(&dir).is_some_and(|listing| listing.ours.take().is_some())
     }
 
     /// The answer to the question for a whole directory, with its mark.
     pub(super) fn listed(&mut self, dir: InodeId, mark: u64, times: (Duration, Duration), leased: Option<Leased>) {
-        let ours = self.listing.remove(&dir);
-        let Some(leased) = leased else { return self.leave_alone(dir) };
-        let Some(listing) = leased.listing else { return self.leave_alone(dir) };
-        if !self.heard(leased.term, &listing.leases, times) {
+        let leased = leased.and_then(|leased| Some((leased.term, leased.listing?)));
+        let heard = leased.filter(|(term, listing)| self.heard(*term, &listing.leases, times));
+        let Some(Listing { ours, lease: spared }) = self.listing.remove(&dir) else { unreachable!("it was under way") };
+        let Some((term, listing)) = heard else {
+            self.spare(dir, spared);
             return self.leave_alone(dir);
-        }
+        };
         let lease = listing.leases.first().copied().unwrap_or(0);
         let usable = lease != 0 && !self.is_uncertain(dir) && mark >= self.spoilt;
         let is_ours = |known: &Known| known.lease & WRITE != 0 && known.names.is_some() && known.attr.is_some();
         match ours.filter(|_| usable) {
             Some(_) if self.known.get(&dir).is_some_and(is_ours) => {
                 let known = self.known.get_mut(&dir).expect("just found");
-                known.lease = known.lease.max(lease); // what it lists is no newer
+                known.lease = known.lease.max(lease).max(spared); // what it lists is no newer
             }
             // A recall of it came between, or too many changes of this session.
-            None => self.give_back.push((dir, lease)),
+            None => self.spare(dir, lease.max(spared)),
             Some(ours) => {
                 let mut names: HashMap<Name, Option<InodeId>> = HashMap::with_capacity(listing.entries.len());
                 names.extend(listing.entries.iter().map(|entry| (entry.name.clone(), Some(entry.ino))));
@@ -105,7 +127,7 @@ impl Inside {
                 self.forget_names(dir);
                 self.names += names.len();
                 self.say_locks(dir);
-                let lease = self.known.get(&dir).map_or(lease, |known| known.lease.max(lease));
+                let lease = self.known.get(&dir).map_or(0, |known| known.lease).max(lease).max(spared);
                 let names = Some(names);
                 self.known.insert(dir, Known { lease, attr, names, listing: None, locks: None, used: Instant::now() });
                 self.counted.remove(&dir);
@@ -113,7 +135,7 @@ impl Inside {
         }
         let attrs: Vec<&Attr> = listing.entries.iter().filter_map(|entry| entry.attr.as_ref()).collect();
         let versions: HashMap<InodeId, DataVersion> = attrs.iter().map(|attr| (attr.ino, attr.version)).collect();
-        let grants = Grants { term: leased.term, leases: listing.leases.iter().skip(1).copied().collect() };
+        let grants = Grants { term, leases: listing.leases.iter().skip(1).copied().collect() };
         self.learn(mark, &attrs, &grants);
         for (ino, run) in listing.contents {
             if let Some(version) = versions.get(&ino).filter(|_| self.known.contains_key(&ino)) {

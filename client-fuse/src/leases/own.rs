@@ -44,9 +44,7 @@ impl Inside {
 
     /// A name leads elsewhere now, or nowhere.
     pub(super) fn renamed_here(&mut self, dir: InodeId, name: &Name, leads: Option<InodeId>) {
-        if let Some(ours) = self.listing.get_mut(&dir) {
-            ours.push(name.clone());
-        }
+        self.changing_listed(dir, name);
         self.put_name(dir, name, leads.map(Some));
     }
 

@@ -286,6 +286,90 @@ async fn a_listing_that_crossed_own_changes_does_not_deny_them() {
     drop(last);
 }
 
+/// The leader would take the older one, which is believed in, for given back as well: it would let others change what is shown.
+#[tokio::test(start_paused = true)]
+async fn a_newer_lease_that_brings_nothing_does_not_end_an_older_one() {
+    let newer = |leases: &Leases, mark: u64, number: u64| {
+        let mut answer = listing(3, &[]);
+        answer.as_mut().unwrap().listing.as_mut().unwrap().leases = vec![number];
+        leases.inside().listed(DIR, mark, (AT, AT), answer);
+    };
+    let rename = Op::Rename {
+        from: InodeId(8),
+        from_name: name("x"),
+        to: InodeId(8),
+        to_name: name("y"),
+        mode: RenameMode::Replace,
+        keep: false,
+    };
+
+    // A change of nobody knows what makes the second listing useless.
+    let leases = held(&[("a", A)]);
+    assert!(leases.inside().lists(DIR, Instant::now()));
+    let asking = leases.asking(AT);
+    let change = leases.change(&rename, AT);
+    newer(&leases, asking.mark, 50);
+    change.undone();
+    assert_eq!(entry(&leases, "b"), Entry::Absent, "still believed");
+    assert_eq!(call(&leases).given_back, []);
+    leases.inside().forget(DIR);
+    assert_eq!(call(&leases).given_back, [(DIR, 50)]);
+
+    // What came with a change of its own is useless, but not the listing that was asked for before.
+    let leases: Arc<Leases> = Arc::default();
+    leases.inside().in_session(S);
+    assert!(leases.inside().lists(DIR, Instant::now()));
+    let asking = leases.asking(AT);
+    let op = create("a");
+    let change = leases.change(&op, AT);
+    leases.asking(AT).answered(S, AT, &[&attr(DIR, 0o700)], &Grants { term: 3, leases: vec![60] });
+    newer(&leases, asking.mark, 50);
+    assert_eq!(entry(&leases, "b"), Entry::Absent, "believed");
+    assert_eq!(call(&leases).given_back, []);
+    change.undone();
+    leases.inside().forget(DIR);
+    assert_eq!(call(&leases).given_back, [(DIR, 60)]);
+}
+
+/// Answers overtake each other.
+#[tokio::test(start_paused = true)]
+async fn an_answer_from_before_a_lease_was_given_back_is_not_kept() {
+    let leases = held(&[("a", A)]);
+    let early = leases.asking(AT);
+    assert!(leases.inside().lists(DIR, Instant::now()));
+    let listing_asked = leases.asking(AT);
+    leases.inside().forget(DIR); // as for want of room
+    leases.inside().forget(A);
+    early.answered(S, AT, &[&attr(A, 0o644)], &Grants { term: 3, leases: vec![8] });
+    leases.inside().listed(DIR, listing_asked.mark, (AT, AT), listing(3, &[("a", A)]));
+    assert_eq!((mode(&leases, A), mode(&leases, DIR), entry(&leases, "b")), (None, None, Entry::Unknown));
+
+    // What has run out is given back as well.
+    let leases = held(&[("a", A)]);
+    let early = leases.asking(AT);
+    leases.inside().forget_run_out(AT + LEASE_TERM);
+    assert!(call(&leases).given_back.contains(&(A, 12)));
+    early.answered(S, AT, &[&attr(A, 0o644)], &Grants { term: 3, leases: vec![8] });
+    assert_eq!(mode(&leases, A), None);
+}
+
+/// The answer to the first would be taken for that of the second, with what this session changed since *that* one was asked.
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_asked_for_once_at_a_time() {
+    let leases: Arc<Leases> = Arc::default();
+    leases.inside().in_session(S);
+    assert!(leases.inside().lists(DIR, Instant::now()));
+    let asking = leases.asking(AT);
+    let (remove, make) = (unlink("z"), create("z"));
+    let (first, second) = (leases.change(&remove, AT), leases.change(&make, AT)); // in which order, nobody knows
+    done(second, &make, &created(B));
+    done(first, &remove, &submitted(Outcome::Removed { ino: B, nlink: 0 }, vec![]));
+    assert!(!leases.inside().lists(DIR, Instant::now()) && !leases.inside().looked(DIR, Instant::now()));
+    leases.inside().listed(DIR, asking.mark, (AT, AT), listing(3, &[("z", B)]));
+    assert_eq!(entry(&leases, "z"), Entry::Unknown);
+    assert!(leases.inside().lists(DIR, Instant::now()), "now it may be asked for again");
+}
+
 #[tokio::test(start_paused = true)]
 async fn saves_do_not_keep_a_file_from_being_read() {
     let leases = held(&[("a", A)]);
