@@ -2,14 +2,12 @@
 //! random interleavings, crashes, moves, a lost disk and a restore. Each rule is shown to matter: without it, both lose.
 
 use common::rules::Rule;
+use stateright::Checker;
 use tests::content::full;
 use tests::garbage::chance::run;
-use tests::garbage::explore::explore;
-use tests::garbage::model::{Broken, World};
+use tests::garbage::model::{Broken, NOTHING_IS_LOST, World};
 use tests::garbage::plan::{Counts, Harm, Plan, Weakness};
 
-/// States of a model, at most.
-const STATES_MAX: usize = 40_000_000;
 /// Runs of the code with all rules; ten times as many with `DFS_TEST_FULL=1`.
 const SEEDS: u64 = 1500;
 /// Runs in which a broken rule must have lost something.
@@ -50,9 +48,10 @@ fn the_rules_lose_nothing() {
     ];
     let long = long.into_iter().filter(|_| full());
     for (name, world) in quick.into_iter().chain(long) {
-        let found = explore(&world, STATES_MAX);
-        println!("{name}: {} states", found.states);
-        assert!(found.broken.is_none(), "{name}: {:#?}", found.broken);
+        let found = world.search();
+        println!("{name}: {} states, {} steps deep", found.unique_state_count(), found.max_depth());
+        assert!(found.is_done(), "{name}: not all was searched");
+        found.assert_properties();
     }
 }
 
@@ -60,10 +59,11 @@ fn the_rules_lose_nothing() {
 fn every_rule_of_the_model_is_needed() {
     let on = |world: World, rules: &[Broken]| {
         for rule in rules {
-            let found = explore(&World { broken: Some(*rule), ..world }, STATES_MAX);
-            let (what, way) = found.broken.unwrap_or_else(|| panic!("{rule:?}: nothing in {} states", found.states));
-            println!("{rule:?}: {} states, {what} in {} steps", found.states, way.len());
-            assert_eq!(what, "a chunk is lost", "{rule:?}: {way:#?}");
+            let found = World { broken: Some(*rule), ..world }.search();
+            let states = found.unique_state_count();
+            let lost = found.discovery(NOTHING_IS_LOST);
+            let way = lost.unwrap_or_else(|| panic!("{rule:?}: nothing is lost in {states} states"));
+            println!("{rule:?}: {states} states, a chunk is lost in {} steps", way.into_actions().len());
         }
     };
     on(

@@ -3,8 +3,7 @@
 //!
 //! | file | answers |
 //! | --- | --- |
-//! | [`explore`] | everything that a model can come to |
-//! | [`model`], `steps` | the rules, and each of them left out |
+//! | [`model`], `steps` | the rules, and each of them left out (`stateright` searches) |
 //! | [`cluster`] | real stores over simulated disks and the real state machine, plainly called |
 //! | [`plan`] | what a run is told, and what it says |
 //! | [`chance`] | who does what next, and what is under way |
@@ -14,7 +13,6 @@
 
 pub mod chance;
 pub mod cluster;
-pub mod explore;
 mod meeting;
 pub mod model;
 pub mod plan;

@@ -1,12 +1,12 @@
 //! The steps of [`super::model`]: what clients, servers and the metaservers may do next.
 
-use super::model::{Attempt, Broken, CHUNKS, Client, Has, Meta, Replica, State, Step, World, bit, number};
+use super::model::{Attempt, Broken, CHUNKS, Client, Has, Meta, Replica, State, Step, Taken, World, bit, number};
 
 /// One state, and where its successors go.
 pub(super) struct Next<'a> {
     pub(super) world: &'a World,
     pub(super) from: &'a State,
-    pub(super) to: &'a mut Vec<(Step, State)>,
+    pub(super) to: &'a mut Vec<Taken>,
 }
 
 impl Next<'_> {
@@ -24,7 +24,7 @@ impl Next<'_> {
         change(&mut to);
         let to = to.normal();
         if to != *self.from {
-            self.to.push((step, to));
+            self.to.push(Taken { step, to });
         }
     }
 
