@@ -91,6 +91,31 @@ fn a_tree_gets_more_copies_and_fewer_and_the_servers_hold_exactly_those() {
     cluster.dfs(&["admin", "chunk-size", "3m", "/tree"]).must_fail_cleanly();
 }
 
+/// More extents than are counted anew in one command: the metaservers go on with it by themselves, also when it is changed
+/// again at once.
+#[test]
+fn a_file_of_very_many_extents_gets_more_copies_and_fewer() {
+    const EXTENTS: usize = 6000;
+    let (cluster, local) = (Cluster::start_with(3, 5), tempfile::tempdir().unwrap());
+    cluster.dfs(&["admin", "settings", "set", "grace_s=0"]).must();
+    cluster.dfs(&["mkdir", "/many"]).must();
+    cluster.dfs(&["admin", "chunk-size", "64k", "/many"]).must();
+    let one = Content::new(16, 1, 1).bytes(0, 64 << 10); // all its chunks are the same one
+    let source = local.path().join("source");
+    std::fs::write(&source, one.repeat(EXTENTS)).unwrap();
+    cluster.dfs(&["put", source.to_str().unwrap(), "/many/file"]).must();
+    wait_copies(&cluster, 3);
+    for (replicas, copies) in [(vec!["5"], 5), (vec!["4", "2"], 2)] {
+        for count in replicas {
+            cluster.dfs(&["admin", "replicas", count, "/many/file"]).must();
+        }
+        wait_copies(&cluster, copies);
+    }
+    let back = local.path().join("back");
+    cluster.dfs(&["get", "/many/file", back.to_str().unwrap()]).must();
+    assert_eq!(std::fs::read(&back).unwrap(), std::fs::read(&source).unwrap());
+}
+
 #[test]
 fn a_file_that_is_written_while_it_is_told_to_have_more_copies_is_saved() {
     tests::skip_if!(no_mount);

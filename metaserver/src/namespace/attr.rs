@@ -1,13 +1,13 @@
 //! Attributes: mode, owner, size, times, chunk size, replicas.
 //!
 //! Left out: cutting a very large file (over 4096 extents) to a length above zero, or punching a hole over that many, in
-//! steps; it is done in the one command, at some microseconds an extent. To zero, and removal, go in steps. Changing the
-//! replica count of a file with more than 65,536 extents.
+//! steps; it is done in the one command, at some microseconds an extent. To zero, and removal, go in steps.
 
 use super::access::{self, SETGID};
 use super::command::{Fail, refuse};
 use super::commit::{NANOS, not_a_file};
-use super::extents::{FileMap, retarget};
+use super::extents::FileMap;
+use super::recount;
 use super::remove::{EXTENTS_AT_ONCE, drop_data};
 use super::rows::{Call, find_inode, inode};
 use crate::store::values::{Body, Inode};
@@ -16,10 +16,6 @@ use common::id::InodeId;
 use common::proto::meta::{ACCESS_WRITE, ACCESSED_MAX, FileKind, Outcome, SetAttr, SetTime};
 use common::time::Time;
 use common::units::{CHUNK_SIZE_MAX, CHUNK_SIZE_MIN, FILE_SIZE_MAX, REPLICAS_MAX};
-
-/// A file with more extents than this keeps its replica count: each costs a command some microseconds, and all of them
-/// change in one.
-const RETARGET_EXTENTS_MAX: u64 = if cfg!(test) { 8 } else { 1 << 16 };
 
 /// Changes attributes, all or none. The order of checks is Linux's (`setattr_prepare`).
 pub(super) fn set(call: &mut Call<'_, '_>, ino: InodeId, set: &SetAttr) -> Result<Outcome, Fail> {
@@ -163,11 +159,7 @@ fn set_replicas(call: &mut Call<'_, '_>, inode: &mut Inode, set: &SetAttr) -> Re
     let Some(replicas) = set.replicas else { return Ok(()) };
     match inode.body {
         Body::Dir { .. } => {}
-        Body::File { extents, .. } if extents > RETARGET_EXTENTS_MAX => {
-            let text = format!("a file of {extents} extents: above {RETARGET_EXTENTS_MAX} its replica count is fixed");
-            return Err(refuse(Kind::Unsupported, text));
-        }
-        Body::File { data, .. } => retarget(call, data, inode.replicas, replicas)?,
+        Body::File { data, extents, .. } => recount::begin(call, data, extents, inode.replicas, replicas)?,
         Body::Symlink { .. } | Body::Device { .. } | Body::Plain => {
             return Err(refuse(Kind::Unsupported, "only files and directories have a replica count"));
         }
@@ -193,7 +185,7 @@ fn truncate(call: &mut Call<'_, '_>, inode: &mut Inode, new_size: u64) -> Result
         return Ok(());
     }
     if new_size < *size && *extents > 0 {
-        let mut map = FileMap::new(*data, replicas);
+        let mut map = FileMap::open(call.txn, *data, replicas)?;
         map.punch(call.txn, new_size, *size)?;
         map.settle_into(call, extents, allocated)?;
     }

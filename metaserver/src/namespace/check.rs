@@ -12,11 +12,13 @@ use super::remove::UNASKED;
 use super::rows::{config, counters};
 use super::trash;
 use crate::store::keys::{
-    self, ATTEND, CHUNK, CLUSTER, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, PURGE, SESSION,
-    TRASH, XATTR,
+    self, ATTEND, CHUNK, CLUSTER, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, PURGE, RECOUNT,
+    SESSION, TRASH, XATTR,
 };
 use crate::store::trash::{TrashRow, ino_of};
-use crate::store::values::{Body, ChunkRow, Counters, Data, Degraded, Dentry, ExtentRow, Inode, Listed, Purge};
+use crate::store::values::{
+    Body, ChunkRow, Counters, Data, Degraded, Dentry, ExtentRow, Inode, Listed, Purge, Recount,
+};
 use crate::store::values::{LockRow, Reserved, SessionRow, Value, damaged};
 use bytes::Bytes;
 use common::id::{ChunkId, InodeId, SessionId};
@@ -488,6 +490,13 @@ impl Check<'_> {
                 targets.insert(data, inode.replicas);
             }
         }
+        let recounts = self.all(RECOUNT, |key, value| Ok((first(key), Recount::decode(value)?)))?;
+        let recounts: BTreeMap<u64, Recount> = recounts.into_iter().collect();
+        for (data, Recount { to, .. }) in &recounts {
+            // One of nobody ends with the next step.
+            let other = targets.get(data).filter(|target| *target != to);
+            self.expect(other.is_none(), || format!("data {data}: counted for {to} copies, its file wants {other:?}"));
+        }
         let mut references = References::new();
         let mut sums: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new(); // data -> extents, bytes, end
         for (data, at, row) in self.all(EXTENT, |key, value| Ok((first(key), last(key), ExtentRow::decode(value)?)))? {
@@ -500,7 +509,8 @@ impl Check<'_> {
                 Data::Chunk { id, offset, chunk_len } => {
                     let (len, counts) = references.entry(*id).or_insert((*chunk_len, BTreeMap::new()));
                     let agrees = *len == *chunk_len;
-                    *counts.entry(targets.get(&data).copied().unwrap_or(self.replicas)).or_default() += 1;
+                    let target = recounts.get(&data).map(|recount| recount.target(at)).or(targets.get(&data).copied());
+                    *counts.entry(target.unwrap_or(self.replicas)).or_default() += 1;
                     self.expect(agrees, || format!("chunk {id}: extents disagree about its length"));
                     u64::from(*chunk_len).saturating_sub(u64::from(*offset))
                 }

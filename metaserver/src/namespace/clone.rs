@@ -73,7 +73,7 @@ fn take_over(
     let Body::File { size, allocated, extents, version, data } = &mut file.body else {
         unreachable!("the caller has checked that it is a file")
     };
-    let mut map = FileMap::new(*data, replicas);
+    let mut map = FileMap::open(call.txn, *data, replicas)?;
     let mut left = if at < *size { map.punch(call.txn, at, end)? } else { None };
     for (at, row) in rows {
         map.insert(call.txn, at, row, left.take().filter(|(start, row)| start + row.len == at));

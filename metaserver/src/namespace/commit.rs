@@ -215,7 +215,7 @@ fn replace(call: &mut Call<'_, '_>, commit: &Commit, file: &mut Inode, offset: u
         unreachable!("the caller has checked that it is a file")
     };
     let lens: BTreeMap<ChunkId, u32> = commit.chunks.iter().map(|chunk| (chunk.id, chunk.len)).collect();
-    let mut map = FileMap::new(*data, replicas);
+    let mut map = FileMap::open(call.txn, *data, replicas)?;
     let mut end_of_data = *size; // no extent reaches beyond: what is appended needs no look at what is there
     for edit in &commit.edits {
         let (from, to) = (offset + edit.at, offset + edit.at + edit.len);

@@ -8,10 +8,11 @@
 //! a chunk that goes and comes within one command never loses its row.
 
 use super::command::Fail;
+use super::recount;
 use super::rows::{Call, row};
 use crate::store::Txn;
 use crate::store::keys::{self, CHUNK, DEGRADED, EXTENT};
-use crate::store::values::{ChunkRow, Data, Degraded, ExtentRow, Value, damaged};
+use crate::store::values::{ChunkRow, Data, Degraded, ExtentRow, Recount, Value, damaged};
 use common::id::ChunkId;
 use common::kv::{KvError, KvRead};
 use std::collections::BTreeMap;
@@ -28,19 +29,22 @@ pub(super) type Placed = (u64, ExtentRow);
 #[derive(Debug)]
 pub(super) struct FileMap {
     data: u64,
+    /// The target that references count for, unless it is being changed.
     replicas: u8,
+    recount: Option<Recount>,
     /// Extents more (or less) than before.
     extents: i64,
     /// Bytes covered more (or less) than before.
     allocated: i64,
-    /// For each chunk its length and the references more (or less) than before.
-    references: BTreeMap<ChunkId, (u32, i64)>,
+    /// For each chunk and target its length and the references more (or less) than before.
+    references: BTreeMap<(ChunkId, u8), (u32, i64)>,
 }
 
 impl FileMap {
-    /// For the extents under this data id, whose references count for this replica target.
-    pub(super) fn new(data: u64, replicas: u8) -> FileMap {
-        FileMap { data, replicas, extents: 0, allocated: 0, references: BTreeMap::new() }
+    /// For the extents under this data id, of a file that wants so many copies.
+    pub(super) fn open(read: &dyn KvRead, data: u64, replicas: u8) -> Result<FileMap, KvError> {
+        let recount = recount::under_way(read, data)?;
+        Ok(FileMap { data, replicas, recount, extents: 0, allocated: 0, references: BTreeMap::new() })
     }
 
     /// Makes `[from, to)` a hole. Returns the extent that ends exactly at `from`, if there is one: the caller's may
@@ -114,20 +118,21 @@ impl FileMap {
     }
 
     fn put(&mut self, txn: &mut Txn<'_>, at: u64, row: ExtentRow) {
-        self.count(&row, 1);
+        self.count(at, &row, 1);
         txn.put(EXTENT, keys::extent(self.data, at), row.encode());
     }
 
     fn delete(&mut self, txn: &mut Txn<'_>, at: u64, row: &ExtentRow) {
-        self.count(row, -1);
+        self.count(at, row, -1);
         txn.delete(EXTENT, keys::extent(self.data, at));
     }
 
-    fn count(&mut self, row: &ExtentRow, sign: i64) {
+    fn count(&mut self, at: u64, row: &ExtentRow, sign: i64) {
         self.extents += sign;
         self.allocated += sign * i64::try_from(row.len).expect("files end at 2^60");
         if let Data::Chunk { id, chunk_len, .. } = row.data {
-            self.references.entry(id).or_insert((chunk_len, 0)).1 += sign;
+            let target = self.recount.map_or(self.replicas, |recount| recount.target(at));
+            self.references.entry((id, target)).or_insert((chunk_len, 0)).1 += sign;
         }
     }
 
@@ -148,11 +153,13 @@ impl FileMap {
     /// Brings the chunk rows up to date.
     pub(super) fn settle(self, call: &mut Call<'_, '_>) -> Result<(), Fail> {
         let mut pg_count = None;
-        for (id, (len, delta)) in self.references {
+        // What comes first: a chunk that is referred to all the time has a row all the time.
+        let (more, less): (Vec<_>, Vec<_>) = self.references.into_iter().partition(|(_, (_, delta))| *delta > 0);
+        for ((id, target), (len, delta)) in more.into_iter().chain(less) {
             if delta == 0 {
                 continue;
             }
-            let gone = refer(call, &id, len, self.replicas, delta)?;
+            let gone = refer(call, &id, len, target, delta)?;
             if gone && call.counters.degraded > 0 {
                 let pg_count = match pg_count {
                     Some(known) => known,
@@ -165,26 +172,8 @@ impl FileMap {
     }
 }
 
-/// All references of a file count for another replica target. A chunk that has any keeps its row.
-pub(super) fn retarget(call: &mut Call<'_, '_>, data: u64, from: u8, to: u8) -> Result<(), Fail> {
-    if from == to {
-        return Ok(());
-    }
-    let mut counts: BTreeMap<ChunkId, (u32, i64)> = BTreeMap::new();
-    for (_, row) in overlapping(call.txn, data, 0, u64::MAX, usize::MAX)? {
-        if let Data::Chunk { id, chunk_len, .. } = row.data {
-            counts.entry(id).or_insert((chunk_len, 0)).1 += 1;
-        }
-    }
-    for (id, (len, count)) in counts {
-        refer(call, &id, len, to, count)?; // first, so that there always is one
-        refer(call, &id, len, from, -count)?;
-    }
-    Ok(())
-}
-
 /// Adds to the references of a chunk; true if it has none any more.
-fn refer(call: &mut Call<'_, '_>, id: &ChunkId, len: u32, target: u8, delta: i64) -> Result<bool, Fail> {
+pub(super) fn refer(call: &mut Call<'_, '_>, id: &ChunkId, len: u32, target: u8, delta: i64) -> Result<bool, Fail> {
     let key = keys::chunk(id);
     let found: Option<ChunkRow> = row(call.txn, CHUNK, &key)?;
     let new = found.is_none();
@@ -275,7 +264,13 @@ fn before(read: &dyn KvRead, data: u64, at: u64) -> Result<Option<Placed>, KvErr
 }
 
 /// Up to `limit` extents that start in `[from, to)`, in order.
-fn starting_in(read: &dyn KvRead, data: u64, from: u64, to: u64, limit: usize) -> Result<Vec<Placed>, KvError> {
+pub(super) fn starting_in(
+    read: &dyn KvRead,
+    data: u64,
+    from: u64,
+    to: u64,
+    limit: usize,
+) -> Result<Vec<Placed>, KvError> {
     let range = (Bound::Included(keys::extent(data, from).to_vec()), Bound::Excluded(keys::extent(data, to).to_vec()));
     let rows = read.scan(EXTENT, range, false).take(limit);
     rows.map(|found| found.and_then(|(key, value)| placed(&key, &value))).collect()

@@ -4,6 +4,7 @@ use super::access;
 use super::command::{Done, Fail, refuse};
 use super::extents::FileMap;
 use super::lock;
+use super::recount;
 use super::rows::{Call, dir_counts, directory, find_inode, inode_of, need_entry, row};
 use super::trash;
 use crate::store::keys::{self, ATTEND, HOLDER, INODE, ORPHAN, PURGE, XATTR};
@@ -237,24 +238,28 @@ pub(super) fn drop_data(
         call.txn.put(PURGE, keys::purge(data), Purge { replicas }.encode());
         return Ok(());
     }
-    let mut map = FileMap::new(data, replicas);
+    let mut map = FileMap::open(call.txn, data, replicas)?;
     map.remove_some(call.txn, usize::MAX)?;
     map.settle(call)
 }
 
-/// Takes up to `limit` extents of files that are gone apart, oldest file first.
+/// Takes up to `limit` extents of files that are gone apart, oldest file first; then counts others anew ([`recount`]).
 pub(super) fn purge(call: &mut Call<'_, '_>, limit: u32) -> Result<Done, Fail> {
     let mut left = common::units::len_usize(limit.into());
     while left > 0 {
         let Some(data) = first_purge(call.txn)? else { break };
         let row = row::<Purge>(call.txn, PURGE, &keys::purge(data))?.expect("just found");
-        let mut map = FileMap::new(data, row.replicas);
+        let mut map = FileMap::open(call.txn, data, row.replicas)?;
         let removed = map.remove_some(call.txn, left)?;
         map.settle(call)?;
         if removed < left {
             call.txn.delete(PURGE, keys::purge(data));
         }
         left -= removed.max(1).min(left); // an empty one costs a step too
+    }
+    while left > 0 {
+        let Some(counted) = recount::step(call, left)? else { break };
+        left -= counted.min(left);
     }
     Ok(Done::Purged { more: has_purge(call.txn)? })
 }
@@ -266,5 +271,5 @@ fn first_purge(read: &dyn KvRead) -> Result<Option<u64>, KvError> {
 
 /// True if there is work for [`super::Command::Purge`].
 pub fn has_purge(read: &dyn KvRead) -> Result<bool, KvError> {
-    Ok(first_purge(read)?.is_some())
+    Ok(first_purge(read)?.is_some() || recount::is_left(read)?)
 }

@@ -20,6 +20,7 @@
 //! | lock | ino 8 | [`LockRow`](super::values::LockRow) |
 //! | locked | session 16, owner 8, ino 8 | empty |
 //! | purge | data id 8 | [`Purge`](super::values::Purge) |
+//! | recount | data id 8 | [`Recount`](super::values::Recount) |
 //! | horizon | bucket 2 | [`Horizon`](super::values::Horizon) |
 //! | moved | placement group 4 | [`Moved`](super::values::Moved) |
 //! | server | server 4 | [`ServerRow`](super::values::ServerRow) |
@@ -39,10 +40,10 @@ use common::name::Name;
 use common::time::Time;
 
 /// The names to open the store with, in the order of the constants below.
-pub const FAMILIES: [&str; 24] = [
+pub const FAMILIES: [&str; 25] = [
     "inode", "dentry", "list", "extent", "xattr", "chunk", "degraded", "session", "slot", "ended", "orphan", "purge",
     "horizon", "moved", "server", "instance", "cluster", "raft", "attend", "holder", "lock", "locked", "event",
-    "trash",
+    "trash", "recount",
 ];
 
 /// Inodes.
@@ -95,6 +96,9 @@ pub const EVENT: Family = Family(22);
 
 /// What was removed and can be brought back.
 pub const TRASH: Family = Family(23);
+
+/// Files whose references are being counted for another replica target.
+pub const RECOUNT: Family = Family(24);
 
 /// In [`CLUSTER`]: what was fixed when the cluster was formatted.
 pub const CONFIG: &[u8] = b"config";
@@ -219,6 +223,11 @@ pub fn purge(data: u64) -> [u8; 8] {
     data.to_be_bytes()
 }
 
+/// Key of extents to count for another replica target.
+pub fn recount(data: u64) -> [u8; 8] {
+    data.to_be_bytes()
+}
+
 /// Key of a deletion horizon.
 pub fn horizon(bucket: u16) -> [u8; 2] {
     bucket.to_be_bytes()
@@ -332,7 +341,7 @@ mod tests {
         assert_eq!(locked(s, 5, InodeId(4))[15..], [3, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 4]);
         assert_eq!((first_u64(&holder(InodeId(4), s)), last_session(&holder(InodeId(4), s))), (Some(4), Some(s)));
         assert_eq!((first_session(&orphan(s, InodeId(4))), last_u64(&orphan(s, InodeId(4)))), (Some(s), Some(4)));
-        assert_eq!(purge(7), [0, 0, 0, 0, 0, 0, 0, 7]);
+        assert_eq!((purge(7), recount(7)), ([0, 0, 0, 0, 0, 0, 0, 7], [0, 0, 0, 0, 0, 0, 0, 7]));
         assert_eq!((horizon(258), moved(PgId(1)), server(ServerId(2))), ([1, 2], [0, 0, 0, 1], [0, 0, 0, 2]));
         assert_eq!((instance(1)[15], event(2)[7]), (1, 2));
         assert_eq!((last_u64(b"short"), first_u64(b"short")), (None, None));
@@ -369,6 +378,7 @@ mod tests {
             (LOCKED, "locked"),
             (EVENT, "event"),
             (TRASH, "trash"),
+            (RECOUNT, "recount"),
         ];
         assert_eq!(pairs.len(), FAMILIES.len());
         for (family, name) in pairs {

@@ -365,6 +365,29 @@ impl Value for Purge {
     const VERSION: u8 = 1;
 }
 
+/// The replica target of a file changes: extents that start before `at` count for `to` already, the others for `from`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recount {
+    /// The target it had.
+    pub from: u8,
+    /// The one it has now.
+    pub to: u8,
+    /// Offset in the file, in bytes.
+    pub at: u64,
+}
+
+impl Recount {
+    /// The target that an extent counts for which starts at this offset.
+    pub fn target(&self, at: u64) -> u8 {
+        if at < self.at { self.to } else { self.from }
+    }
+}
+
+impl Value for Recount {
+    const WHAT: &'static str = "recount";
+    const VERSION: u8 = 1;
+}
+
 /// The index of the last condemnation in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Horizon(pub LogIndex);

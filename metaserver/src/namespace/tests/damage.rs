@@ -3,11 +3,11 @@
 use super::super::{Fix, problems};
 use super::*;
 use crate::store::keys::{
-    CHUNK, CLUSTER, COUNTERS, DEGRADED, DENTRY, EXTENT, INODE, LIST, ORPHAN, PURGE, SESSION, XATTR,
+    CHUNK, CLUSTER, COUNTERS, DEGRADED, DENTRY, EXTENT, INODE, LIST, ORPHAN, PURGE, RECOUNT, SESSION, XATTR,
 };
 use crate::store::values::{Body, ChunkRow, Degraded, Dentry, Inode, Value};
 use common::kv::{Batch, Entry};
-use common::proto::meta::{FileKind, XattrMode};
+use common::proto::meta::{FileKind, SetAttr, XattrMode};
 use std::ops::Bound;
 
 /// A store with something of everything.
@@ -31,6 +31,12 @@ fn full() -> World {
         world.commit(Commit { edits, grow: 20_000, chunks: vec![chunk.clone()], ..empty(large) }).unwrap();
     }
     world.op(0, Op::Unlink { parent: dir, name: name("large"), keep: false }).unwrap();
+    let recounted = world.file(0, dir, "recounted", 0o644);
+    let edit = |n: u64| Edit { at: n * 2, len: 1, data: Source::Chunk { id: chunk.id, offset: 0 } };
+    let edits = (0..20).map(edit).collect();
+    world.commit(Commit { edits, grow: 39, chunks: vec![chunk.clone()], ..empty(recounted) }).unwrap();
+    let set = SetAttr { replicas: Some(2), ..SetAttr::default() };
+    world.op(0, Op::SetAttr { ino: recounted, set }).unwrap();
     world.check();
     world
 }
@@ -38,7 +44,7 @@ fn full() -> World {
 #[test]
 fn any_missing_row_is_noticed() {
     let world = full();
-    for family in [INODE, DENTRY, LIST, EXTENT, XATTR, CHUNK, DEGRADED, SESSION, ORPHAN, PURGE] {
+    for family in [INODE, DENTRY, LIST, EXTENT, XATTR, CHUNK, DEGRADED, SESSION, ORPHAN, PURGE, RECOUNT] {
         let rows = world.kv.scan(family, (Bound::Unbounded, Bound::Unbounded), false).map(Result::unwrap);
         let rows: Vec<Entry> = rows.take(20).collect();
         assert!(!rows.is_empty(), "{}: nothing to lose", keys::FAMILIES[usize::from(family.0)]);
@@ -84,7 +90,7 @@ fn rows(world: &World, family: common::kv::Family) -> Vec<Entry> {
 
 #[test]
 fn any_missing_row_but_an_inode_is_made_up_for() {
-    for family in [DENTRY, LIST, EXTENT, XATTR, CHUNK, DEGRADED, SESSION, ORPHAN, PURGE] {
+    for family in [DENTRY, LIST, EXTENT, XATTR, CHUNK, DEGRADED, SESSION, ORPHAN, PURGE, RECOUNT] {
         for number in 0..rows(&full(), family).len() {
             let mut world = full();
             let files = rows(&world, INODE).len();
@@ -211,7 +217,7 @@ fn a_lost_inode_is_told_and_what_it_held_is_kept() {
 /// What cannot be read is missing from every count: correcting those would make it worse.
 #[test]
 fn with_a_row_that_cannot_be_read_nothing_is_corrected() {
-    for family in [INODE, DENTRY, LIST, EXTENT, CHUNK, DEGRADED, SESSION, PURGE] {
+    for family in [INODE, DENTRY, LIST, EXTENT, CHUNK, DEGRADED, SESSION, PURGE, RECOUNT] {
         let world = full();
         let (key, mut value) = rows(&world, family).pop().map(|(key, value)| (key, value.to_vec())).unwrap();
         value[0] = 99;

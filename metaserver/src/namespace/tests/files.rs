@@ -1,9 +1,12 @@
 //! The extent map against a byte array.
 
 use super::*;
+use crate::store::keys;
+use crate::store::values::{ChunkRow, Value};
 use bytes::Bytes;
 use common::proto::meta::SetAttr;
 use proptest::prelude::*;
+use std::ops::Bound;
 
 /// Files the operations are spread over, chunks they are made of: few, so that they overlap and share.
 const FILES: usize = 3;
@@ -16,6 +19,8 @@ enum Step {
     Truncate { file: usize, size: u64 },
     Remove { file: usize, keep: bool },
     Release,
+    Replicas { file: usize, replicas: u8 },
+    Purge { limit: u32 },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +47,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..FILES, 0..SPAN).prop_map(|(file, size)| Step::Truncate { file, size }),
         1 => (0..FILES, any::<bool>()).prop_map(|(file, keep)| Step::Remove { file, keep }),
         1 => Just(Step::Release),
+        2 => (0..FILES, 1..4u8).prop_map(|(file, replicas)| Step::Replicas { file, replicas }),
+        1 => (1..4u32).prop_map(|limit| Step::Purge { limit }),
     ]
 }
 
@@ -98,6 +105,14 @@ impl Model {
                     self.world.op(0, Op::Release { ino }).unwrap();
                 }
             }
+            Step::Replicas { file, replicas } => {
+                let set = SetAttr { replicas: Some(*replicas), ..SetAttr::default() };
+                match self.world.op(0, Op::SetAttr { ino: self.files[*file].0, set }) {
+                    Err(fault) => assert_eq!(fault.kind, Kind::Busy),
+                    Ok(_) => assert_eq!(self.world.attr(self.files[*file].0).replicas, *replicas),
+                }
+            }
+            Step::Purge { limit } => drop(self.world.command(&Command::Purge { limit: *limit }).unwrap()),
         }
     }
 
@@ -163,7 +178,52 @@ proptest! {
             model.run(step);
             model.compare();
         }
+        purge_all(&mut model.world);
+        let targets = model.files.iter().map(|(ino, _)| model.world.attr(*ino).replicas);
+        let targets: Vec<u8> = targets.chain(model.orphans.iter().map(|ino| model.world.attr(*ino).replicas)).collect();
+        for row in chunk_rows(&model.world) {
+            assert!(row.refs.keys().all(|target| targets.contains(target)), "{row:?}: nobody wants that");
+        }
     }
+}
+
+fn chunk_rows(world: &World) -> Vec<ChunkRow> {
+    let rows = world.kv.scan(keys::CHUNK, (Bound::Unbounded, Bound::Unbounded), false);
+    rows.map(|row| ChunkRow::decode(&row.unwrap().1).unwrap()).collect()
+}
+
+/// A file of many extents goes from three copies to two in steps, and from two to four; it is written, cut and removed
+/// meanwhile.
+#[test]
+fn a_file_of_many_extents_gets_another_number_of_copies_in_steps() {
+    let mut world = World::new();
+    let ino = file_of_many(&mut world);
+    let refs = |world: &World| chunk_rows(world)[0].refs.clone().into_iter().collect::<Vec<_>>();
+    let set = |replicas| Op::SetAttr { ino, set: SetAttr { replicas: Some(replicas), ..SetAttr::default() } };
+    let step = |world: &mut World, limit| world.command(&Command::Purge { limit }).unwrap();
+    world.op(0, set(2)).unwrap();
+    assert_eq!((world.attr(ino).replicas, refs(&world)), (2, vec![(3, 6144)]));
+    assert_eq!(step(&mut world, 144), Done::Purged { more: true });
+    assert_eq!(refs(&world), [(2, 144), (3, 6000)]);
+    world.check();
+    assert_eq!(world.kind(0, set(4)), Kind::Busy);
+    world.op(0, set(2)).unwrap(); // it is what it will be
+    // A new extent counts by where it is.
+    world.write(ino, 1, b"in front").unwrap();
+    world.write(ino, 8501, b"behind").unwrap();
+    world.check();
+    world.op(0, Op::SetAttr { ino, set: SetAttr { size: Some(9000), ..SetAttr::default() } }).unwrap();
+    world.check();
+    purge_all(&mut world);
+    assert!(refs(&world).iter().all(|(target, _)| *target == 2), "{:?}", refs(&world));
+
+    world.op(0, set(4)).unwrap();
+    step(&mut world, 100);
+    world.op(0, Op::Unlink { parent: ROOT, name: name("many"), keep: false }).unwrap();
+    world.check();
+    assert!(purge_all(&mut world) > 1);
+    assert_eq!(super::super::counters(&*world.kv).unwrap().chunks, 0);
+    assert!(!super::super::has_purge(&*world.kv).unwrap());
 }
 
 #[test]

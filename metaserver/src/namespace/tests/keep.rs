@@ -204,10 +204,6 @@ fn the_chunks_of_a_file_follow_its_replica_count_and_shared_ones_whoever_wants_m
     }
     let target = super::super::targets(&*world.kv, &[own]).unwrap();
     assert_eq!(target, [(own, 3)]);
-    for n in 0..9 {
-        put(&mut world, other, 1000 + n * 100, format!("{n}").as_bytes(), 3).unwrap();
-    }
-    assert_eq!(world.kind(0, Op::SetAttr { ino: other, set: set(2) }), Kind::Unsupported);
     assert_eq!(world.kind(7, Op::SetAttr { ino: file, set: set(2) }), Kind::NotPermitted);
     let link = world.make(0, ROOT, "l", NewNode::Symlink(b"f".to_vec()), 0o777).unwrap().ino;
     assert_eq!(world.kind(0, Op::SetAttr { ino: link, set: set(2) }), Kind::Unsupported);

@@ -8,7 +8,7 @@ use crate::store::values::{
     InstanceRow, LayoutRow, Listed, Moved, Purge, Reserved, RestoredRow, ServerRow, SessionRow, SlotRow, SquashRow,
     Value,
 };
-use crate::store::values::{LockRow, WaitingLock};
+use crate::store::values::{LockRow, Recount, WaitingLock};
 use bytes::Bytes;
 use common::id::{DataVersion, PgId};
 use common::layout::{Domain, Layout};
@@ -110,6 +110,7 @@ fn entries_and_extents() {
     golden(&ChunkRow { len: 10, refs: [(2, 300), (3, 1)].into() }, "01 0a 02 02 ac02 03 01");
     golden(&Degraded { servers: vec![ServerId(1), ServerId(200)] }, "01 02 01 c801");
     golden(&Purge { replicas: 3 }, "01 03");
+    golden(&Recount { from: 3, to: 2, at: 258 }, "01 03 02 82 02");
     golden(&Horizon(LogIndex(5)), "01 05");
     golden(&Moved(LayoutVersion(6)), "01 06");
 }
