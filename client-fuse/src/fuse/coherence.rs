@@ -9,6 +9,9 @@
 //! - attributes (and ACLs) one inode at a time, and the pages of files that are open. Pages of a file that is closed stay: they are
 //!   kept at the next open only if they are of the right version.
 //!
+//! What comes with a listing (`READDIRPLUS`) the kernel takes in when the program that lists gets to run again, and gives it the epoch
+//! of that moment, not of the one when it asked. So whoever makes it forget waits for a moment after such an answer.
+//!
 //! A read between the moment when something was forgotten and the moment when the other mount's change is done may bring
 //! old pages back. So a file that is open is asked about until its lease is back ([`Shared::recheck`]), and pages of another
 //! version go then.
@@ -49,6 +52,8 @@ const READS_LIMIT: Duration = Duration::from_millis(300);
 /// How long it is waited until all that the kernel has asked for is taken, and how often that is looked at.
 const QUEUE_LIMIT: Duration = Duration::from_millis(5);
 const QUEUE_LOOK: Duration = Duration::from_micros(100);
+/// How long a program that waits for a listing takes to run again, and the kernel to take in what it shows.
+const LISTED_WAIT: Duration = Duration::from_millis(10);
 /// Pauses between two questions about a file whose lease is gone; the last one again and again.
 const RECHECKS: [Duration; 6] = [
     Duration::from_millis(2),
@@ -65,6 +70,8 @@ pub(super) struct Coherence {
     /// Held by who shows something to the kernel; passed by who makes it forget.
     gate: RwLock<()>,
     device: OnceLock<Device>,
+    /// When the last listing was written of which something may be believed.
+    listed: Mutex<Option<Instant>>,
     /// Files that are being asked about.
     rechecking: Mutex<BTreeSet<InodeId>>,
 }
@@ -120,6 +127,19 @@ impl Coherence {
             tracing::info!(%error, "this kernel cannot forget all names at once: it keeps none");
         }
         let _ = self.device.set(Device { notifier, has_epochs: epochs.is_ok(), connection: file });
+    }
+
+    /// A listing was written of which something may be believed: by who holds [`Shared::showing`].
+    pub(super) fn listed(&self) {
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Waits until what was listed by now is with the kernel. Blocks.
+    fn wait_for_listings(&self) {
+        let listed = *self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rest) = listed.and_then(|at| LISTED_WAIT.checked_sub(at.elapsed())) {
+            std::thread::sleep(rest);
+        }
     }
 
     /// Gives the kernel these bytes of a file: how many. If it does not take them, it will ask.
@@ -190,6 +210,7 @@ impl Shared {
         self.runtime.block_on(self.warm.void(inodes));
         // What was shown of them before is with the kernel when this is through.
         drop(self.coherence.gate.write().unwrap_or_else(PoisonError::into_inner));
+        self.coherence.wait_for_listings();
         let Some(device) = self.coherence.device.get() else { return };
         if device.has_epochs
             && let Err(error) = raise_epoch(&device.connection)

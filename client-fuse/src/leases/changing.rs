@@ -22,6 +22,9 @@ pub(super) struct Own {
     /// What the names led to, where that is known.
     pub(super) targets: Vec<InodeId>,
     pub(super) names: Vec<(InodeId, Name)>,
+    /// It changes what the names lead to when it is carried out.
+    pub(super) by_name: bool,
+    /// What that is, was not known when it began.
     pub(super) blind: bool,
     pub(super) commit: bool,
 }
@@ -61,11 +64,13 @@ impl Inside {
         }
         self.blind += usize::from(blind);
         self.spoilt = if blind { self.clock } else { self.spoilt };
-        Own { inodes, targets: led, names, blind, commit }
+        Own { inodes, targets: led, names, by_name: targets, blind, commit }
     }
 
-    /// It succeeded: the names follow. Attributes that came with it are learnt next, others are asked for.
-    pub(super) fn changed(&mut self, op: &Op, own: &Own, outcome: &Outcome) {
+    /// It succeeded, and was sent with this mark: the names follow. Attributes that came with it are learnt next, others are asked
+    /// for.
+    pub(super) fn changed(&mut self, op: &Op, own: &Own, mark: u64, outcome: &Outcome) {
+        let elsewhere = matches!(op, Op::Rename { .. }) && !self.led_all_the_time(own, mark);
         for ino in &own.inodes {
             if let Some(known) = self.known.get_mut(ino) {
                 known.attr = None;
@@ -76,7 +81,7 @@ impl Inside {
             if let Some(known) = self.known.get_mut(ino) {
                 known.attr = None;
             }
-        } else if own.blind {
+        } else if elsewhere {
             self.known.values_mut().for_each(|known| known.attr = None); // it may have been any of them
         }
         match (op, outcome) {
@@ -93,8 +98,8 @@ impl Inside {
             (Op::Rename { from, from_name, to, to_name, mode, .. }, _) => {
                 // Two names of one file both stay; where not both are known to lead elsewhere, they are asked for.
                 let moved = match own.targets.as_slice() {
-                    [one] if !own.blind => Some(*one),
-                    [one, other] if one != other && !own.blind => self.leads(*from, from_name),
+                    [one] if !elsewhere => Some(*one),
+                    [one, other] if one != other && !elsewhere => self.leads(*from, from_name),
                     _ => None,
                 };
                 match moved.filter(|_| *mode != RenameMode::Exchange) {
@@ -112,6 +117,13 @@ impl Inside {
         }
     }
 
+    /// What the names of a change led to when it began, with this mark, they led to until it was carried out: their directories
+    /// were leased all the time.
+    fn led_all_the_time(&self, own: &Own, mark: u64) -> bool {
+        let is_same = |known: &Known| known.names.is_some() && known.named <= mark;
+        !own.blind && own.names.iter().all(|(dir, _)| self.known.get(dir).is_some_and(is_same))
+    }
+
     pub(super) fn leads(&self, dir: InodeId, name: &Name) -> Option<InodeId> {
         self.known.get(&dir)?.names.as_ref()?.get(name).copied().flatten()
     }
@@ -120,7 +132,9 @@ impl Inside {
     pub(super) fn found(&mut self, dir: InodeId, name: &Name, mark: u64, leads: Option<InodeId>) {
         let quiet = self.blind == 0 && !self.changing_names.contains_key(&(dir, name.clone()));
         let is_open = self.known.get(&dir).and_then(|known| known.names.as_ref()).map(|names| names.get(name));
-        if quiet && self.is_undisturbed(dir, mark) && is_open == Some(Some(&None)) {
+        // What was asked for before the names were learnt may be older than they are.
+        let is_later = self.known.get(&dir).is_some_and(|known| mark >= known.named);
+        if quiet && is_later && self.is_undisturbed(dir, mark) && is_open == Some(Some(&None)) {
             self.put_name(dir, name, leads.map(Some));
         }
     }
@@ -148,12 +162,12 @@ impl Inside {
     pub(super) fn end(&mut self, own: &Own, known: bool) {
         if !known {
             own.inodes.iter().for_each(|ino| self.forget(*ino));
-            if own.blind {
+            if own.by_name {
                 let all: Vec<InodeId> = self.known.keys().copied().collect();
                 all.into_iter().for_each(|ino| self.forget(ino)); // it may be any of them
             }
             self.uncertain.extend(own.inodes.iter().copied());
-            self.all_uncertain |= own.blind;
+            self.all_uncertain |= own.by_name; // the names may lead elsewhere by then
         }
         for ino in &own.inodes {
             self.touch(*ino);
@@ -178,8 +192,7 @@ impl Inside {
         }
         self.blind -= usize::from(own.blind);
         if own.blind {
-            self.clock += 1;
-            self.spoilt = self.clock;
+            self.spoil();
         }
     }
 }

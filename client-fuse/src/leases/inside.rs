@@ -48,6 +48,8 @@ pub(super) struct Inside {
     pub(super) touched: HashMap<InodeId, u64>,
     /// Answers asked for before this are not kept.
     pub(super) spoilt: u64,
+    /// The newest lease of each inode that was given back, as far as an answer under way may bring one that is as old.
+    pub(super) ended: HashMap<InodeId, u64>,
     /// The marks of questions under way, and how many have each.
     pub(super) asks: BTreeMap<u64, usize>,
     pub(super) changing: HashMap<InodeId, Changing>,
@@ -91,6 +93,8 @@ pub(super) struct Known {
     pub(super) attr: Option<Attr>,
     /// All names; `None`: not all are known. A name that may be there or not leads to `None`.
     pub(super) names: Option<HashMap<Name, Option<InodeId>>>,
+    /// When they were learnt, on [`Inside::clock`].
+    pub(super) named: u64,
     /// The names as they were listed last, while nothing of it has changed since.
     pub(super) listing: Option<Arc<Kept>>,
     /// All locks of it; `None`: only the metaservers know.
@@ -115,8 +119,11 @@ impl Inside {
         *self.session.get_or_insert(session) == session
     }
 
-    /// No change of unknown outcome is left.
+    /// No change of unknown outcome is left. What was asked for before may not show it.
     pub(super) fn settled(&mut self) {
+        if self.all_uncertain || !self.uncertain.is_empty() {
+            self.spoil();
+        }
         self.uncertain.clear();
         self.all_uncertain = false;
         self.locks_settled();
@@ -209,7 +216,10 @@ impl Inside {
         }
         let oldest = self.asks.first_key_value().map(|(mark, _)| *mark);
         match oldest {
-            None => self.touched.clear(),
+            None => {
+                self.touched.clear();
+                self.ended.clear();
+            }
             Some(oldest) if self.touched.len() > TOUCHED_MAX => self.touched.retain(|_, at| *at > oldest),
             Some(_) => {}
         }
@@ -225,6 +235,18 @@ impl Inside {
         }
     }
 
+    /// No answer that was asked for by now is kept.
+    pub(super) fn spoil(&mut self) {
+        self.clock += 1;
+        self.spoilt = self.clock;
+    }
+
+    /// Something is learnt: the time on the clock, which is later than that of all questions before.
+    pub(super) fn learning(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
     pub(super) fn is_uncertain(&self, ino: InodeId) -> bool {
         self.all_uncertain || self.uncertain.len() > UNCERTAIN_MAX || self.uncertain.contains(&ino)
     }
@@ -234,9 +256,10 @@ impl Inside {
         mark >= self.spoilt && self.touched.get(&ino).is_none_or(|at| *at <= mark)
     }
 
-    /// Keeps attributes that came with leases, of a question with this mark.
+    /// Keeps attributes that came with leases, of a question with this mark. (What came without one may be older than what is known:
+    /// others may have changed it between that question and the one that brought a lease.)
     pub(super) fn learn(&mut self, mark: u64, attrs: &[&Attr], grants: &Grants) {
-        for (attr, lease) in attrs.iter().zip(&grants.leases) {
+        for (attr, lease) in attrs.iter().zip(&grants.leases).filter(|(_, lease)| **lease != 0) {
             let quiet = self.blind == 0 && !self.changing.contains_key(&attr.ino);
             let keep = quiet && self.is_undisturbed(attr.ino, mark);
             self.keep(attr, *lease, keep);
@@ -262,7 +285,7 @@ impl Inside {
     }
 
     pub(super) fn keep(&mut self, attr: &Attr, lease: u64, keep: bool) {
-        let uncertain = self.is_uncertain(attr.ino);
+        let leasable = !self.is_uncertain(attr.ino) && !self.has_ended(attr.ino, lease);
         match self.known.get_mut(&attr.ino) {
             Some(known) if known.lease & WRITE != 0 && known.attr.is_some() => {
                 known.lease = known.lease.max(lease); // nobody else can have changed it: no answer is newer
@@ -274,28 +297,29 @@ impl Inside {
                 known.used = Instant::now();
             }
             None if lease == 0 => {}
-            None if keep && !uncertain => {
-                let (shown, used) = (Some(attr.clone()), Instant::now());
-                let known = Known { lease, attr: shown, names: None, listing: None, locks: None, used };
-                self.known.insert(attr.ino, known);
+            None if keep && leasable => {
+                let (attr, ino, used) = (Some(attr.clone()), attr.ino, Instant::now());
+                let known = Known { lease, attr, names: None, named: 0, listing: None, locks: None, used };
+                self.known.insert(ino, known);
             }
             None => self.spare(attr.ino, lease),
         }
     }
 
-    /// A new inode of this session: of a directory all names are known.
-    pub(super) fn made(&mut self, attr: &Attr) {
-        if attr.kind == FileKind::Dir
-            && let Some(known) = self.known.get_mut(&attr.ino)
+    /// A new inode of this session, by the answer to a question with this mark: of a directory all names are known.
+    pub(super) fn made(&mut self, mark: u64, attr: &Attr) {
+        let named = self.learning();
+        let undisturbed = attr.kind == FileKind::Dir && self.is_undisturbed(attr.ino, mark);
+        if let Some(known) = self.known.get_mut(&attr.ino).filter(|_| undisturbed)
             && known.attr.is_some()
+            && known.names.is_none()
         {
-            known.names = Some(HashMap::new());
+            (known.names, known.named) = (Some(HashMap::new()), named);
         }
     }
 
     pub(super) fn forget(&mut self, ino: InodeId) {
         self.touch(ino);
-        self.void_listing(ino);
         self.say_locks(ino);
         self.tell_first |= self.journal.is_pending(ino);
         if let Some(known) = self.known.remove(&ino) {
@@ -306,16 +330,23 @@ impl Inside {
         }
     }
 
-    /// A lease is not believed in any more. Nor is what answers under way say of the inode: for the leader giving up the newest
-    /// lease is giving up all of them, and they may be older.
+    /// A lease is not believed in any more, nor is an older one that answers under way may bring.
     pub(super) fn give_up(&mut self, ino: InodeId, lease: u64) {
         debug_assert!(!self.known.contains_key(&ino), "invariant 6");
         self.tell_first |= lease & WRITE != 0;
-        self.touch(ino);
-        self.void_listing(ino);
-        if lease != WRITE {
-            self.give_back.push((ino, lease));
+        if lease == WRITE {
+            return; // the leader has not heard of it
         }
+        self.give_back.push((ino, lease));
+        if !self.asks.is_empty() {
+            let ended = self.ended.entry(ino).or_default();
+            *ended = lease.max(*ended);
+        }
+    }
+
+    /// True if this lease, or a newer one, was given back.
+    pub(super) fn has_ended(&self, ino: InodeId, lease: u64) -> bool {
+        self.ended.get(&ino).is_some_and(|ended| lease <= *ended)
     }
 
     /// Nothing is kept of what a lease came with. It stands for an older one that is believed in, or may be.
@@ -337,8 +368,8 @@ impl Inside {
 
     pub(super) fn forget_all(&mut self) {
         self.unsaid_locks().into_iter().for_each(|ino| self.say_locks(ino));
-        self.clock += 1;
-        self.spoilt = self.clock;
+        self.spoil();
+        self.ended.clear(); // the next leader has numbers of its own
         self.contents = Contents::default();
         self.tell.extend(self.known.drain().map(|(ino, _)| ino));
         self.listing.values_mut().for_each(|listing| *listing = Listing { ours: None, lease: 0 });

@@ -107,7 +107,7 @@ impl Inside {
             return self.leave_alone(dir);
         };
         let lease = listing.leases.first().copied().unwrap_or(0);
-        let usable = lease != 0 && !self.is_uncertain(dir) && mark >= self.spoilt;
+        let usable = lease != 0 && !self.is_uncertain(dir) && mark >= self.spoilt && !self.has_ended(dir, lease);
         let is_ours = |known: &Known| known.lease & WRITE != 0 && known.names.is_some() && known.attr.is_some();
         match ours.filter(|_| usable) {
             Some(_) if self.known.get(&dir).is_some_and(is_ours) => {
@@ -128,8 +128,8 @@ impl Inside {
                 self.names += names.len();
                 self.say_locks(dir);
                 let lease = self.known.get(&dir).map_or(0, |known| known.lease).max(lease).max(spared);
-                let names = Some(names);
-                self.known.insert(dir, Known { lease, attr, names, listing: None, locks: None, used: Instant::now() });
+                let (names, named, used) = (Some(names), self.learning(), Instant::now());
+                self.known.insert(dir, Known { lease, attr, names, named, listing: None, locks: None, used });
                 self.counted.remove(&dir);
             }
         }

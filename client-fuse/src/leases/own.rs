@@ -56,7 +56,7 @@ impl Inside {
         let names = (attr.kind == FileKind::Dir).then(HashMap::new);
         let locks = Some(Held::default()); // nobody else knows it
         let (shown, used) = (Some(attr.clone()), Instant::now());
-        let known = Known { lease: WRITE, attr: shown, names, listing: None, locks, used };
+        let known = Known { lease: WRITE, attr: shown, names, named: self.learning(), listing: None, locks, used };
         self.known.insert(attr.ino, known);
         self.trim();
     }

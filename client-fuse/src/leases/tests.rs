@@ -353,6 +353,116 @@ async fn an_answer_from_before_a_lease_was_given_back_is_not_kept() {
     assert_eq!(mode(&leases, A), None);
 }
 
+/// Numbers rise: one that is granted later does not end with one that is given back.
+#[tokio::test(start_paused = true)]
+async fn a_newer_lease_is_kept_though_an_older_one_was_given_back() {
+    let leases = held(&[]);
+    let op = chmod(A);
+    let change = leases.change(&op, AT);
+    let (first, second) = (leases.asking(AT), leases.asking(AT));
+    change.undone();
+    let (third, fourth) = (leases.asking(AT), leases.asking(AT));
+    let answer = |asking: Asking, lease| {
+        asking.answered(S, AT, &[&attr(A, 0o644)], &Grants { term: 3, leases: vec![lease] });
+    };
+    answer(first, 40);
+    answer(second, 42);
+    assert_eq!(mode(&leases, A), None, "asked for before the change was over");
+    answer(third, 41);
+    assert_eq!(mode(&leases, A), None, "it went with the newer one");
+    answer(fourth, 44);
+    assert_eq!(mode(&leases, A), Some(0o644));
+}
+
+/// Others changed it between the two questions: the first one came without a lease of it.
+#[tokio::test(start_paused = true)]
+async fn what_comes_without_a_lease_is_not_learnt() {
+    let leases = held(&[]);
+    let (early, late) = (leases.asking(AT), leases.asking(AT));
+    late.answered(S, AT, &[&attr(A, 0o600)], &Grants { term: 3, leases: vec![40] });
+    early.answered(S, AT, &[&attr(A, 0o644), &attr(B, 0o644)], &Grants { term: 3, leases: vec![0, 70] });
+    assert_eq!((mode(&leases, A), mode(&leases, B)), (Some(0o600), Some(0o644)));
+}
+
+/// Another session exchanged what the names lead to, between the moment when the rename began and the one when it was carried out.
+#[tokio::test(start_paused = true)]
+async fn a_rename_may_move_something_else_than_the_name_led_to_when_it_began() {
+    let leases = held(&[("a", A), ("b", B)]);
+    let other = InodeId(8);
+    {
+        let mut inside = leases.inside();
+        let names = Some(std::collections::HashMap::new());
+        let used = Instant::now();
+        let known = inside::Known { lease: 30, attr: None, names, named: 0, listing: None, locks: None, used };
+        inside.known.insert(other, known);
+    }
+    let (from_name, to_name) = (name("a"), name("c"));
+    let op = Op::Rename { from: DIR, from_name, to: other, to_name, mode: RenameMode::Replace, keep: false };
+    let change = leases.change(&op, AT);
+    let before = call(&leases);
+    leases.recalled(&before, (AT, AT), &Recalls { term: 3, last: 4, inodes: vec![DIR], renewed: true });
+    leases.inside().list(DIR); // and it is known again, as it is now
+    let asking = leases.asking(AT);
+    let mut answer = listing(3, &[("a", B), ("b", A)]);
+    answer.as_mut().unwrap().listing.as_mut().unwrap().leases = vec![50, 52, 54];
+    leases.inside().listed(DIR, asking.mark, (AT, AT), answer);
+    assert_eq!(entry(&leases, "b"), Entry::Leads(A));
+    done(change, &op, &submitted(Outcome::Renamed { replaced: None }, vec![]));
+    assert_eq!(leases.entry(other, &name("c"), AT), Entry::Unknown);
+    assert_eq!((mode(&leases, A), mode(&leases, B)), (None, None), "it was one of them");
+}
+
+/// It was answered before another session made the name, which the listing shows.
+#[tokio::test(start_paused = true)]
+async fn a_lookup_from_before_a_listing_says_nothing_of_it() {
+    let leases: Arc<Leases> = Arc::default();
+    leases.inside().in_session(S);
+    let op = create("a");
+    let change = leases.change(&op, AT);
+    assert!(leases.inside().lists(DIR, Instant::now()));
+    let listing_asked = leases.asking(AT);
+    done(change, &op, &Err(Fault::new(Kind::Exists, "a")));
+    let lookup = leases.asking(AT);
+    leases.inside().listed(DIR, listing_asked.mark, (AT, AT), listing(3, &[("a", A)]));
+    leases.inside().found(DIR, &name("a"), lookup.mark, None);
+    assert_eq!(entry(&leases, "a"), Entry::Unknown);
+    let lookup = leases.asking(AT);
+    leases.inside().found(DIR, &name("a"), lookup.mark, Some(A));
+    assert_eq!(entry(&leases, "a"), Entry::Leads(A), "one that was asked for later does");
+}
+
+/// By the time it is carried out the name may lead to anything.
+#[tokio::test(start_paused = true)]
+async fn a_removal_of_unknown_outcome_may_be_of_anything() {
+    let leases = held(&[("a", A), ("b", B)]);
+    drop(leases.change(&unlink("a"), AT));
+    assert_eq!((mode(&leases, B), entry(&leases, "b")), (None, Entry::Unknown));
+    let early = leases.asking(AT);
+    leases.asking(AT).answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 3, leases: vec![52] });
+    assert_eq!(mode(&leases, B), None);
+    leases.inside().settled();
+    early.answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 3, leases: vec![54] });
+    assert_eq!(mode(&leases, B), None, "asked for before it was carried out, if it was");
+    leases.asking(AT).answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 3, leases: vec![56] });
+    assert_eq!(mode(&leases, B), Some(0o600));
+}
+
+/// Its answer came so late that the directory was known already, with what others of this machine had made in it.
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_does_not_empty_a_new_directory() {
+    let leases: Arc<Leases> = Arc::default();
+    leases.inside().in_session(S);
+    let node = NewNode::Dir;
+    let op = Op::Create { parent: InodeId(8), name: name("d"), node, mode: 0o700, exclusive: true, access: 0 };
+    let change = leases.change(&op, AT);
+    assert!(leases.inside().lists(DIR, Instant::now()));
+    let asking = leases.asking(AT);
+    leases.inside().listed(DIR, asking.mark, (AT, AT), listing(3, &[("a", A)]));
+    let made = Outcome::Created { attr: attr(DIR, 0o700), new: true, parent: attr(DIR, 0o700) };
+    done(change, &op, &submitted(made, vec![30, 0]));
+    assert_eq!(entry(&leases, "a"), Entry::Leads(A));
+}
+
 /// The answer to the first would be taken for that of the second, with what this session changed since *that* one was asked.
 #[tokio::test(start_paused = true)]
 async fn a_directory_is_asked_for_once_at_a_time() {
