@@ -221,6 +221,7 @@ impl Servers {
                 silent_ms: heard.map(|heard| {
                     u64::try_from(now.saturating_duration_since(heard.at).as_millis()).unwrap_or(u64::MAX)
                 }),
+                awaited: heard.is_none() && table.since.elapsed() < DOWN_AFTER,
                 capacity: beat(|b| b.capacity),
                 free: beat(|b| b.free),
                 chunks: beat(|b| b.chunks),

@@ -68,6 +68,40 @@ fn must_count_again(cluster: &Cluster, away: &str, mnt: &Path, files: usize) {
     wait_caught_up(cluster, other);
 }
 
+/// A byte of what it acknowledged is not what was written: it does not start, and says what to do; done so, it comes back.
+#[test]
+fn one_whose_log_is_damaged_says_so_and_comes_back_empty() {
+    let (cluster, local) = (Cluster::start(), tempfile::tempdir().unwrap());
+    cluster.dfs(&["mkdir", "/before"]).must();
+    let hurt = follower(&cluster);
+    cluster.kill(&[&hurt]);
+    let log = cluster.data(&hurt).join("raft/log");
+    let segments = std::fs::read_dir(&log).map(|entries| entries.map(|entry| entry.unwrap().path()).max());
+    let log = segments.map_or(log, |last| last.expect("it has written something"));
+    eprintln!("a byte of {} is changed", log.display());
+    let mut bytes = std::fs::read(&log).unwrap();
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    let middle = bytes[..written / 2].iter().rposition(|byte| *byte != 0).unwrap(); // not between two records
+    bytes[middle] ^= 0x40;
+    std::fs::write(&log, bytes).unwrap();
+    drop(cluster.dev("start", &[&hurt])); // it may be noticed before that ends, or later
+    wait_until("it to say why it does not start", CATCH_UP_LIMIT, || {
+        let said = cluster.log(&hurt);
+        said.contains("is damaged") && said.contains("move its whole data directory away")
+    });
+    wait_missed(&cluster, &hurt);
+    assert!(cluster.pid(&hurt).is_none(), "it does not run");
+    cluster.dfs(&["mkdir", "/meanwhile"]).must(); // the other two go on
+
+    std::fs::rename(cluster.data(&hurt), local.path().join("away")).unwrap();
+    cluster.start_server(&hurt);
+    wait_until("the empty one to be a voter again", CATCH_UP_LIMIT, || {
+        cluster.servers().iter().any(|name| cluster.log(name).contains("that came back is a voter again"))
+    });
+    wait_caught_up(&cluster, &hurt);
+    cluster.dfs(&["stat", "/meanwhile"]).must();
+}
+
 /// Any metaserver but the leader.
 fn follower(cluster: &Cluster) -> String {
     let leader = cluster.leader();

@@ -43,7 +43,9 @@ fn begin(cluster: &Cluster, args: &[&str]) -> Child {
 /// Interrupts it while it is at work, and returns all it has said. It ends as the file's head says.
 fn ctrl_c(mut child: Child, what: &str) -> String {
     assert_eq!(child.try_wait().unwrap(), None, "{what} is at work");
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let own = Pid::from_raw(child.id().cast_signed());
+    kill(own, Signal::SIGINT).unwrap();
+    kill(own, Signal::SIGCONT).unwrap(); // in case it stands still
     let (status, _) = wait_for(&format!("{what} to end"), END_LIMIT, || child.try_wait().unwrap());
     let ended = child.wait_with_output().unwrap();
     let said = [ended.stdout, ended.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
@@ -142,7 +144,10 @@ fn what_was_ordered_goes_on_and_nothing_is_left_half_done() {
     let four = cluster.server_id("chunk-4");
     let server = four.to_string();
     let drain = begin(&cluster, &["server", "drain", &server, "--max-mbps", "1", "--wait"]);
-    let drain = interrupt_moves(&cluster, drain, "server drain");
+    wait_until("groups to move", PROCESS_LIMIT, || number(&cluster.rebalance(), "moving") > 0);
+    let drain = ctrl_c(drain, "server drain");
+    let leaves = begin(&cluster, &["server", "decommission", &server, "--yes"]); // it goes on with that
+    let leaves = interrupt_moves(&cluster, leaves, "server decommission");
     wait_until("the server that is drained to be empty", PLAN_LIMIT, || {
         cluster.dfs(&["admin", "gc", "run"]).must();
         let all = cluster.server_list();
@@ -150,6 +155,8 @@ fn what_was_ordered_goes_on_and_nothing_is_left_half_done() {
         number(its, "chunks") == 0 && number(its, "places") == 0
     });
     cluster.dfs(&["admin", "server", "drain", &server, "--wait"]).must(); // there is nothing left to wait for
+    cluster.dfs(&["admin", "server", "decommission", &server, "--yes"]).must();
+    assert!(cluster.server_list().iter().all(|server| server["server"] != four), "it is forgotten");
     wait_until("the cluster to be well", PLAN_LIMIT, || cluster.status()["health"] == "ok");
     cluster.dfs(&["admin", "fsck", "--data"]).must();
     DATA.check(&cluster, local.path());
@@ -163,7 +170,67 @@ fn what_was_ordered_goes_on_and_nothing_is_left_half_done() {
         ("fsck", tells(&fsck, &alone)),
         ("rebalance start", tells(&start, &moves)),
         ("server drain", tells(&drain, &moves)),
+        ("server decommission", tells(&leaves, &moves)),
     ];
     let quiet: Vec<&str> = told.into_iter().filter(|(_, told)| !told).map(|(what, _)| what).collect();
     assert!(quiet.is_empty(), "these were interrupted without a word on what goes on: {quiet:?}");
+}
+
+/// What is in a directory.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Waits without a pause: what is waited for lasts milliseconds.
+fn spin_until(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PROCESS_LIMIT, "{what}");
+    }
+}
+
+/// What is broken off leaves no backup, and no metaserver that is anything but empty; then both can be done.
+#[test]
+fn a_backup_and_a_restore_that_are_interrupted_leave_nothing() {
+    const METASERVERS: [&str; 3] = ["meta-1", "meta-2", "meta-3"];
+    let (cluster, local) = (Cluster::start_with(3, 3), tempfile::tempdir().unwrap());
+    DATA.put(&cluster, local.path());
+    let backups = local.path().join("backups");
+    std::fs::create_dir(&backups).unwrap();
+    let to = backups.join("backup");
+    let stop = |child: &Child| kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGSTOP).unwrap();
+
+    let backup = begin(&cluster, &["meta", "backup", to.to_str().unwrap()]);
+    spin_until("the backup to begin", || !names(&backups).is_empty());
+    stop(&backup);
+    assert!(names(&backups)[0].contains("partial"), "it is not through: {:?}", names(&backups));
+    let said = ctrl_c(backup, "meta backup");
+    assert!(said.contains("interrupted") && names(&backups).is_empty(), "{said}, {:?}", names(&backups));
+    cluster.dfs(&["admin", "meta", "backup", to.to_str().unwrap()]).must();
+    assert_eq!(names(&backups), ["backup"]);
+
+    cluster.kill(&METASERVERS);
+    for name in METASERVERS {
+        std::fs::remove_dir_all(cluster.data(name)).unwrap();
+        cluster.start_server(name);
+    }
+    let args = ["meta", "restore", to.to_str().unwrap(), "--yes"];
+    let mut restore = begin(&cluster, &args);
+    spin_until("the restore to begin", || cluster.data("meta-1").join("restore").exists());
+    stop(&restore);
+    assert!(cluster.signal_if_running("meta-3", Signal::SIGSTOP)); // it does not answer any more
+    kill(Pid::from_raw(restore.id().cast_signed()), Signal::SIGCONT).unwrap();
+    wait_until("the others to have it", PROCESS_LIMIT, || cluster.data("meta-2").join("restore").exists());
+    assert_eq!(restore.try_wait().unwrap(), None, "it waits for the third one");
+    let said = ctrl_c(restore, "meta restore");
+    assert!(said.contains("still empty"), "{said}");
+    assert!(cluster.signal_if_running("meta-3", Signal::SIGCONT));
+    cluster.dfs(&["ls", "/"]).must_fail_cleanly();
+    cluster.dfs(&[&["admin"][..], &args].concat()).must();
+    wait_until("the chunkservers to find the new life", PROCESS_LIMIT, || {
+        cluster.server_list().iter().all(|server| server["up"] == true)
+    });
+    DATA.check(&cluster, local.path());
+    cluster.dfs(&["admin", "fsck", "--data"]).must();
 }

@@ -15,6 +15,7 @@ use common::proto::admin::{Order, Ordered};
 use common::proto::backup::{BackupAnswer, BackupAsk, BackupHead};
 use common::units::{len_u32, len_u64};
 use common::world::World;
+use std::cell::Cell;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -23,6 +24,9 @@ use std::time::Duration;
 
 /// How long one step may take: the first one has the leader write out what it holds in memory.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long the metaservers may take to hear that it is over. If they do not, they notice within a minute.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Makes a backup at `to`, which must not be there.
 pub(crate) async fn run(orders: &Orders, to: &Path, json: bool) -> Outcome {
@@ -37,11 +41,16 @@ pub(crate) async fn run(orders: &Orders, to: &Path, json: bool) -> Outcome {
     let random = World::real().random_u64();
     let partial = parent.join(format!(".{}.partial-{random:016x}", name.to_string_lossy()));
     let (link, bar, stop) = (orders.link(None, STEP_LIMIT), Progress::new(json), interrupted()?);
+    let begun = Cell::new(None);
     let made = tokio::select! {
         biased;
         () = stop => Err(Failure::at("back up to", to.display(), "interrupted")),
-        made = make(orders, &link, &bar, &partial) => made,
+        made = make(orders, &link, &bar, (&partial, &begun)) => made,
     };
+    if let Some(backup) = begun.take() {
+        let end = ask(orders, &link, BackupAsk::End { backup });
+        let _ = tokio::time::timeout(END_LIMIT, end).await; // else it ends by itself
+    }
     link.close().await;
     bar.finish();
     let placed = made.and_then(|manifest| place(&partial, to, &parent).map(|()| manifest));
@@ -67,23 +76,33 @@ pub(crate) async fn run(orders: &Orders, to: &Path, json: bool) -> Outcome {
     Ok(())
 }
 
-async fn make(orders: &Orders, link: &AdminLink, bar: &Progress, partial: &Path) -> Outcome<Manifest> {
-    let ask = async |ask: BackupAsk| match orders.send_on(link, "back up", "the cluster", Order::Backup(ask)).await? {
+async fn ask(orders: &Orders, link: &AdminLink, ask: BackupAsk) -> Outcome<BackupAnswer> {
+    match orders.send_on(link, "back up", "the cluster", Order::Backup(ask)).await? {
         Ordered::Backup(answer) => Ok(answer),
         other => Err(Failure::new(format!("backup: unexpected answer {other:?}"))),
-    };
+    }
+}
+
+/// `begun`: which one the metaservers keep for it.
+async fn make(
+    orders: &Orders,
+    link: &AdminLink,
+    bar: &Progress,
+    (partial, begun): (&Path, &Cell<Option<u64>>),
+) -> Outcome<Manifest> {
+    let ask = async |what: BackupAsk| ask(orders, link, what).await;
     let BackupAnswer::Begun { backup, head } = ask(BackupAsk::Begin).await? else {
         return Err(Failure::new("backup: an answer that does not fit"));
     };
+    begun.set(Some(backup));
     manifest::check_names(&head).map_err(|fault| Failure::fault("back up", "the cluster", &fault))?;
     bar.expect(bytes_of(&head));
-    let written = write_files(&ask, backup, &head, bar, partial).await;
-    let _ = ask(BackupAsk::End { backup }).await; // else it ends by itself
-    let manifest = Manifest { head, hashes: written?, taken: World::real().now().secs };
+    let hashes = write_files(&ask, backup, &head, bar, partial).await?;
+    let manifest = Manifest { head, hashes, taken: World::real().now().secs };
     let failed = |error| Failure::at("write", partial.join(manifest::NAME).display(), error);
     let file = create(&partial.join(manifest::NAME)).map_err(failed)?;
     (&file).write_all(manifest.text().as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    for dir in [partial.join(manifest::STATE), partial.to_path_buf()] {
+    for dir in [partial.join(manifest::STATE), partial.to_owned()] {
         sync_dir(&dir)?;
     }
     Ok(manifest)

@@ -47,7 +47,15 @@ pub(crate) fn health(seen: Seen<'_>) -> (&'static str, Vec<String>) {
         critical |= (voters - down) * 2 <= voters + 1;
         why.push(format!("{down} of {voters} metaservers do not answer"));
     }
-    let down: Vec<&ServerStatus> = status.servers.iter().filter(|server| !server.up).collect();
+    let silent = status.servers.iter().filter(|server| !server.up);
+    let (awaited, down): (Vec<&ServerStatus>, Vec<_>) = silent.partition(|server| server.awaited);
+    if !awaited.is_empty() {
+        why.push(format!(
+            "metaserver {} leads since a moment ago, and waits to hear of {}",
+            status.leader.node,
+            names(awaited)
+        ));
+    }
     if !down.is_empty() {
         critical |= status.servers.len() - down.len() < usize::from(status.fs.replicas);
         why.push(format!("{} of {} chunkservers are down: {}", down.len(), status.servers.len(), names(down)));
@@ -95,7 +103,7 @@ fn room(status: &Status, why: &mut Vec<String>) -> bool {
     } else if status.tight > 0 {
         why.push(format!("{} metaservers have hardly any room on their disks", status.tight));
     }
-    let takes = status.servers.iter().filter(|server| server.up && server.writable).count();
+    let takes = status.servers.iter().filter(|server| server.awaited || (server.up && server.writable)).count();
     if takes < usize::from(status.min_replicas) {
         critical = true;
         why.push(format!("{takes} chunkservers take writes, {} are needed", status.min_replicas));
@@ -183,7 +191,11 @@ pub(crate) fn status_text(seen: Seen<'_>) -> String {
 }
 
 fn server_line(server: &ServerStatus) -> String {
-    let state = if server.up { "up" } else { "down" };
+    let state = match (server.up, server.awaited) {
+        (true, _) => "up",
+        (false, true) => "awaited",
+        (false, false) => "down",
+    };
     let some = |count: u32, what: &str| if count > 0 { format!("  {count} directories {what}") } else { String::new() };
     let wrong = some(server.fenced_dirs, "fenced") + &some(server.full_dirs, "full");
     format!(
@@ -262,7 +274,7 @@ pub(crate) fn server_json(server: &ServerStatus) -> serde_json::Value {
         "server": server.server.0,
         "addr": server.addr,
         "up": server.up,
-        "silent_ms": server.silent_ms,
+        "silent_ms": server.silent_ms, "awaited": server.awaited,
         "capacity": server.capacity,
         "free": server.free,
         "chunks": server.chunks,
@@ -298,6 +310,7 @@ mod tests {
             addr: "a:1".into(),
             up: true,
             silent_ms: Some(5),
+            awaited: false,
             capacity: 1 << 30,
             free: 1 << 29,
             chunks: 3,

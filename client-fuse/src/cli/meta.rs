@@ -89,10 +89,10 @@ pub(crate) fn goes_on(command: &MetaCommand) -> Option<&'static str> {
         MetaCommand::Add { .. } | MetaCommand::Promote { .. } | MetaCommand::Remove { .. } => {
             Some("the change may go on: see `dfs admin meta list`, and run it again if it did not happen")
         }
-        MetaCommand::Restore { .. } => Some(
-            "run it again; metaservers that `dfs admin meta list` shows by then are members: stop those and empty their data_dir first",
-        ),
-        MetaCommand::List { .. } | MetaCommand::TransferLeader { .. } | MetaCommand::Backup { .. } => None,
+        MetaCommand::List { .. }
+        | MetaCommand::TransferLeader { .. }
+        | MetaCommand::Backup { .. }
+        | MetaCommand::Restore { .. } => None,
     }
 }
 

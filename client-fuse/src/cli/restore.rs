@@ -2,10 +2,11 @@
 //!
 //! Everything is checked before anything is sent, the plan is shown, and without `--yes` that is all. Every metaserver gets
 //! the whole backup and checks it; only when all of them have, they become members. What stops before that leaves empty
-//! metaservers.
+//! metaservers; so does Ctrl-C, which is not heard any more when they begin to become members.
 
 use super::admin::{Orders, UNFORMATTED, ask, cluster_status, done};
 use super::connect::Target;
+use super::copy::interrupted;
 use super::failure::{Failure, Outcome};
 use super::format::{size_text, time_text};
 use super::manifest::Manifest;
@@ -53,16 +54,15 @@ pub(crate) async fn run(target: &Target, dir: &Path, yes: bool, json: bool) -> O
     if !yes {
         return show(&manifest, &plan, json);
     }
-    let bar = Progress::new(json);
+    let (bar, stop) = (Progress::new(json), interrupted()?);
     bar.expect(manifest.bytes() * len_u64(addresses.len()));
-    let mut sent = 0;
-    for (node, addr) in &plan.metaservers {
-        let link = orders.link(Some(addr), STEP_LIMIT);
-        let prepared = send(&orders, &link, (*node, addr), &plan, &manifest, dir, (&bar, &mut sent)).await;
-        link.close().await;
-        prepared?;
-    }
+    let sent = tokio::select! {
+        biased;
+        () = stop => Err(Failure::new("restore: interrupted: nothing was restored, the metaservers are still empty")),
+        sent = send_all(&orders, &plan, &manifest, dir, &bar) => sent,
+    };
     bar.finish();
+    sent?;
     for (node, addr) in &plan.metaservers {
         let link = orders.link(Some(addr), STEP_LIMIT);
         let step = RestoreStep::Activate { restore: plan.restore };
@@ -192,6 +192,18 @@ fn show(manifest: &Manifest, plan: &RestorePlan, json: bool) -> Outcome {
         say!("all changes made after the backup would be lost, and all mounts would lose what they have not saved");
     }
     Err(Failure::new("restore: nothing was done yet: say --yes if you mean it"))
+}
+
+/// Gives every metaserver the backup, and has it checked there.
+async fn send_all(orders: &Orders, plan: &RestorePlan, manifest: &Manifest, dir: &Path, bar: &Progress) -> Outcome {
+    let mut sent = 0;
+    for (node, addr) in &plan.metaservers {
+        let link = orders.link(Some(addr), STEP_LIMIT);
+        let prepared = send(orders, &link, (*node, addr), plan, manifest, dir, (bar, &mut sent)).await;
+        link.close().await;
+        prepared?;
+    }
+    Ok(())
 }
 
 /// Gives one metaserver the backup, and has it checked there.

@@ -42,6 +42,8 @@ pub(crate) enum ServerCommand {
         server: u32,
         /// The weight; 0 takes it out
         weight: u32,
+        #[command(flatten)]
+        how: How,
     },
     /// Give a server that has joined its share: the plan of `rebalance start`
     Add {
@@ -186,10 +188,12 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
             list_servers(&map, &status, &rebalance::status(target).await?, json);
             Ok(())
         }
-        ServerCommand::Weight { server, weight } => {
-            let order = Order::SetWeight { server: ServerId(server), weight };
-            done(Orders::new(target)?.send("set the weight", order).await?)?;
-            say_done!("s{server} has weight {weight}; the layout follows, and the data with it");
+        ServerCommand::Weight { server, weight, how } => {
+            let is_moving = weigh(target, (ServerId(server), weight), "set the weight", &how).await?;
+            if how.plan || (is_moving && how.wait) {
+                return if how.plan { Ok(()) } else { rebalance::wait(target).await };
+            }
+            say_done!("s{server} has weight {weight}; the data follows: `dfs admin rebalance status`");
             Ok(())
         }
         ServerCommand::Add { server, how } => add(target, ServerId(server), &how).await,
@@ -249,18 +253,19 @@ async fn add(target: &Target, server: ServerId, how: &How) -> Outcome {
     }
 }
 
-async fn drain(target: &Target, server: ServerId, how: &How) -> Outcome {
+/// Shows what moves if a server has another weight, and unless that is all that is wanted, gives it that weight: whether something
+/// moves now.
+async fn weigh(target: &Target, (server, weight): (ServerId, u32), what: &str, how: &How) -> Outcome<bool> {
+    let plan = rebalance::plan(target, vec![(server, weight)]).await;
     if how.plan {
-        rebalance::show_plan(&rebalance::plan(target, vec![(server, 0)]).await?, how.json);
-        return Ok(());
+        rebalance::show_plan(&plan?, how.json);
+        return Ok(false);
     }
-    if !how.json
-        && let Ok(plan) = rebalance::plan(target, vec![(server, 0)]).await
-    {
-        rebalance::show_plan(&plan, false);
+    if let (false, Ok(plan)) = (how.json, &plan) {
+        rebalance::show_plan(plan, false);
     }
     let orders = Orders::new(target)?;
-    done(orders.send("drain", Order::SetWeight { server, weight: 0 }).await?)?;
+    done(orders.send(what, Order::SetWeight { server, weight }).await?)?;
     let moves = rebalance::status(target).await?;
     if how.max_mbps.is_some() && !rebalance::is_over(&moves) {
         let rate = rebalance::bytes_per_s(how.max_mbps);
@@ -268,6 +273,14 @@ async fn drain(target: &Target, server: ServerId, how: &How) -> Outcome {
         if limited.is_err() && !rebalance::is_over(&rebalance::status(target).await?) {
             limited?; // else there was little to move, and it is through
         }
+    }
+    Ok(!rebalance::is_over(&moves))
+}
+
+async fn drain(target: &Target, server: ServerId, how: &How) -> Outcome {
+    weigh(target, (server, 0), "drain", how).await?;
+    if how.plan {
+        return Ok(());
     }
     if how.wait {
         return wait_empty(target, server).await;

@@ -187,6 +187,8 @@ pub struct ServerStatus {
     pub up: bool,
     /// Milliseconds since the last heartbeat; `None`: none since this leader was elected.
     pub silent_ms: Option<u64>,
+    /// It may be up all the same: this leader has not led long enough to know.
+    pub awaited: bool,
     /// Its last heartbeat.
     pub capacity: u64,
     /// Free bytes.

@@ -6,24 +6,20 @@
 //!
 //! Memory: about 200 bytes an inode and 150 a chunk.
 
+mod contents;
+mod names;
+
 use super::fix::{Counter, Fix};
 use super::lock;
 use super::remove::UNASKED;
 use super::rows::{config, counters};
 use super::trash;
-use crate::store::keys::{
-    self, ATTEND, CHUNK, CLUSTER, DEGRADED, DENTRY, EXTENT, HOLDER, INODE, LIST, LOCK, LOCKED, ORPHAN, PURGE, RECOUNT,
-    SESSION, TRASH, XATTR,
-};
+use crate::store::keys::{self, ATTEND, CLUSTER, HOLDER, INODE, LOCK, LOCKED, ORPHAN, SESSION, TRASH, XATTR};
 use crate::store::trash::{TrashRow, ino_of};
-use crate::store::values::{
-    Body, ChunkRow, Counters, Data, Degraded, Dentry, ExtentRow, Inode, Listed, Purge, Recount,
-};
-use crate::store::values::{LockRow, Reserved, SessionRow, Value, damaged};
+use crate::store::values::{Body, Counters, Inode, LockRow, Reserved, SessionRow, Value, damaged};
 use bytes::Bytes;
 use common::id::{ChunkId, InodeId, SessionId};
 use common::kv::{Family, KvError, KvRead};
-use common::name::Name;
 use common::proto::meta::FileKind;
 use common::units::{len_u32, len_u64};
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +62,7 @@ pub fn problems(read: &dyn KvRead) -> Result<Vec<Problem>, KvError> {
         more: 0,
         unreadable: false,
         named: BTreeSet::new(),
+        mended: BTreeMap::new(),
         held: BTreeSet::new(),
         buried: BTreeSet::new(),
         buried_bytes: 0,
@@ -112,6 +109,8 @@ struct Check<'a> {
     unreadable: bool,
     /// Inodes with entries.
     named: BTreeSet<u64>,
+    /// Directories that a correction hangs elsewhere, and where.
+    mended: BTreeMap<u64, InodeId>,
     /// Inodes that an open session holds without a name, or whose entry is made again.
     held: BTreeSet<u64>,
     /// Inodes in the trash: from [`Check::trash`] on they are among `inodes`.
@@ -119,9 +118,6 @@ struct Check<'a> {
     buried_bytes: u64,
     found: Counters,
 }
-
-/// For each chunk its length, and references by target.
-type References = BTreeMap<ChunkId, (u32, BTreeMap<u8, u64>)>;
 
 fn first(key: &Bytes) -> u64 {
     keys::first_u64(key).unwrap_or(0)
@@ -186,87 +182,6 @@ impl Check<'_> {
         }
     }
 
-    /// Entries by name and by cookie agree, lead to inodes, and are counted.
-    fn entries(&mut self) -> Result<(), KvError> {
-        let named = self.all(DENTRY, |key, value| {
-            let name = key.get(8..).unwrap_or_default().to_vec();
-            Ok(((first(key), name), Dentry::decode(value)?))
-        })?;
-        let listed = self.all(LIST, |key, value| Ok(((first(key), last(key)), Listed::decode(value)?)))?;
-        let mut listed: BTreeMap<(u64, u64), Listed> = listed.into_iter().collect();
-        let mut tally = Tally::default();
-        let mut hangs: BTreeMap<InodeId, Vec<(InodeId, Name)>> = BTreeMap::new();
-        for (parent, cookie) in listed.keys() {
-            tally.cookies.insert(*parent, *cookie); // ascending: the last one stays
-        }
-        for ((parent, name), entry) in named {
-            let twin = listed.remove(&(parent, entry.cookie));
-            let same = twin.is_some_and(|t| t.ino == entry.ino && t.kind == entry.kind && t.name.as_bytes() == name);
-            let remake = || match Name::new(&*name) {
-                Ok(name) => vec![Fix::Listing { parent: InodeId(parent), name }],
-                Err(_) => Vec::new(),
-            };
-            let shown = String::from_utf8_lossy(&name);
-            self.expect_or(same, || format!("i{parent}: entry {shown:?} and its listing differ"), remake);
-            tally.count(parent, entry.ino);
-            let inode = self.inodes.get(&entry.ino.0).cloned();
-            let remake = || if inode.is_some() { remake() } else { Vec::new() };
-            self.expect_or(
-                inode.as_ref().is_some_and(|i| i.kind == entry.kind),
-                || format!("i{parent}: entry {shown:?} leads to {}, which is not there or of another kind", entry.ino),
-                remake,
-            );
-            if inode.is_some_and(|inode| matches!(inode.body, Body::Dir { .. })) {
-                *tally.subdirs.entry(parent).or_default() += 1;
-                if let Ok(name) = Name::new(&*name) {
-                    hangs.entry(entry.ino).or_default().push((InodeId(parent), name));
-                }
-            }
-        }
-        for ((parent, cookie), left) in listed {
-            self.held.insert(left.ino.0);
-            // An entry that was found by its name only needs no second one; nor does a directory that has a name.
-            let taken = self.read.get(DENTRY, &keys::dentry(InodeId(parent), &left.name))?.is_some();
-            let has_name = !taken && left.kind == FileKind::Dir && tally.names.contains_key(&left.ino);
-            let fixes = || if has_name { Vec::new() } else { vec![Fix::Entry { parent: InodeId(parent), cookie }] };
-            self.expect_or(false, || format!("i{parent}: listing {cookie} of {} without an entry", left.ino), fixes);
-        }
-        self.named = tally.names.keys().map(|ino| ino.0).collect();
-        for (ino, inode) in self.inodes.clone() {
-            self.links(ino, &inode, &mut tally);
-        }
-        // Behind the counts: those count the names that go.
-        hangs.into_iter().for_each(|(dir, names)| self.hangs(dir, &names));
-        let left: Vec<u64> = tally.entries.into_keys().collect();
-        self.expect(left.is_empty(), || format!("entries in what is no directory: {left:?}"));
-        Ok(())
-    }
-
-    /// A directory has one name, where it says that it hangs. Of several there stays one from which the root is reached.
-    fn hangs(&mut self, dir: InodeId, names: &[(InodeId, Name)]) {
-        if dir == InodeId::ROOT {
-            return self.expect(false, || format!("{dir}: the root directory has a name: {names:?}"));
-        }
-        let Some(Inode { body: Body::Dir { parent: back, .. }, .. }) = self.inodes.get(&dir.0) else { return };
-        let back = *back;
-        let good = |(_, (parent, _)): &(usize, &(InodeId, Name))| self.reaches_root(*parent, Some(dir));
-        let best = names.iter().enumerate().filter(good).min_by_key(|(_, (parent, _))| *parent != back);
-        let (kept, is_sure) = best.map_or((0, false), |(kept, _)| (kept, true));
-        let stays = &names[kept];
-        let fixes = |fix| if is_sure { vec![fix] } else { Vec::new() };
-        let hang = Fix::Parent { dir, parent: stays.0 };
-        self.expect_or(
-            names.iter().any(|(parent, _)| *parent == back) && (stays.0 == back || !is_sure),
-            || format!("{dir}: its parent is {back}, its entry in {}", stays.0),
-            || fixes(hang),
-        );
-        for (_, goes) in names.iter().enumerate().filter(|(at, _)| *at != kept) {
-            let shown = String::from_utf8_lossy(goes.1.as_bytes()).into_owned();
-            let text = || format!("{dir}: a directory with another name, {shown:?} in {}", goes.0);
-            self.expect_or(false, text, || fixes(Fix::SecondName { dir, stays: stays.clone(), goes: goes.clone() }));
-        }
-    }
-
     /// The highest number that a session has reserved.
     fn reserved(&mut self) -> Result<u64, KvError> {
         let ends = self.all(CLUSTER, |key, value| match key.starts_with(keys::RESERVED) {
@@ -274,60 +189,6 @@ impl Check<'_> {
             false => Ok(None),
         })?;
         Ok(ends.into_iter().flatten().max().unwrap_or(0))
-    }
-
-    /// What an inode counts: its names, and of a directory its entries.
-    fn links(&mut self, ino: u64, inode: &Inode, tally: &mut Tally) {
-        let named = tally.names.get(&InodeId(ino)).copied().unwrap_or(0);
-        let id = InodeId(ino);
-        let is_held = self.held.contains(&ino);
-        let nameless = || if is_held { Vec::new() } else { vec![Fix::Nameless { ino: id }] };
-        if let Body::Dir { entries: counted, next_cookie, .. } = inode.body {
-            let root = ino == InodeId::ROOT.0;
-            let have = tally.entries.remove(&ino).unwrap_or(0);
-            self.expect_or(
-                counted == have,
-                || format!("i{ino}: counts {counted} entries, has {have}"),
-                || vec![Fix::Entries { dir: id, delta: change(counted, have) }],
-            );
-            let nlink = 2 + tally.subdirs.get(&ino).copied().unwrap_or(0);
-            self.expect_or(
-                inode.nlink == nlink,
-                || format!("i{ino}: nlink {} of {nlink}", inode.nlink),
-                || vec![Fix::Links { ino: id, delta: change(inode.nlink.into(), nlink.into()) }],
-            );
-            self.expect_or(named > 0 || root, || format!("i{ino}: a directory without an entry"), nameless);
-            let highest = tally.cookies.get(&ino).copied().unwrap_or(0).max(have);
-            self.expect_or(
-                next_cookie > highest,
-                || format!("i{ino}: next cookie {next_cookie}, {highest} is taken"),
-                || vec![Fix::NextCookie { dir: id, at_least: highest + 1 }],
-            );
-            self.expect(self.reaches_root(id, None), || format!("i{ino}: does not hang on the root"));
-        } else {
-            let links = || Fix::Links { ino: id, delta: change(inode.nlink.into(), named.into()) };
-            self.expect_or(
-                inode.nlink == named,
-                || format!("i{ino}: nlink {}, {named} entries", inode.nlink),
-                || vec![links()].into_iter().chain(if named == 0 { nameless() } else { Vec::new() }).collect(),
-            );
-        }
-    }
-
-    /// Whether directories lead from this one to the root, and not by another one.
-    fn reaches_root(&self, from: InodeId, not_by: Option<InodeId>) -> bool {
-        let mut at = from;
-        for _ in 0..=self.inodes.len() {
-            if at == InodeId::ROOT {
-                return true;
-            }
-            let Some(Inode { body: Body::Dir { parent, .. }, .. }) = self.inodes.get(&at.0) else { return false };
-            if Some(at) == not_by {
-                return false;
-            }
-            at = *parent;
-        }
-        false
     }
 
     /// All orphan rows, and whether their session is open (or is nobody asked yet).
@@ -481,125 +342,6 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Extents do not overlap, lie inside their file and chunk, and are counted.
-    fn extents(&mut self) -> Result<References, KvError> {
-        let mut targets: BTreeMap<u64, u8> =
-            self.all(PURGE, |key, value| Ok((first(key), Purge::decode(value)?.replicas)))?.into_iter().collect();
-        for inode in self.inodes.values() {
-            if let Body::File { data, .. } = inode.body {
-                targets.insert(data, inode.replicas);
-            }
-        }
-        let recounts = self.all(RECOUNT, |key, value| Ok((first(key), Recount::decode(value)?)))?;
-        let recounts: BTreeMap<u64, Recount> = recounts.into_iter().collect();
-        for (data, Recount { to, .. }) in &recounts {
-            // One of nobody ends with the next step.
-            let other = targets.get(data).filter(|target| *target != to);
-            self.expect(other.is_none(), || format!("data {data}: counted for {to} copies, its file wants {other:?}"));
-        }
-        let mut references = References::new();
-        let mut sums: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new(); // data -> extents, bytes, end
-        for (data, at, row) in self.all(EXTENT, |key, value| Ok((first(key), last(key), ExtentRow::decode(value)?)))? {
-            let (extents, bytes, end) = sums.entry(data).or_default();
-            let overlaps = at < *end;
-            let past = at.saturating_add(row.len);
-            (*extents, *bytes, *end) = (*extents + 1, bytes.saturating_add(row.len), past.max(*end));
-            self.expect(!overlaps && row.len > 0, || format!("data {data}: extent at {at} overlaps or is empty"));
-            let room = match &row.data {
-                Data::Chunk { id, offset, chunk_len } => {
-                    let (len, counts) = references.entry(*id).or_insert((*chunk_len, BTreeMap::new()));
-                    let agrees = *len == *chunk_len;
-                    let target = recounts.get(&data).map(|recount| recount.target(at)).or(targets.get(&data).copied());
-                    *counts.entry(target.unwrap_or(self.replicas)).or_default() += 1;
-                    self.expect(agrees, || format!("chunk {id}: extents disagree about its length"));
-                    u64::from(*chunk_len).saturating_sub(u64::from(*offset))
-                }
-                Data::Inline { id, offset, bytes } => {
-                    self.expect(ChunkId::of(bytes) == *id, || {
-                        format!("data {data}: inline bytes at {at} are not {id}")
-                    });
-                    len_u64(bytes.len()).saturating_sub(u64::from(*offset))
-                }
-            };
-            self.expect(row.len <= room, || format!("data {data}: extent at {at} is longer than its bytes"));
-        }
-        for (ino, inode) in self.inodes.clone() {
-            if let Body::File { size, allocated, extents, data, .. } = inode.body {
-                let (have, bytes, end) = sums.remove(&data).unwrap_or_default();
-                let recount = || Fix::Extents {
-                    ino: InodeId(ino),
-                    extents: change(extents, have),
-                    bytes: change(allocated, bytes),
-                    end,
-                };
-                self.expect_or(
-                    (extents, allocated) == (have, bytes),
-                    || format!("i{ino}: counts {extents} extents of {allocated} bytes, has {have} of {bytes}"),
-                    || vec![recount()],
-                );
-                self.expect_or(
-                    end <= size,
-                    || format!("i{ino}: extents to {end}, size {size}"),
-                    || vec![Fix::Extents { ino: InodeId(ino), extents: 0, bytes: 0, end }],
-                );
-                match self.buried.contains(&ino) {
-                    true => self.buried_bytes = self.buried_bytes.saturating_add(bytes),
-                    false => self.found.logical_bytes = self.found.logical_bytes.saturating_add(bytes),
-                }
-            }
-        }
-        self.highest = targets.keys().chain(sums.keys()).copied().fold(self.highest, u64::max);
-        for (data, (extents, bytes, end)) in sums {
-            let fixes = || vec![Fix::Adopt { data, replicas: self.replicas, extents, bytes, end }];
-            let fixes = fixes();
-            let is_known = targets.contains_key(&data); // still to be purged
-            self.expect_or(is_known, || format!("data {data}: {extents} extents of nobody"), || fixes);
-        }
-        Ok(references)
-    }
-
-    /// Chunk rows are what the extents add up to; degraded rows belong to chunks.
-    fn chunks(&mut self, mut references: References) -> Result<(), KvError> {
-        let mut there = BTreeSet::new();
-        for (id, row) in self.all(CHUNK, |key, value| Ok((id_of(key), ChunkRow::decode(value)?)))? {
-            let counted = references.remove(&id);
-            let same = counted.as_ref().is_some_and(|(len, refs)| *len == row.len && *refs == row.refs);
-            self.expect_or(
-                same,
-                || format!("chunk {id}: row {row:?}, counted {counted:?}"),
-                || recounted(id, &row, counted.as_ref()),
-            );
-            self.found.chunks += 1;
-            self.found.chunk_bytes += u64::from(row.len);
-            there.insert(id);
-        }
-        for (id, counted) in references {
-            let none = ChunkRow { len: counted.0, refs: BTreeMap::new() };
-            self.expect_or(
-                false,
-                || format!("chunk {id}: no row, counted {counted:?}"),
-                || recounted(id, &none, Some(&counted)),
-            );
-            there.insert(id); // after its fix
-        }
-        let pg_count = self.pg_count;
-        for (key, id, row) in
-            self.all(DEGRADED, |key, value| Ok((key.to_vec(), id_of(key), Degraded::decode(value)?)))?
-        {
-            let at_home = key == keys::degraded(id.pg(pg_count), &id);
-            let fixes = || vec![Fix::DegradedKey { key: key.clone() }];
-            self.expect_or(at_home, || format!("degraded {id}: it is under another placement group"), fixes);
-            self.expect_or(
-                there.contains(&id),
-                || format!("degraded {id}: the chunk is not there"),
-                || vec![Fix::NotDegraded { chunk: id }],
-            );
-            self.expect(row.servers.is_sorted_by(|a, b| a < b), || format!("degraded {id}: {:?}", row.servers));
-            self.found.degraded += 1;
-        }
-        Ok(())
-    }
-
     fn totals(&mut self) -> Result<(), KvError> {
         let counted = counters(self.read)?;
         self.found.inodes = len_u64(self.inodes.len() - self.buried.len());
@@ -635,37 +377,6 @@ impl Check<'_> {
         self.expect(root == Some(FileKind::Dir), || "no root directory".into());
         Ok(())
     }
-}
-
-/// What the entries add up to.
-#[derive(Default)]
-struct Tally {
-    names: BTreeMap<InodeId, u32>,
-    subdirs: BTreeMap<u64, u32>,
-    entries: BTreeMap<u64, u64>,
-    /// The highest cookie of each directory.
-    cookies: BTreeMap<u64, u64>,
-}
-
-impl Tally {
-    fn count(&mut self, parent: u64, ino: InodeId) {
-        *self.names.entry(ino).or_default() += 1;
-        *self.entries.entry(parent).or_default() += 1;
-    }
-}
-
-/// What makes a chunk's row what was counted.
-fn recounted(chunk: ChunkId, row: &ChunkRow, counted: Option<&(u32, BTreeMap<u8, u64>)>) -> Vec<Fix> {
-    let none = (row.len, BTreeMap::new());
-    let (len, refs) = counted.unwrap_or(&none);
-    let mut targets: BTreeSet<u8> = row.refs.keys().chain(refs.keys()).copied().collect();
-    if targets.is_empty() {
-        targets.insert(0); // none under any: the row goes
-    }
-    let count = |refs: &BTreeMap<u8, u64>, target| refs.get(&target).copied().unwrap_or(0);
-    let fix =
-        |target| Fix::Refs { chunk, len: *len, target, delta: change(count(&row.refs, target), count(refs, target)) };
-    targets.into_iter().map(fix).collect()
 }
 
 fn hex(key: &Bytes) -> String {

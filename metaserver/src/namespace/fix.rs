@@ -6,7 +6,7 @@
 
 use super::command::{Done, Fail, refuse};
 use super::extents::forget_degraded;
-use super::rows::{Call, dir_counts, directory, entry, find_inode, row};
+use super::rows::{Call, dir_counts, directory, entry, find_inode, reaches_root, row};
 use super::trash;
 use crate::store::keys::{self, ATTEND, CHUNK, CLUSTER, DEGRADED, DENTRY, HOLDER, LIST, ORPHAN};
 use crate::store::values::{Body, ChunkRow, Counters, Degraded, Dentry, FixRow, Inode, Listed, Value};
@@ -104,8 +104,8 @@ pub enum Fix {
     Parent {
         /// Which.
         dir: InodeId,
-        /// Where its entry is.
-        parent: InodeId,
+        /// Its entry.
+        stays: (InodeId, Name),
     },
     /// An inode without a name gets one in `/lost+found`.
     Nameless {
@@ -307,11 +307,7 @@ fn one(call: &mut Call<'_, '_>, fix: &Fix) -> Result<(), Fail> {
         })?,
         Fix::Listing { parent, name } => listing(call, *parent, name)?,
         Fix::Entry { parent, cookie } => missing_entry(call, *parent, *cookie)?,
-        Fix::Parent { dir, parent } => with_dir(call, *dir, |dir| {
-            if let Body::Dir { parent: back, .. } = &mut dir.body {
-                *back = *parent;
-            }
-        })?,
+        Fix::Parent { dir, stays } => hang(call, *dir, stays)?,
         Fix::Nameless { ino } => nameless(call, *ino)?,
         Fix::NoOrphan { session, ino } => {
             call.txn.delete(ORPHAN, keys::orphan(*session, *ino));
@@ -451,17 +447,23 @@ fn missing_entry(call: &mut Call<'_, '_>, parent: InodeId, cookie: u64) -> Resul
     Ok(())
 }
 
-/// Whether directories lead from this one to the root, and not by another one.
-fn reaches_root(call: &Call<'_, '_>, from: InodeId, not_by: InodeId) -> Result<bool, Fail> {
-    let mut at = from;
-    for _ in 0..DEPTH_MAX {
-        if at == InodeId::ROOT || at == not_by {
-            return Ok(at == InodeId::ROOT);
-        }
-        let Some(Inode { body: Body::Dir { parent, .. }, .. }) = find_inode(call.txn, at)? else { return Ok(false) };
-        at = parent;
+/// A directory hangs where its entry is, if that is still there and hangs on the root without it.
+fn hang(call: &mut Call<'_, '_>, dir: InodeId, stays: &(InodeId, Name)) -> Result<(), Fail> {
+    if entry(call.txn, stays.0, &stays.1)?.is_some_and(|entry| entry.ino == dir) && leads_to_root(call, stays.0, dir)? {
+        with_dir(call, dir, |dir| {
+            if let Body::Dir { parent, .. } = &mut dir.body {
+                *parent = stays.0;
+            }
+        })?;
     }
-    Ok(false)
+    Ok(())
+}
+
+fn leads_to_root(call: &Call<'_, '_>, from: InodeId, not_by: InodeId) -> Result<bool, KvError> {
+    reaches_root(from, Some(not_by), DEPTH_MAX, |at| {
+        let parent = |inode: Inode| if let Body::Dir { parent, .. } = inode.body { Some(parent) } else { None };
+        Ok(find_inode(call.txn, at)?.and_then(parent))
+    })
 }
 
 /// Takes a directory's second name away.
@@ -477,7 +479,7 @@ fn second_name(
     if let (Some(_), Some(second)) = (leads(call, stays)?, leads(call, goes)?)
         && stays != goes
         && find_inode(call.txn, dir)?.is_some_and(|inode| inode.kind == FileKind::Dir)
-        && reaches_root(call, stays.0, dir)?
+        && leads_to_root(call, stays.0, dir)?
     {
         let (parent, name) = goes;
         call.txn.delete(DENTRY, keys::dentry(*parent, name));

@@ -51,6 +51,27 @@ pub(super) fn inode_of(read: &dyn KvRead, entry: &Dentry) -> Result<Inode, Fail>
     Ok(find_inode(read, entry.ino)?.ok_or_else(broken)?)
 }
 
+/// Whether directories lead from this one to the root, in at most so many steps and not by another one. `parent`: of a directory
+/// that is there.
+pub(super) fn reaches_root<E>(
+    from: InodeId,
+    not_by: Option<InodeId>,
+    steps: usize,
+    mut parent: impl FnMut(InodeId) -> Result<Option<InodeId>, E>,
+) -> Result<bool, E> {
+    let mut at = from;
+    for _ in 0..=steps {
+        if at == InodeId::ROOT {
+            return Ok(true);
+        }
+        match parent(at)?.filter(|_| Some(at) != not_by) {
+            Some(above) => at = above,
+            None => return Ok(false),
+        }
+    }
+    Ok(false)
+}
+
 /// What was fixed when the cluster was formatted; `None` before.
 pub fn config(read: &dyn KvRead) -> Result<Option<Config>, KvError> {
     row(read, CLUSTER, keys::CONFIG)

@@ -39,6 +39,8 @@ const QUEUE_MAX: usize = 4096;
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Length of a segment, in bytes.
 const SEGMENT_LEN: u64 = 64 << 20;
+/// What is wrong with a damaged log is told up to so many times.
+const WRONG_MAX: usize = 5;
 /// Bytes read from the log in one piece: for a follower, for `apply`.
 const READ_BYTES_MAX: usize = 1 << 20;
 
@@ -142,10 +144,12 @@ impl RaftLog {
         if let Some(cut) = &recovery.cut {
             tracing::info!(at = %cut.position, len = cut.len, "cut an unfinished write off the Raft log");
         }
-        let mut wrong = replay.wrong;
-        wrong.extend(recovery.damaged.iter().map(|bad| format!("{}: {} bytes unreadable", bad.position, bad.len)));
+        // What cannot be read comes first: it is why the rest does not fit.
+        let mut wrong: Vec<String> =
+            recovery.damaged.iter().map(|bad| format!("{}: {} bytes unreadable", bad.position, bad.len)).collect();
         wrong.extend(recovery.unreadable.iter().map(|segment| format!("segment {segment} is unreadable")));
         wrong.extend(recovery.missing.iter().map(|segment| format!("segment {segment} is missing")));
+        wrong.extend(replay.wrong);
         if let Some((from, to)) = replay.index.gap() {
             wrong.push(format!("entries {from} to {} are missing", to - 1));
         }
@@ -154,6 +158,9 @@ impl RaftLog {
         }
         wrong.extend(forgotten(marker.now(), &replay.index, applied));
         if !wrong.is_empty() {
+            let more = wrong.len().saturating_sub(WRONG_MAX);
+            wrong.truncate(WRONG_MAX);
+            wrong.extend((more > 0).then(|| format!("and {more} more")));
             return Err(damaged(wrong.join("; ")));
         }
         let shared = Arc::new(Shared {

@@ -1,7 +1,7 @@
 //! The checker tells each defect that it looks for, planted alone: what mends it keeps every name and byte, and what
 //! nothing mends is left as it is.
 
-use super::super::{Counter, Problem, lock, problems};
+use super::super::{Counter, Fix, Problem, lock, problems};
 use super::damage::{contents, mend, plant};
 use super::*;
 use crate::store::keys::{
@@ -14,7 +14,7 @@ use crate::store::values::{
 use bytes::Bytes;
 use common::kv::{Batch, Entry, Family};
 use common::proto::lock::{Lock, LockAsk, LockHolder, LockKind, LockSpace};
-use common::proto::meta::{FileKind, XattrMode};
+use common::proto::meta::{FileKind, RenameMode, XattrMode};
 use common::units::len_u64;
 use std::ops::Bound;
 
@@ -228,11 +228,34 @@ fn directories_in_a_loop_are_told() {
         count(world, ROOT, -1, -1);
         plant_entry(world, (SUB, "d"), 2, (DIR, FileKind::Dir));
         count(world, SUB, 1, 1);
-        change_inode(world, DIR, |inode| {
-            if let Body::Dir { parent, .. } = &mut inode.body {
-                *parent = SUB;
-            }
-        });
+        hang_at(world, DIR, SUB);
+    });
+}
+
+/// Between the look and the correction it was moved.
+#[test]
+fn a_directory_that_was_moved_meanwhile_stays_where_it_is() {
+    let mut world = sound();
+    hang_at(&world, SUB, ROOT);
+    let scan = LogIndex(world.index);
+    let fixes: Vec<Fix> = problems(&*world.kv).unwrap().into_iter().flat_map(|problem| problem.fixes).collect();
+    assert!(matches!(fixes.as_slice(), [Fix::Parent { .. }]), "{fixes:?}");
+    let (entry, _) =
+        world.list(DIR, 0, 100).0.into_iter().map(|entry| (entry.name, entry.ino)).find(|one| one.1 == SUB).unwrap();
+    let (mode, keep) = (RenameMode::Replace, false);
+    let rename = Op::Rename { from: DIR, from_name: entry, to: ROOT, to_name: name("moved"), mode, keep };
+    world.op(0, rename).unwrap();
+    world.check();
+    let at = world.now();
+    assert_eq!(world.command(&Command::Fix { scan, batch: 1, fixes, at }), Ok(Done::Fixed));
+    world.check();
+}
+
+fn hang_at(world: &World, dir: InodeId, at: InodeId) {
+    change_inode(world, dir, |inode| {
+        if let Body::Dir { parent, .. } = &mut inode.body {
+            *parent = at;
+        }
     });
 }
 
@@ -246,11 +269,7 @@ fn a_directory_with_two_names_keeps_the_one_where_it_hangs() {
         let mut world = sound();
         plant_entry(&world, (parent, "again"), cookie, (SUB, FileKind::Dir));
         count(&world, parent, 1, 1);
-        change_inode(&world, SUB, |inode| {
-            if let Body::Dir { parent, .. } = &mut inode.body {
-                *parent = hangs;
-            }
-        });
+        hang_at(&world, SUB, hangs);
         let found = problems(&*world.kv).unwrap();
         for text in texts {
             assert!(found.iter().any(|problem| problem.text.contains(text)), "{text}: {found:#?}");
@@ -300,13 +319,9 @@ fn an_entry_that_its_listing_or_its_inode_contradicts_is_made_anew() {
     mends(&["leads to i3, which is not there or of another kind"], |world| {
         plant_entry(world, (DIR, "f"), 1, (FILE, FileKind::Fifo));
     });
-    mends(&["i4: its parent is i1, its entry in i2"], |world| {
-        change_inode(world, SUB, |inode| {
-            if let Body::Dir { parent, .. } = &mut inode.body {
-                *parent = ROOT;
-            }
-        });
-    });
+    mends(&["i4: its parent is i1, its entry in i2"], |world| hang_at(world, SUB, ROOT));
+    // What is below it needs no correction of its own.
+    mends(&["i2: its parent is i99, its entry in i1"], |world| hang_at(world, DIR, NOTHING));
     let lost = ["i2: listing 1 of i3 without an entry", "i2: counts 2 entries, has 1", "i3: nlink 1, 0 entries"];
     mends(&lost, |world| plant(world, DENTRY, &keys::dentry(DIR, &name("f")), None));
     mends(&["i2: listing 3 of i3 without an entry"], |world| {
