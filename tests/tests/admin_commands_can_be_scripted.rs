@@ -36,7 +36,8 @@ const COMMANDS: &[&[&str]] = &[
     &["chunk-size", "4m", "/dir"],
     &["server", "maintenance", "on", "2", "--for", "1h"],
     &["server", "maintenance", "off", "2"],
-    &["server", "weight", "2", "90"],
+    &["server", "weight", "2", "80", "--plan"],
+    &["server", "weight", "2", "90", "--max-mbps", "100", "--wait"],
     &["server", "drain", "4", "--plan"],
     &["server", "drain", "4", "--max-mbps", "1"], // so slow that it can be paused
     &["rebalance", "plan"],

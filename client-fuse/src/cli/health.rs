@@ -381,7 +381,7 @@ mod tests {
         };
         assert_eq!(of(|_| ()), ("ok", Vec::new()));
         type Change = fn(&mut Status);
-        let told: [(Change, &str, &str); 6] = [
+        let told: [(Change, &str, &str); 8] = [
             (|status| status.refuses = Some("1 of 3".into()), "critical", "nothing can be made or written: 1 of 3"),
             (|status| status.tight = 1, "warning", "1 metaservers have hardly any room"),
             (|status| status.servers[0].writable = false, "critical", "0 chunkservers take writes, 1 are needed"),
@@ -392,6 +392,15 @@ mod tests {
             ),
             (|status| status.servers[0].free = FREE_MIN - 1, "warning", "full, and taking no new data: s4"),
             (|status| status.servers[0].full_dirs = 1, "warning", "data directories are full on s4"),
+            (|status| status.servers[0].up = false, "critical", "1 of 1 chunkservers are down: s4"),
+            (
+                |status| {
+                    let server = &mut status.servers[0];
+                    (server.up, server.awaited, server.writable) = (false, true, false);
+                },
+                "warning",
+                "metaserver m1 leads since a moment ago, and waits to hear of s4",
+            ),
         ];
         for (change, word, text) in told {
             let (found, why) = of(change);

@@ -190,10 +190,14 @@ pub(crate) async fn server(target: &Target, command: ServerCommand) -> Outcome {
         }
         ServerCommand::Weight { server, weight, how } => {
             let is_moving = weigh(target, (ServerId(server), weight), "set the weight", &how).await?;
-            if how.plan || (is_moving && how.wait) {
-                return if how.plan { Ok(()) } else { rebalance::wait(target).await };
+            if how.plan {
+                return Ok(());
             }
-            say_done!("s{server} has weight {weight}; the data follows: `dfs admin rebalance status`");
+            if is_moving && how.wait {
+                rebalance::wait(target).await?;
+            }
+            let follows = if is_moving && !how.wait { "; the data follows: `dfs admin rebalance status`" } else { "" };
+            say_done!("s{server} has weight {weight}{follows}");
             Ok(())
         }
         ServerCommand::Add { server, how } => add(target, ServerId(server), &how).await,

@@ -12,23 +12,41 @@ use std::collections::{BTreeMap, BTreeSet};
 /// For each chunk its length, and references by target.
 type References = BTreeMap<ChunkId, (u32, BTreeMap<u8, u64>)>;
 
+/// Replica targets by data id: of files that are there or in the trash, and of those that are still to be purged.
+struct Targets {
+    files: BTreeMap<u64, u8>,
+    recounts: BTreeMap<u64, Recount>,
+}
+
+impl Targets {
+    /// That of the extent which starts at this offset. `None`: it is nobody's.
+    fn of(&self, data: u64, at: u64) -> Option<u8> {
+        self.recounts.get(&data).map(|recount| recount.target(at)).or_else(|| self.files.get(&data).copied())
+    }
+}
+
 impl Check<'_> {
-    /// Extents do not overlap, lie inside their file and chunk, and are counted.
-    pub(super) fn extents(&mut self) -> Result<References, KvError> {
-        let mut targets: BTreeMap<u64, u8> =
-            self.all(PURGE, |key, value| Ok((first(key), Purge::decode(value)?.replicas)))?.into_iter().collect();
+    /// What the references of all data count for.
+    fn targets(&mut self) -> Result<Targets, KvError> {
+        let purged = self.all(PURGE, |key, value| Ok((first(key), Purge::decode(value)?.replicas)))?;
+        let mut files: BTreeMap<u64, u8> = purged.into_iter().collect();
         for inode in self.inodes.values() {
             if let Body::File { data, .. } = inode.body {
-                targets.insert(data, inode.replicas);
+                files.insert(data, inode.replicas);
             }
         }
         let recounts = self.all(RECOUNT, |key, value| Ok((first(key), Recount::decode(value)?)))?;
-        let recounts: BTreeMap<u64, Recount> = recounts.into_iter().collect();
         for (data, Recount { to, .. }) in &recounts {
             // One of nobody ends with the next step.
-            let other = targets.get(data).filter(|target| *target != to);
+            let other = files.get(data).filter(|target| *target != to);
             self.expect(other.is_none(), || format!("data {data}: counted for {to} copies, its file wants {other:?}"));
         }
+        Ok(Targets { files, recounts: recounts.into_iter().collect() })
+    }
+
+    /// Extents do not overlap, lie inside their file and chunk, and are counted.
+    pub(super) fn extents(&mut self) -> Result<References, KvError> {
+        let targets = self.targets()?;
         let mut references = References::new();
         let mut sums: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new(); // data -> extents, bytes, end
         for (data, at, row) in self.all(EXTENT, |key, value| Ok((first(key), last(key), ExtentRow::decode(value)?)))? {
@@ -41,8 +59,7 @@ impl Check<'_> {
                 Data::Chunk { id, offset, chunk_len } => {
                     let (len, counts) = references.entry(*id).or_insert((*chunk_len, BTreeMap::new()));
                     let agrees = *len == *chunk_len;
-                    let target = recounts.get(&data).map(|recount| recount.target(at)).or(targets.get(&data).copied());
-                    *counts.entry(target.unwrap_or(self.replicas)).or_default() += 1;
+                    *counts.entry(targets.of(data, at).unwrap_or(self.replicas)).or_default() += 1;
                     self.expect(agrees, || format!("chunk {id}: extents disagree about its length"));
                     u64::from(*chunk_len).saturating_sub(u64::from(*offset))
                 }
@@ -80,11 +97,11 @@ impl Check<'_> {
                 }
             }
         }
-        self.highest = targets.keys().chain(sums.keys()).copied().fold(self.highest, u64::max);
+        self.highest = targets.files.keys().chain(sums.keys()).copied().fold(self.highest, u64::max);
         for (data, (extents, bytes, end)) in sums {
             let fixes = || vec![Fix::Adopt { data, replicas: self.replicas, extents, bytes, end }];
             let fixes = fixes();
-            let is_known = targets.contains_key(&data); // still to be purged
+            let is_known = targets.files.contains_key(&data); // still to be purged
             self.expect_or(is_known, || format!("data {data}: {extents} extents of nobody"), || fixes);
         }
         Ok(references)
