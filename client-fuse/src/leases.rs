@@ -16,15 +16,15 @@
 //! 2. The leader does not recall what the session itself changes. So a change of this session is in `changing` and
 //!    `changing_names` from before it is sent until it is known here, and neither is answered from memory meanwhile; where
 //!    two of them overlap it is not known which came last, and what they change is asked for again; and an inode with a
-//!    change of unknown outcome is not leased again until none is left: that change may still come. Which inode a name led to
-//!    when a change was carried out is known only if its directory was leased from before it was sent.
+//!    change of unknown outcome is not leased again until none is left: that change may still come. Which inode a name
+//!    led to when a change was carried out is known only if its directory was leased from before it was sent.
 //! 3. An answer that was asked for before a recall or a change of an inode is not kept for that inode (`touched`).
 //! 4. What was forgotten is told to the kernel ([`Leases::on_forget`]) before the leader hears of it.
 //! 5. What was decided under a write lease is applied, or lost, before the leader hears that the lease is given up. It is
 //!    decided, what is known follows, and it is in the journal, in one step.
-//! 6. A lease is given back only of what is not known, and nothing is learnt under one that is as old (`ended`): the leader keeps the
-//!    newest number of a lease only, and ends the lease with it, also for what came with an older one. Nothing is learnt without
-//!    one.
+//! 6. A lease is given back only of what is not known, and nothing is learnt under one that is as old (`ended`): the
+//!    leader keeps the newest number of a lease only, and ends the lease with it, also for what came with an older one.
+//!    Nothing is learnt without one.
 
 mod calls;
 mod changing;

@@ -3,7 +3,7 @@
 //! | a server | is |
 //! | --- | --- |
 //! | heard of within [`DOWN_AFTER`] | up |
-//! | not heard of yet by a leader that leads for less than that | unknown: shown as down, but see [`Servers::is_unknown`] |
+//! | not heard of yet by a leader that leads for less than that | awaited: see [`Servers::is_unknown`] |
 //! | that was down under this leader, and is up again for less than [`TARGET_AFTER`] | up, but no target of writes, unless without it too few are ([`takes_writes`]) |
 //! | with at least [`FREE_MIN`] bytes free | a target of writes, if nothing else forbids it |
 //!

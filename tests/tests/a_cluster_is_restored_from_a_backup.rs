@@ -138,8 +138,8 @@ fn what_a_backup_names_is_back_after_all_metaservers_were_lost() {
     it_was_noted(&cluster);
     cluster.unmount("before");
 
-    // Once more; and who does not want to wait for a check lets deletion go on without one.
-    lose_metadata(&cluster);
+    // Once more, on other machines; and who does not want to wait for a check lets deletion go on without one.
+    lose_metadata_and_its_addresses(&cluster);
     restore(&cluster, &backup, &["--yes"]).must();
     wait_until("deletion to be held again", PROCESS_LIMIT, || cluster.status()["deletion_held"].as_u64().is_some());
     cluster.dfs(&["admin", "gc", "resume", "--unchecked"]).must_fail_cleanly();
@@ -159,6 +159,27 @@ fn lose_metadata(cluster: &Cluster) {
         fs::remove_dir_all(cluster.data(name)).unwrap();
         cluster.start_server(name);
     }
+}
+
+/// Likewise, and those that start listen elsewhere: all configurations follow, and chunkservers are started again for it.
+fn lose_metadata_and_its_addresses(cluster: &Cluster) {
+    let old = cluster.metaservers();
+    let servers = cluster.servers();
+    cluster.kill(&servers);
+    let listeners: Vec<_> = old.iter().map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let new: Vec<String> = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    drop(listeners);
+    let confs = servers.iter().map(|name| cluster.dir().join(format!("conf/{name}.toml")));
+    for file in confs.chain([cluster.dir().join("dfs.toml")]) {
+        let mut text = fs::read_to_string(&file).unwrap();
+        for (old, new) in old.iter().zip(&new) {
+            assert!(text.contains(old.as_str()), "{}: {old}", file.display());
+            text = text.replace(old, new);
+        }
+        fs::write(&file, text).unwrap();
+    }
+    METASERVERS.iter().for_each(|name| fs::remove_dir_all(cluster.data(name)).unwrap());
+    servers.iter().for_each(|name| cluster.start_server(name));
 }
 
 /// Waits until every copy of both files is counted; how many there are.

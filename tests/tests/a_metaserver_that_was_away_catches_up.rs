@@ -68,7 +68,7 @@ fn must_count_again(cluster: &Cluster, away: &str, mnt: &Path, files: usize) {
     wait_caught_up(cluster, other);
 }
 
-/// A byte of what it acknowledged is not what was written: it does not start, and says what to do; done so, it comes back.
+/// A byte of what it acknowledged is not what was written: it does not start, and says what to do. Then it comes back.
 #[test]
 fn one_whose_log_is_damaged_says_so_and_comes_back_empty() {
     let (cluster, local) = (Cluster::start(), tempfile::tempdir().unwrap());

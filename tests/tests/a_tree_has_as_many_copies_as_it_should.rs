@@ -91,8 +91,8 @@ fn a_tree_gets_more_copies_and_fewer_and_the_servers_hold_exactly_those() {
     cluster.dfs(&["admin", "chunk-size", "3m", "/tree"]).must_fail_cleanly();
 }
 
-/// More extents than are counted anew in one command: the metaservers go on with it by themselves, also when it is changed
-/// again at once.
+/// More extents than are counted anew in one command: the metaservers go on with it by themselves, also when the number
+/// is changed again at once.
 #[test]
 fn a_file_of_very_many_extents_gets_more_copies_and_fewer() {
     const EXTENTS: usize = 6000;

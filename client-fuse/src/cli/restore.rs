@@ -63,6 +63,9 @@ pub(crate) async fn run(target: &Target, dir: &Path, yes: bool, json: bool) -> O
     };
     bar.finish();
     sent?;
+    if !json {
+        say!("all of them have it, and become members now: this is not interrupted any more");
+    }
     for (node, addr) in &plan.metaservers {
         let link = orders.link(Some(addr), STEP_LIMIT);
         let step = RestoreStep::Activate { restore: plan.restore };

@@ -257,16 +257,17 @@ async fn add(target: &Target, server: ServerId, how: &How) -> Outcome {
     }
 }
 
-/// Shows what moves if a server has another weight, and unless that is all that is wanted, gives it that weight: whether something
-/// moves now.
+/// Sets a server's weight after showing what moves; with `--plan` it only shows that. True if something moves now.
 async fn weigh(target: &Target, (server, weight): (ServerId, u32), what: &str, how: &How) -> Outcome<bool> {
     let plan = rebalance::plan(target, vec![(server, weight)]).await;
     if how.plan {
         rebalance::show_plan(&plan?, how.json);
         return Ok(false);
     }
-    if let (false, Ok(plan)) = (how.json, &plan) {
-        rebalance::show_plan(plan, false);
+    match plan {
+        _ if how.json => {}
+        Ok(plan) => rebalance::show_plan(&plan, false),
+        Err(failure) => say!("no plan can be shown: {failure}"),
     }
     let orders = Orders::new(target)?;
     done(orders.send(what, Order::SetWeight { server, weight }).await?)?;
@@ -370,7 +371,7 @@ fn hinders(server: &ServerStatus, in_layout: bool, moves: &Rebalance) -> Option<
     if let Some(text) = &moves.obstacle {
         return Some(format!("{text}: add servers, or give others more weight"));
     }
-    if server.silent_ms.is_none_or(|silent| silent > DOWN_MAX_MS) && !server.up {
+    if server.silent_ms.is_none_or(|silent| silent > DOWN_MAX_MS) && !server.up && !server.awaited {
         return Some("it is down: start it, or wait until others have taken over its share and remove it".into());
     }
     if !in_layout && server.fenced_dirs > 0 {
@@ -419,6 +420,7 @@ fn list_servers(map: &ClusterMap, status: &Status, moves: &Rebalance, json: bool
         let (Some(info), Some(share)) = (map.servers.get(&server.server), shares.get(&server.server)) else { continue };
         let state = match (server.up, info.writable, info.weight) {
             (false, ..) if away(moves, server.server).is_some() => "away",
+            (false, ..) if server.awaited => "awaited",
             (false, ..) => "down",
             (true, _, 1..) if share.places == 0 => "new",
             (true, _, 0) if server.chunks > 0 => "draining",

@@ -9,8 +9,9 @@
 //! - attributes (and ACLs) one inode at a time, and the pages of files that are open. Pages of a file that is closed stay: they are
 //!   kept at the next open only if they are of the right version.
 //!
-//! What comes with a listing (`READDIRPLUS`) the kernel takes in when the program that lists gets to run again, and gives it the epoch
-//! of that moment, not of the one when it asked. So whoever makes it forget waits for a moment after such an answer.
+//! What comes with a listing (`READDIRPLUS`) the kernel takes in when the program that lists gets to run again, and gives
+//! it the epoch of that moment, not of the one when it asked. So whoever makes it forget waits for a moment after such an
+//! answer. (A program that does not get to run within [`LISTED_WAIT`] is not covered.)
 //!
 //! A read between the moment when something was forgotten and the moment when the other mount's change is done may bring
 //! old pages back. So a file that is open is asked about until its lease is back ([`Shared::recheck`]), and pages of another
@@ -32,12 +33,13 @@ use common::proto::meta::{Attr, Cred, MODE_ACL, MODE_DEFAULT_ACL};
 use common::units::{len_u32, len_u64};
 use fuser::{INodeNo, Notifier};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// `FUSE_NOTIFY_STORE`.
@@ -72,8 +74,8 @@ pub(super) struct Coherence {
     device: OnceLock<Device>,
     /// When the last listing was written of which something may be believed.
     listed: Mutex<Option<Instant>>,
-    /// Files that are being asked about.
-    rechecking: Mutex<BTreeSet<InodeId>>,
+    /// Files that are being asked about; told when they are forgotten once more.
+    rechecking: Mutex<BTreeMap<InodeId, Arc<Notify>>>,
 }
 
 struct Device {
@@ -250,19 +252,33 @@ impl Shared {
 
     /// Asks about a file that is open until the client has a lease of it again. See the module.
     pub(super) fn recheck_soon(self: &Arc<Self>, ino: InodeId) {
-        if self.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner).insert(ino) {
-            let shared = Arc::clone(self);
-            self.tasks.spawn_until_stop(async move {
-                shared.recheck(ino).await;
-                shared.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner).remove(&ino);
-            });
-        }
+        let again = {
+            let mut rechecking = self.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(again) = rechecking.get(&ino) {
+                return again.notify_one();
+            }
+            Arc::clone(rechecking.entry(ino).or_default())
+        };
+        let shared = Arc::clone(self);
+        self.tasks.spawn_until_stop(async move {
+            shared.recheck(ino, &again).await;
+            shared.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner).remove(&ino);
+            if tokio::time::timeout(Duration::ZERO, again.notified()).await.is_ok() {
+                shared.recheck_soon(ino); // it came just before that
+            }
+        });
     }
 
-    async fn recheck(self: &Arc<Self>, ino: InodeId) {
-        let pauses = RECHECKS.into_iter().chain(std::iter::repeat(RECHECKS[RECHECKS.len() - 1]));
-        for pause in pauses {
-            tokio::time::sleep(pause).await;
+    async fn recheck(self: &Arc<Self>, ino: InodeId, again: &Notify) {
+        let mut number = 0;
+        loop {
+            let pause = RECHECKS[number.min(RECHECKS.len() - 1)];
+            // Forgotten once more: what comes before the other mount's change is looked for from the beginning.
+            let forgotten = tokio::time::timeout(pause, again.notified()).await.is_ok();
+            number = if forgotten { 0 } else { number + 1 };
+            if forgotten {
+                continue;
+            }
             if !self.client.is_open(ino) {
                 return;
             }
@@ -276,8 +292,10 @@ impl Shared {
 
     /// What the kernel keeps of a file is dropped if it is of another data version than the file has now.
     pub(super) async fn drop_stale_pages(self: &Arc<Self>, ino: InodeId) {
+        self.inodes.lost(self.client.all_losses());
         let Some(attr) = self.client.known(ino) else { return };
-        if !self.inodes.opened(ino, attr.version) {
+        if !self.inodes.has_pages_of(ino, attr.version) {
+            self.inodes.dropping(ino);
             // On a thread of its own: the kernel may wait for pages that are being read.
             let shared = Arc::clone(self);
             let drop_all = move || {
@@ -288,6 +306,7 @@ impl Shared {
                 }
             };
             let _ = tokio::task::spawn_blocking(drop_all).await; // a mount that ends needs none
+            self.inodes.opened(ino, attr.version); // what was read since is of this one, or is found to be of a later one
         }
     }
 }

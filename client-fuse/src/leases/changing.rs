@@ -67,8 +67,8 @@ impl Inside {
         Own { inodes, targets: led, names, by_name: targets, blind, commit }
     }
 
-    /// It succeeded, and was sent with this mark: the names follow. Attributes that came with it are learnt next, others are asked
-    /// for.
+    /// It succeeded, and was sent with this mark: the names follow. Attributes that came with it are learnt next, others
+    /// are asked for.
     pub(super) fn changed(&mut self, op: &Op, own: &Own, mark: u64, outcome: &Outcome) {
         let elsewhere = matches!(op, Op::Rename { .. }) && !self.led_all_the_time(own, mark);
         for ino in &own.inodes {
@@ -81,8 +81,11 @@ impl Inside {
             if let Some(known) = self.known.get_mut(ino) {
                 known.attr = None;
             }
-        } else if elsewhere {
+        } else if own.blind {
             self.known.values_mut().for_each(|known| known.attr = None); // it may have been any of them
+        } else if elsewhere {
+            self.forget_each(); // likewise, and it was not known so from the beginning
+            self.spoil();
         }
         match (op, outcome) {
             (
@@ -117,8 +120,8 @@ impl Inside {
         }
     }
 
-    /// What the names of a change led to when it began, with this mark, they led to until it was carried out: their directories
-    /// were leased all the time.
+    /// What the names of a change led to when it began, with this mark, they led to until it was carried out: their
+    /// directories were leased all the time.
     fn led_all_the_time(&self, own: &Own, mark: u64) -> bool {
         let is_same = |known: &Known| known.names.is_some() && known.named <= mark;
         !own.blind && own.names.iter().all(|(dir, _)| self.known.get(dir).is_some_and(is_same))
@@ -163,8 +166,7 @@ impl Inside {
         if !known {
             own.inodes.iter().for_each(|ino| self.forget(*ino));
             if own.by_name {
-                let all: Vec<InodeId> = self.known.keys().copied().collect();
-                all.into_iter().for_each(|ino| self.forget(ino)); // it may be any of them
+                self.forget_each(); // it may be any of them
             }
             self.uncertain.extend(own.inodes.iter().copied());
             self.all_uncertain |= own.by_name; // the names may lead elsewhere by then

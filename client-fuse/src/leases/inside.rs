@@ -25,7 +25,7 @@ const NAMES_MAX: usize = 200_000;
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Inodes with a change of unknown outcome; more, and nothing is leased until there are none.
 const UNCERTAIN_MAX: usize = 1024;
-/// Notes of what was touched while answers are under way; beyond it those that no answer needs go.
+/// Notes of what was touched, or given back, while answers are under way; beyond it those that no answer needs go.
 const TOUCHED_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -48,8 +48,9 @@ pub(super) struct Inside {
     pub(super) touched: HashMap<InodeId, u64>,
     /// Answers asked for before this are not kept.
     pub(super) spoilt: u64,
-    /// The newest lease of each inode that was given back, as far as an answer under way may bring one that is as old.
-    pub(super) ended: HashMap<InodeId, u64>,
+    /// The newest lease of each inode that was given back, and when, as far as an answer under way may bring one that is as
+    /// old.
+    pub(super) ended: HashMap<InodeId, (u64, u64)>,
     /// The marks of questions under way, and how many have each.
     pub(super) asks: BTreeMap<u64, usize>,
     pub(super) changing: HashMap<InodeId, Changing>,
@@ -214,14 +215,16 @@ impl Inside {
                 self.asks.remove(&mark);
             }
         }
-        let oldest = self.asks.first_key_value().map(|(mark, _)| *mark);
-        match oldest {
-            None => {
-                self.touched.clear();
-                self.ended.clear();
-            }
-            Some(oldest) if self.touched.len() > TOUCHED_MAX => self.touched.retain(|_, at| *at > oldest),
-            Some(_) => {}
+        let Some(oldest) = self.asks.first_key_value().map(|(mark, _)| *mark) else {
+            self.touched.clear();
+            self.ended.clear();
+            return;
+        };
+        if self.touched.len() > TOUCHED_MAX {
+            self.touched.retain(|_, at| *at > oldest);
+        }
+        if self.ended.len() > TOUCHED_MAX {
+            self.ended.retain(|_, (_, at)| *at >= oldest);
         }
     }
 
@@ -256,8 +259,8 @@ impl Inside {
         mark >= self.spoilt && self.touched.get(&ino).is_none_or(|at| *at <= mark)
     }
 
-    /// Keeps attributes that came with leases, of a question with this mark. (What came without one may be older than what is known:
-    /// others may have changed it between that question and the one that brought a lease.)
+    /// Keeps attributes that came with leases, of a question with this mark. (What came without one may be older than
+    /// what is known: others may have changed it between that question and the one that brought a lease.)
     pub(super) fn learn(&mut self, mark: u64, attrs: &[&Attr], grants: &Grants) {
         for (attr, lease) in attrs.iter().zip(&grants.leases).filter(|(_, lease)| **lease != 0) {
             let quiet = self.blind == 0 && !self.changing.contains_key(&attr.ino);
@@ -339,14 +342,14 @@ impl Inside {
         }
         self.give_back.push((ino, lease));
         if !self.asks.is_empty() {
-            let ended = self.ended.entry(ino).or_default();
-            *ended = lease.max(*ended);
+            let newest = self.ended.get(&ino).map_or(lease, |(ended, _)| lease.max(*ended));
+            self.ended.insert(ino, (newest, self.clock));
         }
     }
 
     /// True if this lease, or a newer one, was given back.
     pub(super) fn has_ended(&self, ino: InodeId, lease: u64) -> bool {
-        self.ended.get(&ino).is_some_and(|ended| lease <= *ended)
+        self.ended.get(&ino).is_some_and(|(ended, _)| lease <= *ended)
     }
 
     /// Nothing is kept of what a lease came with. It stands for an older one that is believed in, or may be.

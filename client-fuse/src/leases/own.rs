@@ -84,7 +84,7 @@ impl Inside {
             match self.known.get_mut(ino) {
                 Some(known) if known.lease == *before => known.lease = *number,
                 Some(_) => {} // a newer one came meanwhile
-                None => self.give_up(*ino, *number),
+                None => self.spare(*ino, *number),
             }
         }
         let first = numbers.first().is_some_and(|number| *number != 0);
@@ -111,7 +111,7 @@ impl Inside {
             for (ino, lease) in made.zip(&grants.leases) {
                 match self.known.get_mut(&ino) {
                     Some(known) => known.lease = known.lease.max(*lease),
-                    None => self.give_up(ino, *lease),
+                    None => self.spare(ino, *lease),
                 }
             }
         }
@@ -134,7 +134,7 @@ impl Inside {
     }
 
     /// Forgets everything, and gives it back.
-    fn forget_each(&mut self) {
+    pub(super) fn forget_each(&mut self) {
         let all: Vec<InodeId> = self.known.keys().copied().collect();
         all.into_iter().for_each(|ino| self.forget(ino));
     }

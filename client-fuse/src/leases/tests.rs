@@ -286,7 +286,7 @@ async fn a_listing_that_crossed_own_changes_does_not_deny_them() {
     drop(last);
 }
 
-/// The leader would take the older one, which is believed in, for given back as well: it would let others change what is shown.
+/// The leader would take the older one, which is believed in, for given back as well: others could change what is shown.
 #[tokio::test(start_paused = true)]
 async fn a_newer_lease_that_brings_nothing_does_not_end_an_older_one() {
     let newer = |leases: &Leases, mark: u64, number: u64| {
@@ -384,7 +384,7 @@ async fn what_comes_without_a_lease_is_not_learnt() {
     assert_eq!((mode(&leases, A), mode(&leases, B)), (Some(0o600), Some(0o644)));
 }
 
-/// Another session exchanged what the names lead to, between the moment when the rename began and the one when it was carried out.
+/// Another session exchanged what the names lead to, after the rename began and before it was carried out.
 #[tokio::test(start_paused = true)]
 async fn a_rename_may_move_something_else_than_the_name_led_to_when_it_began() {
     let leases = held(&[("a", A), ("b", B)]);
@@ -401,6 +401,7 @@ async fn a_rename_may_move_something_else_than_the_name_led_to_when_it_began() {
     let change = leases.change(&op, AT);
     let before = call(&leases);
     leases.recalled(&before, (AT, AT), &Recalls { term: 3, last: 4, inodes: vec![DIR], renewed: true });
+    let early = leases.asking(AT);
     leases.inside().list(DIR); // and it is known again, as it is now
     let asking = leases.asking(AT);
     let mut answer = listing(3, &[("a", B), ("b", A)]);
@@ -410,6 +411,8 @@ async fn a_rename_may_move_something_else_than_the_name_led_to_when_it_began() {
     done(change, &op, &submitted(Outcome::Renamed { replaced: None }, vec![]));
     assert_eq!(leases.entry(other, &name("c"), AT), Entry::Unknown);
     assert_eq!((mode(&leases, A), mode(&leases, B)), (None, None), "it was one of them");
+    early.answered(S, AT, &[&attr(B, 0o644)], &Grants { term: 3, leases: vec![60] });
+    assert_eq!(mode(&leases, B), None, "asked for before it was carried out");
 }
 
 /// It was answered before another session made the name, which the listing shows.
@@ -463,7 +466,7 @@ async fn a_late_answer_does_not_empty_a_new_directory() {
     assert_eq!(entry(&leases, "a"), Entry::Leads(A));
 }
 
-/// The answer to the first would be taken for that of the second, with what this session changed since *that* one was asked.
+/// The answer to the first would be taken for that of the second, with what this session changed since *that* was asked.
 #[tokio::test(start_paused = true)]
 async fn a_directory_is_asked_for_once_at_a_time() {
     let leases: Arc<Leases> = Arc::default();

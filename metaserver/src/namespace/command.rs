@@ -65,7 +65,8 @@ pub enum Command {
         /// Its new weight.
         weight: u32,
     },
-    /// Takes up to `limit` extents of files that are gone apart, or counts them for another number of copies. [`Done::Purged`].
+    /// Takes up to `limit` extents of files that are gone apart, or counts them for another number of copies.
+    /// [`Done::Purged`].
     Purge {
         /// Extents, at least 1.
         limit: u32,

@@ -16,7 +16,6 @@ use crate::store::values::{ChunkRow, Data, Degraded, ExtentRow, Recount, Value, 
 use common::id::ChunkId;
 use common::kv::{KvError, KvRead};
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::ops::Bound;
 
 /// Rows read into memory at a time while a range is cut out.
@@ -36,7 +35,7 @@ pub(super) struct FileMap {
     extents: i64,
     /// Bytes covered more (or less) than before.
     allocated: i64,
-    /// For each chunk and target its length and the references more (or less) than before.
+    /// For each chunk and target, of which there are two at most, its length and the references more (or less) than before.
     references: BTreeMap<(ChunkId, u8), (u32, i64)>,
 }
 
@@ -153,13 +152,11 @@ impl FileMap {
     /// Brings the chunk rows up to date.
     pub(super) fn settle(self, call: &mut Call<'_, '_>) -> Result<(), Fail> {
         let mut pg_count = None;
-        // What comes first: a chunk that is referred to all the time has a row all the time.
-        let (more, less): (Vec<_>, Vec<_>) = self.references.into_iter().partition(|(_, (_, delta))| *delta > 0);
-        for ((id, target), (len, delta)) in more.into_iter().chain(less) {
-            if delta == 0 {
-                continue;
-            }
-            let gone = refer(call, &id, len, target, delta)?;
+        let mut all = self.references.into_iter().filter(|(_, (_, delta))| *delta != 0).peekable();
+        while let Some(((id, target), (len, delta))) = all.next() {
+            let other = all.next_if(|((other, _), _)| *other == id);
+            let other = other.map(|((_, target), (_, delta))| (target, delta));
+            let gone = refer(call, &id, len, [Some((target, delta)), other])?;
             if gone && call.counters.degraded > 0 {
                 let pg_count = match pg_count {
                     Some(known) => known,
@@ -172,8 +169,13 @@ impl FileMap {
     }
 }
 
-/// Adds to the references of a chunk; true if it has none any more.
-pub(super) fn refer(call: &mut Call<'_, '_>, id: &ChunkId, len: u32, target: u8, delta: i64) -> Result<bool, Fail> {
+/// Adds to the references of a chunk, for one or two targets; true if it has none any more.
+pub(super) fn refer(
+    call: &mut Call<'_, '_>,
+    id: &ChunkId,
+    len: u32,
+    deltas: [Option<(u8, i64)>; 2],
+) -> Result<bool, Fail> {
     let key = keys::chunk(id);
     let found: Option<ChunkRow> = row(call.txn, CHUNK, &key)?;
     let new = found.is_none();
@@ -182,13 +184,12 @@ pub(super) fn refer(call: &mut Call<'_, '_>, id: &ChunkId, len: u32, target: u8,
         return Err(damaged("chunk", &format!("{id} has {} bytes, an extent says {len}", chunk.len)).into());
     }
     let wanted = most_wanted(&chunk);
-    let count = chunk.refs.get(&target).copied().unwrap_or(0);
-    let count =
-        count.checked_add_signed(delta).ok_or_else(|| damaged("chunk", &format!("{id}: references below 0")))?;
-    match chunk.refs.entry(target) {
-        Occupied(entry) if count == 0 => drop(entry.remove()),
-        Occupied(mut entry) => drop(entry.insert(count)),
-        Vacant(entry) => drop(entry.insert(count)),
+    for (target, delta) in deltas.into_iter().flatten() {
+        let count = chunk.refs.remove(&target).unwrap_or(0).checked_add_signed(delta);
+        let count = count.ok_or_else(|| damaged("chunk", &format!("{id}: references below 0")))?;
+        if count > 0 {
+            chunk.refs.insert(target, count);
+        }
     }
     if chunk.refs.is_empty() {
         call.txn.delete(CHUNK, key);

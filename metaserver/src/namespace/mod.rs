@@ -10,8 +10,8 @@
 //! 3. Each entry has a `dentry` and a `list` row that say the same, and an inode. `nlink` counts entries; of a
 //!    directory 2 + its subdirectories. A directory has one entry, and its `parent` names where.
 //! 4. `nlink` 0 means: at least one `orphan` row names the inode; each has a `holder` row that says the same.
-//! 5. A `chunk` row is there exactly while extents refer to the chunk, and counts them per replica target: that of the file,
-//!    or, while that changes, the one that its `recount` row says.
+//! 5. A `chunk` row is there exactly while extents refer to the chunk, and counts them per replica target: that of the
+//!    file, or, while that changes, the one that its `recount` row says.
 //! 6. A new reference is accepted only with a witness not below the horizon of the chunk's bucket (DESIGN 7): so no
 //!    commit revives a chunk whose deletion was granted.
 //! 7. An inode is in the inode family or buried in the trash, never both.

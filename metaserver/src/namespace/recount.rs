@@ -1,9 +1,10 @@
-//! A file is to have another number of copies: its references count for another replica target. Few of them change with the
-//! command, many in steps, which the leader proposes as long as there are any left.
+//! A file is to have another number of copies: its references count for another replica target. Few of them change with
+//! the command, many in steps, which the leader proposes as long as there are any left.
 //!
 //! Until they are through the file has two targets, and an extent counts for the one or the other by where it starts
-//! ([`Recount`]): so edits, cuts, clones and the removal of the file go on meanwhile, and after every step the rows of chunks are
-//! what the extents add up to.
+//! ([`Recount`]): so edits, cuts, clones and the removal of the file go on meanwhile, and after every step the rows of
+//! chunks are what the extents add up to. (What is written behind that offset has the new number of copies and counts
+//! for the old one for a moment: a copy too many may go and be made again.)
 
 use super::command::{Fail, refuse};
 use super::extents::{refer, starting_in};
@@ -77,8 +78,7 @@ fn some(call: &mut Call<'_, '_>, data: u64, recount: Recount, limit: usize) -> R
         }
     }
     for (id, (len, count)) in references {
-        refer(call, &id, len, recount.to, count)?; // first, so that there always is one
-        refer(call, &id, len, recount.from, -count)?;
+        refer(call, &id, len, [Some((recount.to, count)), Some((recount.from, -count))])?;
     }
     Ok((count, behind))
 }

@@ -51,8 +51,8 @@ pub(super) fn inode_of(read: &dyn KvRead, entry: &Dentry) -> Result<Inode, Fail>
     Ok(find_inode(read, entry.ino)?.ok_or_else(broken)?)
 }
 
-/// Whether directories lead from this one to the root, in at most so many steps and not by another one. `parent`: of a directory
-/// that is there.
+/// Whether directories lead from this one to the root, in at most so many steps and not by another one. `parent`: of a
+/// directory that is there.
 pub(super) fn reaches_root<E>(
     from: InodeId,
     not_by: Option<InodeId>,

@@ -281,15 +281,15 @@ impl Model for World {
 }
 
 impl World {
-    /// Chunks that are referred to. Between a restore and its check none count: fsck will say what the backup had and nobody has
-    /// any more.
+    /// Chunks that are referred to. Between a restore and its check none count: fsck will say what the backup had and
+    /// nobody has any more.
     fn counted(&self, state: &State) -> impl Iterator<Item = usize> {
         let (checked, refs) = (state.checked, state.refs);
         (0..self.size.1).filter(move |chunk| checked && refs[*chunk] > 0)
     }
 
-    /// Searches everything this world can come to, breadth first: up to the first state in which something is broken, then with
-    /// the shortest way there. States are told apart by fingerprints of 64 bits: of ten million no two share one, but for one
+    /// Searches everything this world can come to, breadth first: up to a state in which something is broken, with about the
+    /// shortest way there. States are told apart by fingerprints of 64 bits: of ten million no two share one, but for one
     /// chance in 400,000.
     pub fn search(self) -> impl Checker<World> {
         self.checker().finish_when(HasDiscoveries::Any).spawn_bfs().join()

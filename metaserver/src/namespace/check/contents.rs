@@ -38,8 +38,9 @@ impl Check<'_> {
         let recounts = self.all(RECOUNT, |key, value| Ok((first(key), Recount::decode(value)?)))?;
         for (data, Recount { to, .. }) in &recounts {
             // One of nobody ends with the next step.
-            let other = files.get(data).filter(|target| *target != to);
-            self.expect(other.is_none(), || format!("data {data}: counted for {to} copies, its file wants {other:?}"));
+            if let Some(other) = files.get(data).filter(|target| *target != to) {
+                self.expect(false, || format!("data {data}: counted for {to} copies, its file wants {other}"));
+            }
         }
         Ok(Targets { files, recounts: recounts.into_iter().collect() })
     }
@@ -99,8 +100,8 @@ impl Check<'_> {
         }
         self.highest = targets.files.keys().chain(sums.keys()).copied().fold(self.highest, u64::max);
         for (data, (extents, bytes, end)) in sums {
-            let fixes = || vec![Fix::Adopt { data, replicas: self.replicas, extents, bytes, end }];
-            let fixes = fixes();
+            let replicas = targets.recounts.get(&data).map_or(self.replicas, |recount| recount.to);
+            let fixes = vec![Fix::Adopt { data, replicas, extents, bytes, end }];
             let is_known = targets.files.contains_key(&data); // still to be purged
             self.expect_or(is_known, || format!("data {data}: {extents} extents of nobody"), || fixes);
         }

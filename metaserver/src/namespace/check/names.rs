@@ -72,6 +72,9 @@ impl Check<'_> {
             // An entry that was found by its name only needs no second one; nor does a directory that has a name.
             let taken = self.read.get(DENTRY, &keys::dentry(InodeId(parent), &left.name))?.is_some();
             let has_name = !taken && left.kind == FileKind::Dir && tally.names.contains_key(&left.ino);
+            if left.kind == FileKind::Dir && !taken && !has_name {
+                self.mended.insert(left.ino.0, InodeId(parent));
+            }
             let fixes = || if has_name { Vec::new() } else { vec![Fix::Entry { parent: InodeId(parent), cookie }] };
             self.expect_or(false, || format!("i{parent}: listing {cookie} of {} without an entry", left.ino), fixes);
         }
@@ -155,7 +158,7 @@ impl Check<'_> {
         }
     }
 
-    /// All directories hang on the root, or will when those above them do that are put right: of them it is told.
+    /// All directories hang on the root, or will when those above them that are told of are put right.
     fn depth(&mut self) {
         let dirs = self.inodes.iter().filter(|(_, inode)| inode.kind == FileKind::Dir).map(|(ino, _)| InodeId(*ino));
         let above = |at: InodeId| self.mended.get(&at.0).copied().or_else(|| self.parent(at));
