@@ -20,7 +20,7 @@ const OWN_KEPT_MAX: usize = 64;
 pub(crate) type Part = (Range<u64>, Option<Extent>);
 
 /// Extents of one version of a file.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Extents {
     version: DataVersion,
     /// The most that are kept.

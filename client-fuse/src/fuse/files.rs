@@ -142,20 +142,15 @@ impl Shared {
         let Opened { handle, flags: wanted, writing } = opened;
         self.inodes.lost(self.client.all_losses());
         let is_current = self.inodes.opened(handle.ino(), handle.version());
-        let is_newest = self.client.known(handle.ino()).is_none_or(|attr| attr.version == handle.version());
-        let keep = is_current && is_newest && !self.client.is_access_due(&handle);
-        if !self.client.is_leased(handle.ino()) || !is_newest {
+        let keep = is_current && !self.client.is_access_due(&handle);
+        if !self.client.is_leased(handle.ino()) {
             self.recheck_soon(handle.ino()); // what is read from now on may be old by the time it is kept
         }
         let mut answer = FopenFlags::empty();
         let direct = OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT);
-        // Through the kernel's pages it would come in pieces of a page, between which others may append. (That is so for who may
-        // read as well, who may want to map the file; and for writes above 1 MiB.)
-        let only_appends = wanted.append && !wanted.read;
-        if direct || only_appends {
+        if direct {
             answer |= FopenFlags::FOPEN_DIRECT_IO;
-        }
-        if keep && !direct {
+        } else if keep {
             answer |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         let owners = Owners::default();

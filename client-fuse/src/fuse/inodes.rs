@@ -89,13 +89,6 @@ impl Inodes {
         same
     }
 
-    /// The kernel is told to drop its pages of the file: until that is done none are kept at an open.
-    pub(crate) fn dropping(&self, ino: InodeId) {
-        if let Some(known) = self.table().known.get_mut(&ino) {
-            known.has_pages = false;
-        }
-    }
-
     /// True if the kernel's pages of the file are of this version.
     pub(crate) fn has_pages_of(&self, ino: InodeId, version: DataVersion) -> bool {
         self.table().known.get(&ino).is_some_and(|known| known.has_pages && known.pages == version)
@@ -204,8 +197,6 @@ mod tests {
         assert!(!inodes.opened(InodeId(7), DataVersion(1)));
         assert!(inodes.opened(InodeId(7), DataVersion(1)));
         assert!(!inodes.opened(InodeId(7), DataVersion(2)));
-        inodes.dropping(InodeId(7));
-        assert!(!inodes.opened(InodeId(7), DataVersion(2)), "they are not dropped yet");
     }
 
     #[test]
