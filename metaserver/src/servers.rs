@@ -123,8 +123,7 @@ impl Servers {
 
     /// True for a server that may be up though this leader has not heard of it: it has not led long enough to know.
     pub(crate) fn is_unknown(&self, server: ServerId) -> bool {
-        let table = self.table();
-        !table.heard.contains_key(&server) && table.since.elapsed() < DOWN_AFTER
+        self.table().is_unknown(server)
     }
 
     /// True once this leader has led long enough to have heard of every server that is up.
@@ -221,7 +220,7 @@ impl Servers {
                 silent_ms: heard.map(|heard| {
                     u64::try_from(now.saturating_duration_since(heard.at).as_millis()).unwrap_or(u64::MAX)
                 }),
-                awaited: heard.is_none() && table.since.elapsed() < DOWN_AFTER,
+                awaited: table.is_unknown(*id),
                 capacity: beat(|b| b.capacity),
                 free: beat(|b| b.free),
                 chunks: beat(|b| b.chunks),
@@ -253,6 +252,11 @@ impl Heard {
 }
 
 impl Table {
+    /// See [`Servers::is_unknown`].
+    fn is_unknown(&self, server: ServerId) -> bool {
+        !self.heard.contains_key(&server) && self.since.elapsed() < DOWN_AFTER
+    }
+
     /// Capacity and what is free of the servers that are up.
     fn sum(&self, now: Instant, free: impl Fn(&ServerId, &Heartbeat) -> u64) -> (u64, u64) {
         let up = self.heard.iter().filter(|(_, heard)| heard.is_up(now));

@@ -259,15 +259,15 @@ async fn add(target: &Target, server: ServerId, how: &How) -> Outcome {
 
 /// Sets a server's weight after showing what moves; with `--plan` it only shows that. True if something moves now.
 async fn weigh(target: &Target, (server, weight): (ServerId, u32), what: &str, how: &How) -> Outcome<bool> {
-    let plan = rebalance::plan(target, vec![(server, weight)]).await;
-    if how.plan {
-        rebalance::show_plan(&plan?, how.json);
-        return Ok(false);
+    if how.plan || !how.json {
+        match rebalance::plan(target, vec![(server, weight)]).await {
+            Ok(plan) => rebalance::show_plan(&plan, how.json),
+            Err(failure) if how.plan => return Err(failure),
+            Err(failure) => say!("no plan can be shown: {failure}"),
+        }
     }
-    match plan {
-        _ if how.json => {}
-        Ok(plan) => rebalance::show_plan(&plan, false),
-        Err(failure) => say!("no plan can be shown: {failure}"),
+    if how.plan {
+        return Ok(false);
     }
     let orders = Orders::new(target)?;
     done(orders.send(what, Order::SetWeight { server, weight }).await?)?;

@@ -152,7 +152,7 @@ impl std::fmt::Debug for Taken {
 /// What is referred to has a durable copy.
 pub const NOTHING_IS_LOST: &str = "what is referred to has a durable copy";
 /// Every server that an accepted commit relied on has one.
-pub const NOTHING_RELIED_ON_IS_GONE: &str = "what a commit relied on is there";
+const NOTHING_RELIED_ON_IS_GONE: &str = "what a commit relied on is there";
 
 /// What can happen. Servers, chunks and clients by number (clients are alike, and may change places).
 #[derive(Clone, Copy, Debug, PartialEq)]
