@@ -11,7 +11,7 @@ use crate::report::Reports;
 use crate::stats::Stats;
 use common::fault::{Fault, Kind};
 use common::hello::{Hello, Me, Role};
-use common::id::{Epoch, InodeId};
+use common::id::{DataVersion, Epoch, InodeId};
 use common::layout::ClusterMap;
 use common::name::Name;
 use common::proto::lease::{LEASE_ATTRS_MAX, LeasedListing};
@@ -37,6 +37,15 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Client {
     pub(crate) core: Arc<Core>,
+}
+
+/// Data versions of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// From this one on nobody but this client has changed it.
+    pub since: DataVersion,
+    /// The one that it has now.
+    pub now: DataVersion,
 }
 
 /// Some entries of a directory.
@@ -230,6 +239,15 @@ impl Client {
     /// True if the file is open here.
     pub fn is_open(&self, ino: InodeId) -> bool {
         self.core.find(ino).is_some_and(|inode| inode.lock().handles > 0)
+    }
+
+    /// The data versions of a file that is open here, as far as is known.
+    pub fn versions(&self, ino: InodeId) -> Option<Versions> {
+        let inode = self.core.find(ino)?;
+        let leased = self.core.leases.attr(ino, self.core.world.uptime());
+        let mut state = inode.lock();
+        leased.iter().for_each(|(attr, _)| state.adopt(attr)); // heard of before the file was noted as open
+        Some(Versions { since: state.extents.since(), now: state.attr.version })
     }
 
     /// One name in a directory.

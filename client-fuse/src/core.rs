@@ -4,7 +4,7 @@ use crate::accessed::Accessed;
 use crate::cache::ChunkCache;
 use crate::chunks::Chunks;
 use crate::config::{ClientConfig, MEMORY_MIN};
-use crate::inode::Inode;
+use crate::inode::{Inode, State};
 use crate::leases::Leases;
 use crate::link::Servers;
 use crate::locks::Locks;
@@ -15,7 +15,7 @@ use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::proto::meta::{Attr, Cred, Op};
 use common::task::Tasks;
-use common::units::{len_u64, len_usize};
+use common::units::len_u64;
 use common::world::World;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
@@ -144,6 +144,8 @@ impl Core {
             counters,
             meta: meta.clone(),
         });
+        let restored = Arc::downgrade(&core);
+        core.meta.on_new_life(Box::new(move || restored.upgrade().iter().for_each(|core| core.begins_anew())));
         core.tasks.spawn("keep alive", |stop| meta.clone().keep_alive_loop(stop));
         core.tasks.spawn("settle", |stop| meta.settle_loop(stop));
         if core.config.write_leases {
@@ -290,7 +292,7 @@ impl Core {
         }
     }
 
-    /// What is unsaved of a file that nobody can open any more is not worth saving.
+    /// The file has no name any more, and the metaservers keep it for this session, perhaps for others, and for the trash.
     pub(crate) fn is_orphan(&self, ino: InodeId) -> bool {
         self.table().orphans.contains(&ino)
     }
@@ -301,14 +303,15 @@ impl Core {
         self.reap();
     }
 
-    /// Lets go of orphans that are not open here.
+    /// Lets go of orphans that are not open here, and have nothing unsaved.
     pub(crate) fn reap(self: &Arc<Self>) {
         let gone: Vec<InodeId> = {
             let mut table = self.table();
             if table.opening != [0, 0] || table.orphans.is_empty() {
                 return;
             }
-            let open = |ino: &InodeId| table.files.get(ino).is_some_and(|inode| inode.lock().handles > 0);
+            let needed = |state: &State| state.handles > 0 || state.is_unsaved();
+            let open = |ino: &InodeId| table.files.get(ino).is_some_and(|inode| needed(&inode.lock()));
             let gone: Vec<InodeId> = table.orphans.iter().filter(|ino| !open(ino)).copied().collect();
             table.orphans.retain(|ino| !gone.contains(ino));
             gone
@@ -390,12 +393,9 @@ impl Core {
         }
     }
 
-    /// Drops what is unsaved of a file that is gone anyway.
-    pub(crate) fn drop_unsaved(&self, inode: &Arc<Inode>) {
-        let mut state = inode.lock();
-        let dropped = state.drop_dirty();
-        drop(state);
-        self.unsaved.add_permits(len_usize(dropped));
+    /// The metadata went back to a backup: what is known of open files may never have been, under the same version.
+    fn begins_anew(&self) {
+        self.files().iter().for_each(|inode| inode.lock().lost_version());
     }
 }
 

@@ -20,9 +20,11 @@ const OWN_KEPT_MAX: usize = 64;
 pub(crate) type Part = (Range<u64>, Option<Extent>);
 
 /// Extents of one version of a file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Extents {
     version: DataVersion,
+    /// From this version on nobody but this client has changed the file, up to `version`.
+    since: DataVersion,
     /// The most that are kept.
     most: usize,
     map: BTreeMap<u64, Extent>,
@@ -38,12 +40,17 @@ impl Extents {
 
     /// As [`Extents::new`], with another limit.
     pub(crate) fn keeping(version: DataVersion, most: usize) -> Extents {
-        Extents { version, most, map: BTreeMap::new(), known: BTreeMap::new() }
+        Extents { version, since: version, most, map: BTreeMap::new(), known: BTreeMap::new() }
     }
 
     /// The version they are of.
     pub(crate) fn version(&self) -> DataVersion {
         self.version
+    }
+
+    /// The version from which on nobody but this client has changed the file, as far as is known.
+    pub(crate) fn since(&self) -> DataVersion {
+        self.since
     }
 
     /// Forgets everything; what comes is of this version.
@@ -62,7 +69,8 @@ impl Extents {
             return;
         }
         if version > self.version || self.map.len() + run.extents.len() > self.most {
-            self.reset(version);
+            let since = if version > self.version { version } else { self.since };
+            *self = Extents { since, ..Extents::keeping(version, self.most) };
         }
         self.forget(from..run.covered);
         for extent in &run.extents {

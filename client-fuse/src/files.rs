@@ -68,12 +68,13 @@ impl Client {
     ) -> Result<(Handle, bool), Fault> {
         let op = mode.into().create(parent, name.clone(), NewNode::File, exclusive, flags.access());
         let _opening = self.core.opening().await?;
-        let losses = self.losses(); // before: one that comes between is the handle's to tell
+        // Before: a loss that comes between is the handle's to tell.
+        let (losses, all_losses) = (self.losses(), self.all_losses());
         match self.submit(cred, op).await? {
             Outcome::Created { attr, new, .. } => {
                 let run = new.then_some(ExtentRun { extents: Vec::new(), covered: u64::MAX });
                 let flags = OpenFlags { truncate: flags.truncate && !new, ..flags };
-                Ok((self.opened(cred, (&attr, losses), run, flags).await?, new))
+                Ok((self.opened(cred, (&attr, losses, all_losses), run, flags).await?, new))
             }
             other => Err(unexpected("create", &other)),
         }
@@ -83,13 +84,13 @@ impl Client {
     /// lease came with what it holds is opened without one.
     pub async fn open(&self, cred: &Cred, ino: InodeId, flags: OpenFlags) -> Result<Handle, Fault> {
         let _opening = self.core.opening().await?;
-        let losses = self.losses();
+        let (losses, all_losses) = (self.losses(), self.all_losses());
         // The right of others than the owner to write is for the metaservers to remember.
         if let Some((attr, run)) = self.core.leases.whole(ino, self.core.world.uptime())
             && may_open(&attr, cred, flags.access())
             && (!flags.write || owns(&attr, cred))
         {
-            return self.opened(cred, (&attr, losses), Some(run), flags).await;
+            return self.opened(cred, (&attr, losses, all_losses), Some(run), flags).await;
         }
         let ahead = if flags.write { Vec::new() } else { self.core.leases.opens_next(ino) };
         let guesses = !ahead.is_empty();
@@ -99,7 +100,7 @@ impl Client {
                 if guesses {
                     self.core.leases.opened_next(ino, ahead);
                 }
-                self.opened(cred, (&attr, losses), Some(run), flags).await
+                self.opened(cred, (&attr, losses, all_losses), Some(run), flags).await
             }
             other => Err(unexpected("open", &other)),
         }
@@ -108,7 +109,7 @@ impl Client {
     async fn opened(
         &self,
         cred: &Cred,
-        (attr, losses): (&Attr, u64),
+        (attr, losses, all_losses): (&Attr, u64, u64),
         run: Option<ExtentRun>,
         flags: OpenFlags,
     ) -> Result<Handle, Fault> {
@@ -123,6 +124,9 @@ impl Client {
             if state.fragments.is_empty() {
                 state.count_fragments(run.extents.iter().map(|extent| extent.at..extent.at + extent.len));
             }
+        }
+        if self.all_losses() != all_losses {
+            inside.inode.lock().lost_version(); // perhaps this one, before it was noted here
         }
         if flags.truncate {
             // Of an empty file too: its times change.
@@ -180,7 +184,7 @@ impl Client {
     /// was decided here, under a write lease: then its chunks are, and the commit will be within a second.
     pub async fn flush(&self, handle: &Handle) -> Result<(), Fault> {
         let inside = &handle.0;
-        if !inside.flags.write || self.core.is_orphan(inside.inode.ino) {
+        if !inside.flags.write {
             return inside.check();
         }
         let saved = self.core.save(&inside.inode, self.core.meta.deadline()).await;
@@ -202,9 +206,10 @@ impl Client {
         self.core.told_losses.load(Ordering::Acquire)
     }
 
-    /// How often changes that this client had answered for were lost, whether or not somebody was told.
+    /// How often data versions that this client had shown turned out not to be: changes that it had answered for were lost,
+    /// whether or not somebody was told, or the metadata went back to a backup.
     pub fn all_losses(&self) -> u64 {
-        self.core.leases.losses()
+        self.core.leases.losses() + self.core.meta.lives()
     }
 
     /// Makes all changes of names and attributes before this call durable (`fsync` of a directory). An error as well if there
@@ -288,18 +293,9 @@ impl Client {
         if !inside.begin_release() {
             return Ok(());
         }
-        let inode = &inside.inode;
-        let last = inode.lock().handles == 1;
-        let saved = if !inside.flags.write {
-            Ok(())
-        } else if last && self.core.is_orphan(inode.ino) {
-            self.core.drop_unsaved(inode);
-            let _ = self.core.save(inode, self.core.meta.deadline()).await; // only waits for what is on its way
-            Ok(())
-        } else {
-            self.flush(handle).await
-        };
-        self.core.leave(inode);
+        // Also of a file without a name: another mount may have it open, and it may be brought back from the trash.
+        let saved = if inside.flags.write { self.flush(handle).await } else { Ok(()) };
+        self.core.leave(&inside.inode);
         self.core.reap();
         saved
     }

@@ -280,15 +280,21 @@ impl State {
         }
     }
 
-    /// The file has grown elsewhere: what is appended here comes behind that, as far as its place is not being decided.
-    fn follow_end(&mut self) {
-        let first = match self.flights.front() {
-            Some(flight) => Some(flight.start()).filter(|_| flight.append),
-            None => self.dirty.start().filter(|_| self.appending),
-        };
-        let behind = first.filter(|_| !self.committing).and_then(|first| self.attr.size.checked_sub(first));
-        if let Some(by) = behind.filter(|by| *by > 0) {
-            self.shift_appended(i64::try_from(by).expect("below 2^60"));
+    /// The file ends elsewhere now: what is appended here comes there, as far as its place is not being decided.
+    pub(crate) fn follow_end(&mut self) {
+        let mut end = self.attr.size; // with what is placed here and comes before
+        let mut first = self.dirty.start().filter(|_| self.appending);
+        for flight in &self.flights {
+            if flight.append {
+                first = Some(flight.start());
+                break;
+            }
+            end = end.max(flight.end());
+        }
+        let is_decided = self.committing && self.flights.front().is_some_and(|flight| flight.append);
+        if let Some(first) = first.filter(|first| !is_decided && *first != end) {
+            let [end, first] = [end, first].map(|at| i64::try_from(at).expect("below 2^60"));
+            self.shift_appended(end - first);
         }
     }
 
@@ -304,14 +310,25 @@ impl State {
         attr
     }
 
+    /// It is known what lies below `end`: not while it is being decided where appended bytes come, after the file has come to
+    /// end elsewhere.
+    pub(crate) fn is_placed(&self, end: u64) -> bool {
+        let first = self.flights.front().filter(|flight| flight.append && self.committing);
+        let is_before = |first: &Flight| end <= first.start().min(self.attr.size);
+        first.is_none_or(|first| first.start() == self.attr.size || is_before(first))
+    }
+
     /// What is unsaved in a range, newest on top, in order.
     pub(crate) fn overlay(&self, range: Range<u64>) -> Vec<Placed> {
+        // Below the end nothing was appended that is not committed.
+        let behind = range.start.max(self.attr.size)..range.end.max(self.attr.size);
+        let of = |append: bool| if append { behind.clone() } else { range.clone() };
         if self.flights.is_empty() {
-            return self.dirty.overlay(range);
+            return self.dirty.overlay(of(self.appending));
         }
         let mut view = DirtyMap::default();
-        let flying = self.flights.iter().flat_map(|flight| flight.overlay(&range));
-        for (at, bytes) in flying.chain(self.dirty.overlay(range.clone())) {
+        let flying = self.flights.iter().flat_map(|flight| flight.overlay(&of(flight.append)));
+        for (at, bytes) in flying.chain(self.dirty.overlay(of(self.appending))) {
             view.insert(at, bytes);
         }
         view.overlay(range)
@@ -352,15 +369,19 @@ impl State {
         std::mem::take(&mut self.reserved)
     }
 
-    /// Seals the windows a write filled. Appended bytes are one run whose place the metaservers decide: there, what lies
-    /// before a full window goes with it, so that flights land in the order of their bytes.
+    /// Seals the windows a write filled. Appended bytes are one run whose place the metaservers decide: there, all goes with
+    /// a full window, so that flights land in the order of their bytes, and what others append does not come in the midst of
+    /// a write.
     pub(crate) fn seal_full(&mut self, written: Range<u64>) {
         let window = u64::from(self.attr.chunk_size);
         for number in written.start / window..written.end.div_ceil(window) {
             let range = number * window..(number + 1) * window;
             if self.dirty.covers(range.clone()) {
-                self.seal(if self.appending { 0..range.end } else { range });
+                self.seal(if self.appending { 0..u64::MAX } else { range });
             }
+        }
+        if !self.dirty.is_empty() && self.flights.back().is_some_and(|flight| Some(flight.mtime) == self.mtime) {
+            self.mtime = self.mtime.map(|time| time.after_nanos(1)); // what is left will have it, and so it is shown
         }
     }
 
@@ -414,11 +435,18 @@ impl State {
         let reserved = cost.min(self.reserved);
         self.reserved -= reserved;
         self.sealed += 1;
+        // Each commit has a time of its own, by which others see that there was one: kernels compare only that and the size.
+        let mut mtime = self.mtime.unwrap_or_default();
+        let before = self.flights.back().map(|flight| flight.mtime);
+        while Some(mtime) == before || mtime == self.attr.mtime {
+            mtime = before.filter(|before| *before > mtime).unwrap_or(mtime).after_nanos(1);
+        }
+        self.mtime = Some(mtime);
         self.flights.push_back(Flight {
             append: self.appending,
             pieces,
             reserved,
-            mtime: self.mtime.unwrap_or_default(),
+            mtime,
             generation: self.generation,
             inline,
             shift: 0,
@@ -504,12 +532,86 @@ mod tests {
         state.seal_all(0);
         state.adopt(&file(200, 3));
         assert_eq!(state.overlay(0..1000), [(200, Bytes::from_static(b"abcde"))]);
+        state.adopt(&file(50, 4));
+        assert_eq!(state.overlay(0..1000), [(50, Bytes::from_static(b"abcde"))], "cut elsewhere");
+        assert_eq!(state.size(), 55);
+        state.adopt(&file(200, 5));
         state.committing = true;
-        state.adopt(&file(300, 4));
+        assert!(state.is_placed(205));
+        state.adopt(&file(300, 6));
+        assert!(state.is_placed(200) && !state.is_placed(201), "others' bytes are there, or ours");
         assert_eq!(append(&mut state, "f"), 205, "in the next flight; where the first comes the answer says");
         state.seal_all(0);
         let flights = state.flights.len();
         state.drop_front(flights);
         assert_eq!(append(&mut state, "g"), 300, "nothing is unsaved: at the end");
+    }
+
+    /// What another mount appends comes between flights, not within what one call wrote.
+    #[tokio::test]
+    async fn a_flight_ends_where_a_write_of_appended_bytes_ends() {
+        let inode = Inode::new(file(0, 1), 0);
+        let mut state = inode.lock();
+        let window = len_usize(u64::from(state.attr.chunk_size));
+        let mut ends = Vec::new();
+        for _ in 0..5 {
+            let (at, _) = state.write(None, Bytes::from(vec![7; window / 3 * 2]), Time::default(), Instant::now());
+            ends.push(at + len_u64(window / 3 * 2));
+            state.seal_full(at..ends[ends.len() - 1]);
+        }
+        assert!(state.flights.len() > 1);
+        assert!(state.flights.iter().all(|flight| ends.contains(&flight.end())), "{ends:?}");
+    }
+
+    /// A kernel that keeps pages tells two versions of a file apart by size and time.
+    #[tokio::test]
+    async fn each_flight_has_a_time_of_its_own() {
+        let inode = Inode::new(file(0, 1), 0);
+        let mut state = inode.lock();
+        let (at, window) = (Time { secs: 9, nanos: 999_999_999 }, len_usize(u64::from(state.attr.chunk_size)));
+        state.attr.mtime = at;
+        for number in 0..3 {
+            state.write(Some(number * len_u64(window)), Bytes::from(vec![7; window]), at, Instant::now());
+            state.seal_full(number * len_u64(window)..(number + 1) * len_u64(window));
+        }
+        let times: Vec<Time> = state.flights.iter().map(|flight| flight.mtime).collect();
+        assert_eq!(times, [0, 1, 2].map(|nanos| Time { secs: 10, nanos }));
+        let shown = state.with_unsaved(&state.attr.clone());
+        assert_eq!(shown.mtime, times[2], "it does not change once more when they are saved");
+        state.write(Some(0), Bytes::from_static(b"x"), Time { secs: 20, nanos: 5 }, Instant::now());
+        state.seal_all(0);
+        assert_eq!(state.flights.back().unwrap().mtime, Time { secs: 20, nanos: 5 });
+        state.attr.mtime = Time { secs: 99, nanos: 0 }; // set by somebody
+        for nanos in [5, 6] {
+            state.write(Some(0), Bytes::from_static(b"y"), Time { secs: 30, nanos: 5 }, Instant::now());
+            state.seal_all(0);
+            assert_eq!(state.flights.back().unwrap().mtime, Time { secs: 30, nanos });
+        }
+        let start = 9 * len_u64(window);
+        state.write(Some(start), Bytes::from(vec![7; window + 1]), Time { secs: 40, nanos: 0 }, Instant::now());
+        state.seal_full(start..start + len_u64(window) + 1);
+        let shown = state.with_unsaved(&state.attr.clone()).mtime;
+        state.seal_all(0);
+        assert_eq!(state.with_unsaved(&state.attr.clone()).mtime, shown, "closing it changes nothing");
+    }
+
+    /// What is placed here comes before it, and others' bytes are not covered by what was appended here.
+    #[tokio::test]
+    async fn appended_bytes_follow_the_end_also_behind_placed_ones() {
+        let inode = Inode::new(file(10, 1), 0);
+        let mut state = inode.lock();
+        state.write(Some(10), Bytes::from_static(b"placed"), Time::default(), Instant::now());
+        assert_eq!(append(&mut state, "abc"), 16);
+        state.adopt(&file(100, 2));
+        assert_eq!(state.overlay(10..1000), [(10, Bytes::from_static(b"placed")), (100, Bytes::from_static(b"abc"))]);
+        state.adopt(&file(0, 3));
+        assert_eq!(state.overlay(0..1000), [(10, Bytes::from_static(b"placedabc"))]);
+        let placed = state.flights.len();
+        state.drop_front(placed);
+        state.adopt(&file(16, 4));
+        state.seal_all(0);
+        state.committing = true;
+        state.adopt(&file(50, 5));
+        assert_eq!(state.overlay(0..1000), [], "they are others', or ours and committed");
     }
 }

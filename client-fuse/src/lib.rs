@@ -62,7 +62,7 @@ mod testing;
 mod tests;
 mod write;
 
-pub use client::{AdminLink, Client, Listing, NewMode};
+pub use client::{AdminLink, Client, Listing, NewMode, Versions};
 pub use config::ClientConfig;
 pub use files::{Fallocate, Progress, Seek};
 pub use handle::{Handle, OpenFlags};

@@ -10,7 +10,7 @@ use crate::meta::unexpected;
 use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::proto::lock::{LOCK_END, Lock, LockAsk, LockHolder, LockKind, LockSpace, Locked};
-use common::proto::meta::{Answer, Attr, Cred, Op, Outcome, Query};
+use common::proto::meta::{Answer, Cred, Op, Outcome, Query};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -174,11 +174,6 @@ impl Client {
             Err(_) => self.core.close_later(owner, taken),
         }
         unlocked.and(saved)
-    }
-
-    /// Attributes of a file that is open here, if they are known: as of the last answer about it.
-    pub fn known(&self, ino: InodeId) -> Option<Attr> {
-        Some(self.core.find(ino)?.lock().attr.clone())
     }
 }
 

@@ -18,7 +18,7 @@ use common::proto::meta::{Alive, Answered, Applied, Ask, Cred, Op, Outcome, Quer
 use common::proto::opens::{OpenAsk, OpenReport};
 use common::world::World;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,9 @@ pub(crate) struct Meta {
     witness: Mutex<(Instant, LogIndex)>,
     reopening: tokio::sync::Mutex<()>,
     fetching_map: tokio::sync::Mutex<()>,
+    /// How often the metadata went back to a backup under this client.
+    lives: AtomicU64,
+    on_new_life: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// A change that was sent and whose outcome is not known: send it again under the same slot.
@@ -82,7 +85,19 @@ impl Meta {
             witness: Mutex::new((Instant::now(), index)),
             reopening: tokio::sync::Mutex::new(()),
             fetching_map: tokio::sync::Mutex::new(()),
+            lives: AtomicU64::new(0),
+            on_new_life: OnceLock::new(),
         })
+    }
+
+    /// What to do when the metadata went back to a backup, when the session of the new life is there. Set once.
+    pub(crate) fn on_new_life(&self, tell: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.on_new_life.set(tell);
+    }
+
+    /// How often the metadata went back to a backup under this client.
+    pub(crate) fn lives(&self) -> u64 {
+        self.lives.load(Ordering::Acquire)
     }
 
     /// When an operation that starts now has to end.
@@ -275,9 +290,12 @@ impl Meta {
             self.note(index);
         } else {
             self.index.store(index.0, Ordering::Release);
+            self.lives.fetch_add(1, Ordering::AcqRel);
         }
+        let is_new_life = session.epoch != old.epoch;
         *self.witness.lock().expect("no panic holds this lock") = (Instant::now(), index);
         *self.session.lock().expect("no panic holds this lock") = Arc::new(session);
+        self.on_new_life.get().filter(|_| is_new_life).into_iter().for_each(|tell| tell());
         Ok(())
     }
 

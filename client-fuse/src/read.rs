@@ -6,6 +6,7 @@
 use crate::cache::{Find, Worth};
 use crate::chunks::Spot;
 use crate::core::Core;
+use crate::dirty::Placed;
 use crate::extents::{Extents, Part};
 use crate::handle::Inside;
 use crate::inode::Inode;
@@ -20,6 +21,7 @@ use futures::future::try_join_all;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
@@ -36,6 +38,9 @@ const EXTENTS_AHEAD: u64 = 8 << 30;
 /// Times one read begins anew because the file was changed elsewhere between its length and its bytes. One that is changed all
 /// the time shows a mixture at last, as a local file may.
 const READ_ROUNDS_MAX: u32 = 16;
+/// How long a read waits for a commit under way that decides where appended bytes come. Short: whoever waits for this mount
+/// to forget the file waits for the read as well.
+const PLACED_LIMIT: Duration = Duration::from_millis(30);
 /// Rounds of asking for extents in one read: more mean that the file changes all the time.
 const EXTENT_ROUNDS_MAX: u32 = 64;
 /// The longest stretch that is read around a place, in bytes.
@@ -100,13 +105,14 @@ impl Core {
     }
 
     async fn read_one_version(self: &Arc<Self>, handle: &Inside, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
+        let placed_by = Instant::now() + PLACED_LIMIT;
         for _ in 1..READ_ROUNDS_MAX {
-            let (out, version) = self.read_once(handle, offset, len).await?;
+            let (out, version) = self.read_once(handle, offset, len, placed_by).await?;
             if handle.inode.lock().attr.version == version {
                 return Ok(out);
             }
         }
-        Ok(self.read_once(handle, offset, len).await?.0)
+        Ok(self.read_once(handle, offset, len, placed_by).await?.0)
     }
 
     /// As [`Core::read`], and the version that its length is of. If it is not the file's version afterwards, bytes may be of
@@ -116,17 +122,14 @@ impl Core {
         handle: &Inside,
         offset: u64,
         len: u32,
+        placed_by: Instant,
     ) -> Result<(Vec<Bytes>, DataVersion), Fault> {
         let inode = &handle.inode;
         self.refresh(inode, &handle.cred).await?;
-        let (range, overlay, chunk_size, version) = {
-            let state = inode.lock();
-            let end = state.size().min(offset.saturating_add(u64::from(len)));
-            if offset >= end {
-                return Ok((Vec::new(), state.attr.version));
-            }
-            (offset..end, state.overlay(offset..end), u64::from(state.attr.chunk_size), state.attr.version)
-        };
+        let (range, overlay, chunk_size, version) = self.unsaved(inode, offset, len, placed_by).await;
+        if range.is_empty() {
+            return Ok((Vec::new(), version));
+        }
         let most = READ_AHEAD_MAX.min(self.cache.loading_max() / 2);
         let ahead = handle.ahead.lock().expect("no panic holds this lock").note(&range, chunk_size, most);
         if let Some(ahead) = ahead.clone().filter(|ahead| !ahead.is_empty()) {
@@ -147,6 +150,33 @@ impl Core {
         }
         add(&self.counters.read_bytes, range.end - range.start);
         Ok((out, version))
+    }
+
+    /// The range that is read, what is unsaved of it, and the chunk size and version of that moment. If where unsaved bytes come
+    /// is being decided that is waited for, up to `placed_by`; then those are shown that lie behind the end.
+    async fn unsaved(
+        &self,
+        inode: &Inode,
+        offset: u64,
+        len: u32,
+        placed_by: Instant,
+    ) -> (Range<u64>, Vec<Placed>, u64, DataVersion) {
+        let mut late = false;
+        loop {
+            let landed = inode.changed.notified();
+            tokio::pin!(landed);
+            landed.as_mut().enable();
+            {
+                let state = inode.lock();
+                let end = state.size().min(offset.saturating_add(u64::from(len)));
+                if late || state.is_placed(end) {
+                    let range = offset..end.max(offset);
+                    let overlay = if range.is_empty() { Vec::new() } else { state.overlay(range.clone()) };
+                    return (range, overlay, u64::from(state.attr.chunk_size), state.attr.version);
+                }
+            }
+            late = timeout_at(placed_by, landed).await.is_err();
+        }
     }
 
     /// The extent around a byte, as [`Around`]. `None`: it is too long, or not known any more, or the file changes.

@@ -37,6 +37,8 @@ const END: u64 = u64::MAX;
 const FAULT_SHARE: u32 = 4;
 
 /// Last sequence number and reply of each slot.
+/// What files are, and hold.
+pub(crate) type Files = BTreeMap<InodeId, (Attr, Extents)>;
 type Slots = BTreeMap<u16, (u64, Result<Applied, Fault>)>;
 
 pub(crate) struct FakeCluster(Mutex<Cluster>);
@@ -44,11 +46,12 @@ pub(crate) struct FakeCluster(Mutex<Cluster>);
 pub(crate) struct Cluster {
     pub(crate) chunk_size: u32,
     secret: Secret,
+    epoch: Epoch,
     index: u64,
     /// Commits with an older witness are told to touch again.
     horizon: u64,
     sessions: BTreeMap<SessionId, Slots>,
-    files: BTreeMap<InodeId, (Attr, Extents)>,
+    files: Files,
     names: BTreeMap<Vec<u8>, InodeId>,
     chunk_lens: BTreeMap<ChunkId, u32>,
     pub(crate) orphans: BTreeSet<InodeId>,
@@ -88,6 +91,7 @@ impl FakeCluster {
         FakeCluster(Mutex::new(Cluster {
             chunk_size,
             secret: Secret([3; 32]),
+            epoch: Epoch(1),
             index: 10,
             horizon: 0,
             sessions: BTreeMap::new(),
@@ -125,6 +129,18 @@ impl Cluster {
 
     /// Every session has ended.
     pub(crate) fn forget_sessions(&mut self) {
+        self.sessions.clear();
+    }
+
+    /// What files hold.
+    pub(crate) fn backup(&self) -> Files {
+        self.files.clone()
+    }
+
+    /// A new life begins from what files held then.
+    pub(crate) fn restore(&mut self, backup: Files) {
+        self.files = backup;
+        self.epoch = Epoch(self.epoch.0 + 1);
         self.sessions.clear();
     }
 
@@ -202,7 +218,7 @@ impl Cluster {
         };
         ClusterMap {
             cluster: ClusterId(1),
-            epoch: Epoch(1),
+            epoch: self.epoch,
             version: 1,
             replicas: 3,
             min_replicas: 2,
@@ -239,8 +255,8 @@ impl Cluster {
         self.index += 1;
         if let Op::OpenSession { .. } | Op::OpenAttending { .. } = &request.op {
             self.sessions.entry(request.session).or_default();
-            let write_token = self.secret.write_token(request.session, Epoch(1));
-            let outcome = Outcome::Session { epoch: Epoch(1), write_token, timeout_ms: 60_000 };
+            let write_token = self.secret.write_token(request.session, self.epoch);
+            let outcome = Outcome::Session { epoch: self.epoch, write_token, timeout_ms: 60_000 };
             return Ok(Applied { outcome, index: LogIndex(self.index) });
         }
         let slots = self.sessions.get(&request.session).ok_or_else(|| fault(Kind::NoSession, "unknown session"))?;
@@ -375,7 +391,7 @@ impl Cluster {
         if !self.sessions.contains_key(&ask.session) {
             return Err(fault(Kind::NoSession, "unknown session"));
         }
-        let secret = self.secret;
+        let secret = (self.secret, self.epoch);
         let session = ask.session;
         let find = |ino: &InodeId| self.files.get(ino).ok_or_else(|| fault(Kind::NotFound, "no such inode"));
         let run = |extents: &Extents, from: u64, to: u64| {
@@ -404,7 +420,7 @@ impl Cluster {
 
     fn put(&mut self, server: ServerId, auth: WriteAuth, chunk: ChunkRef, bytes: &[u8]) -> Result<Receipt, Fault> {
         assert_eq!(ChunkId::of(bytes), chunk.id);
-        assert_eq!(auth.token, self.secret.write_token(auth.attempt.session, Epoch(1)));
+        assert_eq!(auth.token, self.secret.write_token(auth.attempt.session, self.epoch));
         let lost = self.chance(FAULT_SHARE * 2);
         let there = self.servers.get_mut(&server).unwrap();
         if there.down || there.breaks || lost {
@@ -425,9 +441,9 @@ fn carry(extents: &mut Extents, version: DataVersion) {
     extents.learn(version, 0, &ExtentRun { extents: all, covered: END });
 }
 
-fn with_token(mut extent: Extent, secret: Secret, session: SessionId) -> Extent {
+fn with_token(mut extent: Extent, (secret, epoch): (Secret, Epoch), session: SessionId) -> Extent {
     if let Source::Chunk { id, .. } = &extent.data {
-        extent.token = secret.read_token(*id, session, Epoch(1));
+        extent.token = secret.read_token(*id, session, epoch);
     }
     extent
 }
@@ -516,7 +532,7 @@ impl Servers for FakeCluster {
             if !cluster.sessions.contains_key(&session) {
                 return Err(fault(Kind::NoSession, "unknown session"));
             }
-            Ok(Alive { index: LogIndex(cluster.index), map_version: 1, epoch: Epoch(1) })
+            Ok(Alive { index: LogIndex(cluster.index), map_version: 1, epoch: cluster.epoch })
         })
     }
 
@@ -604,7 +620,7 @@ impl Servers for FakeCluster {
             if server.down {
                 return Err(fault(Kind::Unavailable, "not reached"));
             }
-            assert_eq!(token, cluster.secret.read_token(chunk, session, Epoch(1)), "no right to read");
+            assert_eq!(token, cluster.secret.read_token(chunk, session, cluster.epoch), "no right to read");
             let bytes = server.chunks.get(&chunk).ok_or_else(|| fault(Kind::NotFound, "no such chunk"))?;
             let chunk_len = len_u32(bytes.len());
             let start = offset / HASH_GROUP_LEN * HASH_GROUP_LEN;

@@ -367,6 +367,30 @@ async fn a_lost_session_is_told_to_who_had_unsaved_data_and_to_nobody_else() {
     assert_eq!(bytes_of(&client, &again, 0, 10).await.unwrap(), b"new");
 }
 
+/// Data versions go back with the metadata: one that was heard of in the old life says nothing in the new one.
+#[tokio::test(start_paused = true)]
+async fn an_open_file_follows_the_metadata_back_to_a_backup() {
+    let cluster = Arc::new(FakeCluster::new(1, CHUNK));
+    let client = client(&cluster).await;
+    let handle = create(&client, "f", READ_WRITE).await;
+    let write = async |text: &'static [u8]| {
+        client.write(&handle, 0, Bytes::from_static(text)).await.unwrap();
+        client.fsync(&handle).await.unwrap();
+    };
+    write(b"in the backup").await;
+    let backup = cluster.lock().backup();
+    write(b"later").await;
+    write(b"and later").await;
+    let losses = client.all_losses();
+    assert_eq!(bytes_of(&client, &handle, 0, 20).await.unwrap(), b"and laterckup");
+    cluster.lock().restore(backup);
+    client.getattr(&Cred::default(), handle.ino()).await.unwrap(); // opens a new session
+    assert_eq!(bytes_of(&client, &handle, 0, 20).await.unwrap(), b"in the backup");
+    assert_eq!(client.all_losses(), losses + 1, "pages of the old life are not kept");
+    write(b"new").await;
+    assert_eq!(bytes_of(&client, &handle, 0, 20).await.unwrap(), b"newthe backup");
+}
+
 /// What the state machine refuses, it refuses without taking anything from the session.
 #[tokio::test(start_paused = true)]
 async fn refused_changes_leave_their_slots_free() {
@@ -477,7 +501,9 @@ async fn a_removed_file_lives_until_its_last_handle_is_released() {
     assert_eq!(bytes_of(&client, &handle, 0, 10).await.unwrap(), b"here");
     client.write(&handle, 4, Bytes::from_static(b"more")).await.unwrap();
     assert_eq!(cluster.lock().orphans.len(), 1);
+    let commits = cluster.lock().commits;
     client.release(&handle).await.unwrap();
+    assert_eq!(cluster.lock().commits, commits + 1, "another mount may have it open");
     tokio::time::sleep(Duration::from_secs(1)).await; // paused clock: lets the release request run
     assert!(cluster.lock().orphans.is_empty());
     assert!(client.core.files().is_empty());

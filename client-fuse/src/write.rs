@@ -292,7 +292,12 @@ async fn land(core: &Arc<Core>, inode: &Arc<Inode>) {
             Some((pending, batch)) => core.commit_pending(inode, pending, batch, &mut open).await,
             None => core.land_next(inode, &mut open).await,
         };
-        inode.lock().committing = open.is_some();
+        {
+            let mut state = inode.lock();
+            state.committing = open.is_some();
+            state.follow_end();
+        }
+        inode.changed.notify_waiters();
         let Err(fault) = result else {
             pause = RETRY_PAUSE;
             continue;
@@ -404,9 +409,14 @@ impl Core {
             let op = Op::Commit(batch.commit(inode, self.meta.attempt().attempt));
             let writer = inode.writer();
             if batch.is_full(inode) {
+                let losses = self.leases.losses();
                 let decided = self.decide_with(&writer, &op, &batch.chunks, deadline).await;
                 if let Some(outcome) = decided.map_err(|fault| self.of_others(session, fault))? {
-                    return self.landed(inode, &batch, outcome);
+                    let landed = self.landed(inode, &batch, outcome);
+                    if self.leases.losses() != losses {
+                        inode.lock().lost_version(); // perhaps this one, before it was noted here
+                    }
+                    return landed;
                 }
             }
             let change = match self.config.leases {

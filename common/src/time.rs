@@ -12,6 +12,16 @@ pub struct Time {
     pub nanos: u32,
 }
 
+impl Time {
+    /// So many nanoseconds later, below 1,000,000,000.
+    pub fn after_nanos(self, nanos: u32) -> Time {
+        match self.nanos + nanos {
+            all @ 1_000_000_000.. => Time { secs: self.secs.saturating_add(1), nanos: all - 1_000_000_000 },
+            all => Time { nanos: all, ..self },
+        }
+    }
+}
+
 /// Where wall-clock times come from.
 pub trait Clock: Send + Sync + 'static {
     /// Now.

@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
+use nix::fcntl::OFlag;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,9 +30,10 @@ fn records_each(all: u64) -> u64 {
     all / common::units::len_u64(MOUNTS.len() * WRITERS)
 }
 
-/// Appends them, one `write` each, now and then synced.
+/// Appends them, one `write` each, now and then synced; every other pair of writers has each write synced by itself.
 fn append(path: &Path, writer: usize, records: u64, appended: &AtomicU64) {
-    let mut file = OpenOptions::new().append(true).open(path).unwrap();
+    let flags = if writer % 4 < 2 { OFlag::empty() } else { OFlag::O_DSYNC };
+    let mut file = OpenOptions::new().append(true).custom_flags(flags.bits()).open(path).unwrap();
     for number in 0..records {
         file.write_all(&record(writer, number)).unwrap();
         appended.fetch_add(1, Ordering::SeqCst);

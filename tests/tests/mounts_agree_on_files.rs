@@ -10,12 +10,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tests::cluster::Cluster;
+use tests::cluster::{Cluster, PROCESS_LIMIT};
 use tests::content::{Content, full};
+use tests::wait::wait_until;
 
-/// Longer than a lease, shorter than a session.
+const MOUNTS: [&str; 3] = ["a", "b", "c"];
+/// Longer than a lease, shorter than a session, and than others wait for what a mount has decided by itself.
 const STANDSTILL: Duration = Duration::from_secs(3);
+/// Between two disturbances.
+const BETWEEN: Duration = Duration::from_secs(2);
 
 /// The mounts' views of one directory, and how often they were compared.
 struct Views {
@@ -25,7 +30,7 @@ struct Views {
 
 impl Views {
     fn new(cluster: &mut Cluster) -> Views {
-        let dirs: Vec<PathBuf> = ["a", "b", "c"].iter().map(|name| cluster.mount(name).join("dir")).collect();
+        let dirs: Vec<PathBuf> = MOUNTS.iter().map(|name| cluster.mount(name).join("dir")).collect();
         fs::create_dir(&dirs[0]).unwrap();
         Views { dirs, checks: 0 }
     }
@@ -172,9 +177,76 @@ fn what_one_mount_does_all_mounts_see() {
         views.round(round);
     }
     eprintln!("{} checks", views.checks);
-    for name in ["a", "b", "c"] {
+    for name in MOUNTS {
         cluster.unmount(name);
     }
+}
+
+/// Rounds, while something is done to the cluster again and again: at least so many and so often.
+fn rounds_while(disturb: impl Fn(&Cluster, u64) + Send, (rounds_min, times_min): (usize, u64)) {
+    let mut cluster = Cluster::start();
+    let mut views = Views::new(&mut cluster);
+    let (times, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let rounds = std::thread::scope(|scope| {
+        let (cluster, times, over) = (&cluster, &times, &over);
+        // Also if a round panics: the scope waits for the thread.
+        let _ends = Ends(over);
+        scope.spawn(move || {
+            while !over.load(Ordering::SeqCst) {
+                std::thread::sleep(BETWEEN);
+                disturb(cluster, times.fetch_add(1, Ordering::SeqCst));
+            }
+        });
+        let mut round = 0;
+        while round < rounds_min || times.load(Ordering::SeqCst) <= times_min {
+            views.round(round);
+            round += 1;
+        }
+        round
+    });
+    eprintln!("{} checks in {rounds} rounds, disturbed {} times", views.checks, times.load(Ordering::SeqCst));
+    for name in MOUNTS {
+        cluster.unmount(name);
+    }
+}
+
+/// Says that it is over when it goes.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn what_one_mount_does_all_mounts_see_while_leaders_die() {
+    tests::skip_if!(no_mount);
+    let kill_leader = |cluster: &Cluster, _| {
+        let leader = cluster.leader();
+        cluster.kill(&[&leader]);
+        cluster.start_server(&leader);
+        wait_until("all metaservers to be up", PROCESS_LIMIT, || {
+            let ended = cluster.dfs(&["admin", "status", "--json"]);
+            let status: serde_json::Value = serde_json::from_slice(&ended.out).unwrap_or_default();
+            let all = status["metaservers"].as_array();
+            all.is_some_and(|all| all.iter().all(|server| server["up"] == true))
+        });
+    };
+    rounds_while(kill_leader, if full() { (800, 100) } else { (20, 3) });
+}
+
+/// What it has answered for is not lost, and what others change meanwhile it does not show old.
+#[test]
+fn what_one_mount_does_all_mounts_see_while_mounts_stand_still() {
+    tests::skip_if!(no_mount);
+    let stop_a_mount = |cluster: &Cluster, time: u64| {
+        let name = MOUNTS[usize::try_from(time).unwrap() % MOUNTS.len()];
+        assert!(cluster.signal_if_running(name, Signal::SIGSTOP));
+        std::thread::sleep(STANDSTILL);
+        assert!(cluster.signal_if_running(name, Signal::SIGCONT));
+    };
+    rounds_while(stop_a_mount, if full() { (800, 100) } else { (20, 3) });
 }
 
 #[test]
@@ -208,7 +280,7 @@ fn a_mount_that_stood_still_shows_nothing_old() {
         fs::remove_file(views.dirs[1].join("gone")).unwrap();
         fs::set_permissions(&a, fs::Permissions::from_mode(0o600)).unwrap();
     }
-    for name in ["a", "b", "c"] {
+    for name in MOUNTS {
         cluster.unmount(name);
     }
 }

@@ -122,3 +122,55 @@ fn a_read_after_a_durable_write_sees_it() {
     cluster.unmount("here");
     cluster.unmount("there");
 }
+
+/// A file of which single blocks are written: the kernel has most of it, and drops it again and again.
+const FEW: usize = 256;
+
+/// Whoever reads hears of each block that another mount has made durable, however many read meanwhile: also while the kernel drops
+/// the pages that it has.
+#[test]
+fn a_read_sees_each_block_that_another_mount_synced() {
+    tests::skip_if!(no_mount);
+    let mut cluster = Cluster::start();
+    let (here, there) = (cluster.mount("here"), cluster.mount("there"));
+    let path = |mount: &Path| mount.join("file");
+    fs::write(path(&there), (0..FEW).flat_map(|at| block(at, 0)).collect::<Vec<u8>>()).unwrap();
+    let floors: Vec<AtomicU64> = (0..FEW).map(|_| AtomicU64::new(0)).collect();
+    let (checks, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let seed: u64 = rand::random();
+    eprintln!("seed {seed}");
+    let read = |reader: u64| {
+        let mut random = StdRng::seed_from_u64(seed.wrapping_add(reader));
+        let (file, mut bytes) = (File::open(path(&here)).unwrap(), vec![0; BLOCK]);
+        while !stop.load(Ordering::Relaxed) {
+            let at = random.random_range(0..FEW);
+            let least = floors[at].load(Ordering::SeqCst);
+            file.read_exact_at(&mut bytes, len_u64(at * BLOCK)).unwrap();
+            let found = stamp_of(at, &bytes);
+            assert!(found >= least, "block {at}: {found}, but {least} was durable before the read began (seed {seed})");
+            checks.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let limit = Duration::from_secs(if full() { 120 } else { 10 });
+    let writes = std::thread::scope(|scope| {
+        let readers: Vec<_> = (1..=READERS).map(|reader| scope.spawn(move || read(reader))).collect();
+        let mut random = StdRng::seed_from_u64(seed);
+        let file = fs::OpenOptions::new().read(true).write(true).open(path(&there)).unwrap();
+        let (began, mut stamp) = (Instant::now(), 0);
+        while began.elapsed() < limit && !readers.iter().any(std::thread::ScopedJoinHandle::is_finished) {
+            let at = random.random_range(0..FEW);
+            stamp += 1;
+            file.write_all_at(&block(at, stamp), len_u64(at * BLOCK)).unwrap();
+            file.sync_data().unwrap();
+            floors[at].store(stamp, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(random.random_range(0..6)));
+        }
+        stop.store(true, Ordering::Relaxed);
+        stamp
+    });
+    let checks = checks.load(Ordering::Relaxed);
+    eprintln!("{writes} writes, {checks} reads");
+    assert!(writes > 100 && checks > 10_000, "{writes} writes and {checks} reads are no test");
+    cluster.unmount("here");
+    cluster.unmount("there");
+}

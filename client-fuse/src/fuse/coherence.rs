@@ -9,9 +9,16 @@
 //! - attributes (and ACLs) one inode at a time, and the pages of files that are open. Pages of a file that is closed stay: they are
 //!   kept at the next open only if they are of the right version.
 //!
+//! What comes with a listing (`READDIRPLUS`) the kernel takes in when the program that lists gets to run again, and gives
+//! it the epoch of that moment, not of the one when it asked. So whoever makes it forget waits for a moment after such an
+//! answer. (A program that does not get to run within [`LISTED_WAIT`] is not covered.)
+//!
 //! A read between the moment when something was forgotten and the moment when the other mount's change is done may bring
 //! old pages back. So a file that is open is asked about until its lease is back ([`Shared::recheck`]), and pages of another
-//! version go then.
+//! version go then. The kernel by itself drops pages when it hears of another time of change, but lets other readers
+//! have them until it is through, and does not listen to an answer that crosses a notification. So before it is told
+//! attributes that it asks for, the pages of older versions are gone ([`Shared::drop_stale_pages`]); and while there are
+//! any, it is told nothing that it may believe without asking.
 //!
 //! A read that is answered with fewer bytes than the kernel takes the file to have makes it take the file for shorter, unless it
 //! was told to forget the file after it asked: then it shows zeros up to the old end. So what it has asked for is answered before
@@ -23,18 +30,19 @@
 use super::Shared;
 use bytes::Bytes;
 use client_fuse::Around;
-use common::id::InodeId;
+use common::id::{DataVersion, InodeId};
 use common::name::Name;
 use common::proto::meta::{Attr, Cred, MODE_ACL, MODE_DEFAULT_ACL};
 use common::units::{len_u32, len_u64};
 use fuser::{INodeNo, Notifier};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// `FUSE_NOTIFY_STORE`.
@@ -49,6 +57,8 @@ const READS_LIMIT: Duration = Duration::from_millis(300);
 /// How long it is waited until all that the kernel has asked for is taken, and how often that is looked at.
 const QUEUE_LIMIT: Duration = Duration::from_millis(5);
 const QUEUE_LOOK: Duration = Duration::from_micros(100);
+/// How long a program that waits for a listing takes to run again, and the kernel to take in what it shows.
+const LISTED_WAIT: Duration = Duration::from_millis(10);
 /// Pauses between two questions about a file whose lease is gone; the last one again and again.
 const RECHECKS: [Duration; 6] = [
     Duration::from_millis(2),
@@ -65,8 +75,12 @@ pub(super) struct Coherence {
     /// Held by who shows something to the kernel; passed by who makes it forget.
     gate: RwLock<()>,
     device: OnceLock<Device>,
-    /// Files that are being asked about.
-    rechecking: Mutex<BTreeSet<InodeId>>,
+    /// When the last listing was written of which something may be believed.
+    listed: Mutex<Option<Instant>>,
+    /// Pages of a file were dropped.
+    dropped: Notify,
+    /// Files that are being asked about; told when they are forgotten once more.
+    rechecking: Mutex<BTreeMap<InodeId, Arc<Notify>>>,
 }
 
 struct Device {
@@ -122,6 +136,19 @@ impl Coherence {
         let _ = self.device.set(Device { notifier, has_epochs: epochs.is_ok(), connection: file });
     }
 
+    /// A listing was written of which something may be believed: by who holds [`Shared::showing`].
+    pub(super) fn listed(&self) {
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Waits until what was listed by now is with the kernel. Blocks.
+    fn wait_for_listings(&self) {
+        let listed = *self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rest) = listed.and_then(|at| LISTED_WAIT.checked_sub(at.elapsed())) {
+            std::thread::sleep(rest);
+        }
+    }
+
     /// Gives the kernel these bytes of a file: how many. If it does not take them, it will ask.
     pub(super) fn give(&self, ino: InodeId, at: u64, pieces: &[Bytes]) -> u64 {
         let Some(device) = self.device.get() else { return 0 };
@@ -169,6 +196,8 @@ impl Shared {
             None => self.client.certain(attr.ino),
         };
         match certain {
+            // The kernel drops pages when it hears of another time; who reads meanwhile is to ask, and waits.
+            Some((certain, _)) if self.has_stale_pages(certain.ino) => show(&certain, Duration::ZERO),
             Some((certain, left)) => show(&certain, left),
             None => show(attr, Duration::ZERO),
         }
@@ -190,6 +219,7 @@ impl Shared {
         self.runtime.block_on(self.warm.void(inodes));
         // What was shown of them before is with the kernel when this is through.
         drop(self.coherence.gate.write().unwrap_or_else(PoisonError::into_inner));
+        self.coherence.wait_for_listings();
         let Some(device) = self.coherence.device.get() else { return };
         if device.has_epochs
             && let Err(error) = raise_epoch(&device.connection)
@@ -229,19 +259,33 @@ impl Shared {
 
     /// Asks about a file that is open until the client has a lease of it again. See the module.
     pub(super) fn recheck_soon(self: &Arc<Self>, ino: InodeId) {
-        if self.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner).insert(ino) {
-            let shared = Arc::clone(self);
-            self.tasks.spawn_until_stop(async move {
-                shared.recheck(ino).await;
-                shared.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner).remove(&ino);
-            });
-        }
+        let again = {
+            let mut rechecking = self.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(again) = rechecking.get(&ino) {
+                return again.notify_one();
+            }
+            Arc::clone(rechecking.entry(ino).or_default())
+        };
+        let shared = Arc::clone(self);
+        self.tasks.spawn_until_stop(async move {
+            shared.recheck(ino, &again).await;
+            shared.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner).remove(&ino);
+            if tokio::time::timeout(Duration::ZERO, again.notified()).await.is_ok() {
+                shared.recheck_soon(ino); // it came just before that
+            }
+        });
     }
 
-    async fn recheck(self: &Arc<Self>, ino: InodeId) {
-        let pauses = RECHECKS.into_iter().chain(std::iter::repeat(RECHECKS[RECHECKS.len() - 1]));
-        for pause in pauses {
-            tokio::time::sleep(pause).await;
+    async fn recheck(self: &Arc<Self>, ino: InodeId, again: &Notify) {
+        let mut number = 0;
+        loop {
+            let pause = RECHECKS[number.min(RECHECKS.len() - 1)];
+            // Forgotten once more: what comes before the other mount's change is looked for from the beginning.
+            let forgotten = tokio::time::timeout(pause, again.notified()).await.is_ok();
+            number = if forgotten { 0 } else { number + 1 };
+            if forgotten {
+                continue;
+            }
             if !self.client.is_open(ino) {
                 return;
             }
@@ -253,20 +297,53 @@ impl Shared {
         }
     }
 
-    /// What the kernel keeps of a file is dropped if it is of another data version than the file has now.
+    /// True if the kernel may have pages of a file that is open which are older than what others have made of it.
+    fn has_stale_pages(&self, ino: InodeId) -> bool {
+        self.client.versions(ino).is_some_and(|versions| self.inodes.has_older_pages(ino, versions.since))
+    }
+
+    /// When this returns, no page that the kernel has of the file is older than what is known of the file now.
     pub(super) async fn drop_stale_pages(self: &Arc<Self>, ino: InodeId) {
-        let Some(attr) = self.client.known(ino) else { return };
-        if !self.inodes.opened(ino, attr.version) {
-            // On a thread of its own: the kernel may wait for pages that are being read.
-            let shared = Arc::clone(self);
-            let drop_all = move || {
-                let Some(device) = shared.coherence.device.get() else { return };
-                shared.wait_for_reads(device, &[ino]);
-                if let Err(error) = device.notifier.inval_inode(INodeNo(ino.0), 0, 0) {
-                    tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
-                }
-            };
-            let _ = tokio::task::spawn_blocking(drop_all).await; // a mount that ends needs none
+        self.inodes.lost(self.client.all_losses());
+        loop {
+            let over = self.coherence.dropped.notified(); // made before the look: hears of all that ends after it
+            let Some(versions) = self.client.versions(ino) else { return };
+            if !self.inodes.has_older_pages(ino, versions.since) {
+                return;
+            }
+            if self.inodes.begin_drop(ino) {
+                let mut dropping = Dropping { shared: Arc::clone(self), ino, version: None };
+                // On a thread of its own: the kernel may wait for pages that are being read. Once begun it goes on to its end.
+                let drop_all = move || {
+                    dropping.shared.drop_pages(ino);
+                    dropping.version = Some(versions.now);
+                };
+                let _ = tokio::task::spawn_blocking(drop_all).await; // a mount that ends needs none
+                return;
+            }
+            over.await;
         }
+    }
+
+    fn drop_pages(&self, ino: InodeId) {
+        let Some(device) = self.coherence.device.get() else { return };
+        self.wait_for_reads(device, &[ino]);
+        if let Err(error) = device.notifier.inval_inode(INodeNo(ino.0), 0, 0) {
+            tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
+        }
+    }
+}
+
+/// Held while the kernel drops its pages of a file.
+struct Dropping {
+    shared: Arc<Shared>,
+    ino: InodeId,
+    version: Option<DataVersion>,
+}
+
+impl Drop for Dropping {
+    fn drop(&mut self) {
+        self.shared.inodes.end_drop(self.ino, self.version);
+        self.shared.coherence.dropped.notify_waiters();
     }
 }

@@ -205,6 +205,7 @@ impl Shared {
     /// Fills the kernel's buffer with names and attributes: each but `.` and `..` counts as a lookup.
     pub(super) fn reply_rows_plus(&self, mut reply: ReplyDirectoryPlus, dir: InodeId, rows: &[Row]) {
         let _gate = self.showing(); // until it is written
+        let mut believed = false;
         for row in rows {
             let name = OsStr::from_bytes(&row.name);
             let number = INodeNo(row.ino.0);
@@ -214,6 +215,7 @@ impl Shared {
                     let mut full = false;
                     self.show_within(attr, Some((dir, checked)), |attr, ttl| {
                         self.inodes.shown(attr); // before the kernel can ask about it
+                        believed |= !ttl.is_zero();
                         full = reply.add(number, row.after, name, &ttl, &file_attr(attr), Generation(0));
                     });
                     if full {
@@ -227,6 +229,9 @@ impl Shared {
             }
         }
         reply.ok();
+        if believed {
+            self.coherence.listed();
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Open files: from the kernel's handle to the client's.
 
 use super::Shared;
-use super::inodes::without_privilege;
+use super::inodes::{Opening, without_privilege};
 use super::locks::Owners;
 use super::warm::Writing;
 use bytes::Bytes;
@@ -35,6 +35,8 @@ pub(super) struct OpenFile {
     flags: OpenFlags,
     /// Reads go round the kernel's pages.
     direct: bool,
+    /// The number of its opening, for [`Inodes::is_open`], until that was told; then 0.
+    opening: AtomicU64,
     /// What was locked through it and goes with it.
     owners: Owners,
     /// If it may write.
@@ -141,26 +143,43 @@ impl Shared {
     pub(super) fn register(self: &Arc<Self>, opened: Opened, flags: i32) -> (u64, FopenFlags) {
         let Opened { handle, flags: wanted, writing } = opened;
         self.inodes.lost(self.client.all_losses());
-        let is_current = self.inodes.opened(handle.ino(), handle.version());
-        let keep = is_current && !self.client.is_access_due(&handle);
-        if !self.client.is_leased(handle.ino()) {
+        let opening = self.inodes.opening(handle.ino(), handle.version());
+        let is_newest = self.client.versions(handle.ino()).is_none_or(|versions| versions.now == handle.version());
+        let keep = opening == Opening::Keep && is_newest && !self.client.is_access_due(&handle);
+        if !self.client.is_leased(handle.ino()) || !is_newest {
             self.recheck_soon(handle.ino()); // what is read from now on may be old by the time it is kept
         }
         let mut answer = FopenFlags::empty();
         let direct = OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT);
-        if direct {
+        // Through the kernel's pages it would come in pieces of a page, between which others may append. (That is so for who may
+        // read as well, who may want to map the file; and for writes above 1 MiB.)
+        let only_appends = wanted.append && !wanted.read;
+        if direct || only_appends {
             answer |= FopenFlags::FOPEN_DIRECT_IO;
-        } else if keep {
+        }
+        if keep && !direct {
             answer |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         let owners = Owners::default();
-        let number = self.files.insert(OpenFile { handle, flags: wanted, direct, owners, _writing: writing });
+        let opening = AtomicU64::new(if let Opening::Drop(number) = opening { number } else { 0 });
+        let file = OpenFile { handle, flags: wanted, direct, opening, owners, _writing: writing };
+        let number = self.files.insert(file);
         (number, answer)
+    }
+
+    /// The kernel asks through this file: it has opened it.
+    pub(super) fn is_open(&self, number: u64) {
+        let Ok(file) = self.files.get(number) else { return };
+        let opening = file.opening.swap(0, Ordering::Relaxed);
+        if opening != 0 {
+            self.inodes.is_open(file.handle.ino(), opening, file.handle.version());
+        }
     }
 
     /// Reads; the pieces go to the kernel by [`reply_pieces`].
     pub(super) async fn read_file(self: &Arc<Self>, number: u64, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
         let file = self.files.get(number)?;
+        self.is_open(number);
         let read = self.client.read(&file.handle, offset, len).await?;
         if self.fills
             && !file.direct

@@ -3,9 +3,9 @@
 //! Invariants:
 //! 1. An inode is here from the reply that first shows it to the kernel until the kernel has forgotten it as often as
 //!    it was shown (`lookups`), so memory is bounded by the kernel's own inode cache.
-//! 2. `pages` is the data version the kernel's pages were read at, if that is known (`has_pages`): not when a write
-//!    could not be saved, for written bytes are in the pages too. Pages are kept at an open only if the file still has
-//!    that version.
+//! 2. While `pages` is [`Pages::Of`], none of the kernel's pages of the file is older than the data version beside it, and
+//!    none has bytes that were written and could not be saved. Pages are kept at an open only if the file still has that
+//!    version.
 //! 3. `changed` is above the mark ([`Inodes::mark`]) taken before a listing began iff this mount changed the inode
 //!    since: attributes in that listing are then stale and must not reach the kernel (an old size would cut the file).
 
@@ -21,18 +21,51 @@ struct Known {
     lookups: u32,
     /// Setuid, or setgid with group execution: a write by other than root takes them away.
     privileged: bool,
-    has_pages: bool,
-    pages: DataVersion,
+    pages: Pages,
+    /// Of [`Pages::Of`] the version, of [`Pages::Opening`] the opening's number.
+    number: u64,
     changed: u64,
 }
 
 const _: () = assert!(size_of::<Known>() <= 24, "a million inodes");
 
+/// What the kernel's pages of a file are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Pages {
+    /// There are none.
+    #[default]
+    None,
+    /// Of this data version, or read later.
+    Of,
+    /// Nobody knows: of an older version, or written and not saved.
+    Unknown,
+    /// The kernel drops them while it opens the file. That it has, who asks through what was opened shows.
+    Opening,
+    /// The kernel is being told to drop them.
+    Dropping,
+}
+
+/// How the kernel is to treat its pages of a file that it opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// They are of that version.
+    Keep,
+    /// It is to drop them. With the number for [`Inodes::is_open`].
+    Drop(u64),
+}
+
+impl Known {
+    /// Nobody knows what its pages are.
+    fn spoil(&mut self) {
+        self.pages = Pages::Unknown;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Table {
     /// No hash table: of a million it takes 102 MB (of 40 bytes each), and 154 MB at once when it grows.
     known: BTreeMap<InodeId, Known>,
-    /// Counts changes made through this mount.
+    /// Counts changes made through this mount, and openings.
     clock: u64,
     /// How often changes that were decided here were lost, as far as is known.
     losses: u64,
@@ -80,18 +113,58 @@ impl Inodes {
         }
     }
 
-    /// A file is opened at this data version. True if the kernel's pages of it are of that version.
-    pub(crate) fn opened(&self, ino: InodeId, version: DataVersion) -> bool {
+    /// A file is being opened at this data version.
+    pub(crate) fn opening(&self, ino: InodeId, version: DataVersion) -> Opening {
         let mut table = self.table();
-        let Some(known) = table.known.get_mut(&ino) else { return false };
-        let same = known.has_pages && known.pages == version;
-        (known.has_pages, known.pages) = (true, version);
-        same
+        table.clock += 1;
+        let number = table.clock;
+        if let Some(known) = table.known.get_mut(&ino) {
+            match known.pages {
+                Pages::Of if known.number == version.0 => return Opening::Keep,
+                Pages::None => (known.pages, known.number) = (Pages::Of, version.0),
+                Pages::Of | Pages::Unknown | Pages::Opening => (known.pages, known.number) = (Pages::Opening, number),
+                Pages::Dropping => {}
+            }
+        }
+        Opening::Drop(number)
+    }
+
+    /// The kernel asks through what was opened with this number, at this version: it has dropped older pages.
+    pub(crate) fn is_open(&self, ino: InodeId, number: u64, version: DataVersion) {
+        if let Some(known) = self.table().known.get_mut(&ino)
+            && (known.pages, known.number) == (Pages::Opening, number)
+        {
+            (known.pages, known.number) = (Pages::Of, version.0);
+        }
+    }
+
+    /// True if the kernel may have pages of the file that are older than this version.
+    pub(crate) fn has_older_pages(&self, ino: InodeId, version: DataVersion) -> bool {
+        self.table().known.get(&ino).is_some_and(|known| match known.pages {
+            Pages::None => false,
+            Pages::Of => known.number < version.0,
+            Pages::Unknown | Pages::Opening | Pages::Dropping => true,
+        })
+    }
+
+    /// The kernel is to be told to drop its pages of the file, by the caller. False: it is being told.
+    pub(crate) fn begin_drop(&self, ino: InodeId) -> bool {
+        let mut table = self.table();
+        let known = table.known.get_mut(&ino).filter(|known| known.pages != Pages::Dropping);
+        known.map(|known| known.pages = Pages::Dropping).is_some()
+    }
+
+    /// That is over. `version`: what the file was when it began, if all was dropped.
+    pub(crate) fn end_drop(&self, ino: InodeId, version: Option<DataVersion>) {
+        if let Some(known) = self.table().known.get_mut(&ino).filter(|known| known.pages == Pages::Dropping) {
+            (known.pages, known.number) = version.map_or((Pages::Unknown, 0), |version| (Pages::Of, version.0));
+        }
     }
 
     /// True if the kernel's pages of the file are of this version.
     pub(crate) fn has_pages_of(&self, ino: InodeId, version: DataVersion) -> bool {
-        self.table().known.get(&ino).is_some_and(|known| known.has_pages && known.pages == version)
+        let table = self.table();
+        table.known.get(&ino).is_some_and(|known| (known.pages, known.number) == (Pages::Of, version.0))
     }
 
     /// So often changes that were decided here were lost. A version that was made by a lost one may be made once more by
@@ -99,7 +172,7 @@ impl Inodes {
     pub(crate) fn lost(&self, losses: u64) {
         let mut table = self.table();
         if std::mem::replace(&mut table.losses, losses) != losses {
-            table.known.values_mut().for_each(|known| known.has_pages = false);
+            table.known.values_mut().filter(|known| known.pages != Pages::None).for_each(Known::spoil);
         }
     }
 
@@ -108,7 +181,7 @@ impl Inodes {
         if outcome.is_err()
             && let Some(known) = self.table().known.get_mut(&ino)
         {
-            known.has_pages = false;
+            known.spoil();
         }
         outcome
     }
@@ -177,50 +250,102 @@ mod tests {
         }
     }
 
+    const FILE: InodeId = InodeId(7);
+
+    fn shown() -> Inodes {
+        let inodes = Inodes::default();
+        inodes.shown(&attr(FILE.0, 0o644));
+        inodes
+    }
+
+    /// Opens it, and asks through it if that dropped pages.
+    fn open(inodes: &Inodes, version: u64) -> bool {
+        let version = DataVersion(version);
+        match inodes.opening(FILE, version) {
+            Opening::Keep => true,
+            Opening::Drop(number) => {
+                inodes.is_open(FILE, number, version);
+                false
+            }
+        }
+    }
+
     #[test]
     fn an_inode_is_forgotten_after_as_many_lookups_as_it_was_shown() {
-        let inodes = Inodes::default();
+        let inodes = shown();
         inodes.shown(&attr(7, 0o644));
-        inodes.shown(&attr(7, 0o644));
-        inodes.opened(InodeId(7), DataVersion(1));
-        inodes.forget(InodeId(7), 1);
-        assert!(inodes.opened(InodeId(7), DataVersion(1)), "still known");
-        inodes.forget(InodeId(7), 1);
-        assert!(!inodes.opened(InodeId(7), DataVersion(1)), "forgotten with its page version");
+        open(&inodes, 1);
+        inodes.forget(FILE, 1);
+        assert!(open(&inodes, 1), "still known");
+        inodes.forget(FILE, 1);
+        assert!(!open(&inodes, 1), "forgotten with its page version");
         assert!(inodes.table().known.is_empty());
     }
 
     #[test]
     fn pages_are_kept_only_at_the_same_version() {
-        let inodes = Inodes::default();
-        inodes.shown(&attr(7, 0o644));
-        assert!(!inodes.opened(InodeId(7), DataVersion(1)));
-        assert!(inodes.opened(InodeId(7), DataVersion(1)));
-        assert!(!inodes.opened(InodeId(7), DataVersion(2)));
+        let inodes = shown();
+        assert!(!inodes.has_older_pages(FILE, DataVersion(9)), "there are none");
+        assert!(!open(&inodes, 1));
+        assert!(open(&inodes, 1));
+        assert!(!inodes.has_older_pages(FILE, DataVersion(1)) && inodes.has_older_pages(FILE, DataVersion(2)));
+        assert!(!open(&inodes, 2));
+        assert!(inodes.has_pages_of(FILE, DataVersion(2)));
+    }
+
+    /// Between the answer to an open and what is asked through it, the kernel has old pages.
+    #[test]
+    fn pages_are_dropped_when_the_kernel_asks_through_what_it_opened() {
+        let inodes = shown();
+        open(&inodes, 1);
+        let [Opening::Drop(first), Opening::Drop(second)] = [2, 2].map(|v| inodes.opening(FILE, DataVersion(v))) else {
+            panic!("they are of another version");
+        };
+        assert!(inodes.has_older_pages(FILE, DataVersion(1)), "as far as is known");
+        inodes.is_open(FILE, first, DataVersion(2));
+        assert!(inodes.has_older_pages(FILE, DataVersion(2)), "not the last one");
+        inodes.is_open(FILE, second, DataVersion(2));
+        assert!(inodes.has_pages_of(FILE, DataVersion(2)));
+    }
+
+    #[test]
+    fn pages_are_older_until_all_are_dropped() {
+        let inodes = shown();
+        open(&inodes, 1);
+        assert!(inodes.begin_drop(FILE) && !inodes.begin_drop(FILE), "one at a time");
+        assert!(!open(&inodes, 2), "they are not dropped yet");
+        assert!(inodes.has_older_pages(FILE, DataVersion(0)));
+        inodes.end_drop(FILE, Some(DataVersion(2)));
+        assert!(open(&inodes, 2));
+        assert!(inodes.begin_drop(FILE));
+        inodes.saved(FILE, Err(Fault::new(Kind::NoSession, "lost"))).unwrap_err();
+        inodes.end_drop(FILE, Some(DataVersion(2)));
+        assert!(inodes.has_older_pages(FILE, DataVersion(2)), "written meanwhile, and not saved");
+        assert!(inodes.begin_drop(FILE));
+        inodes.end_drop(FILE, None);
+        assert!(inodes.has_older_pages(FILE, DataVersion(2)));
     }
 
     #[test]
     fn pages_are_not_kept_after_a_write_that_could_not_be_saved() {
-        let inodes = Inodes::default();
-        inodes.shown(&attr(7, 0o644));
-        inodes.opened(InodeId(7), DataVersion(1));
-        inodes.saved(InodeId(7), Ok(())).unwrap();
-        assert!(inodes.opened(InodeId(7), DataVersion(1)));
-        inodes.saved(InodeId(7), Err(Fault::new(Kind::NoSession, "lost"))).unwrap_err();
-        assert!(!inodes.opened(InodeId(7), DataVersion(1)), "the version is the old one, the pages are not");
+        let inodes = shown();
+        open(&inodes, 1);
+        inodes.saved(FILE, Ok(())).unwrap();
+        assert!(open(&inodes, 1));
+        inodes.saved(FILE, Err(Fault::new(Kind::NoSession, "lost"))).unwrap_err();
+        assert!(!open(&inodes, 1), "the version is the old one, the pages are not");
     }
 
     #[test]
     fn pages_are_not_kept_after_changes_were_lost() {
-        let inodes = Inodes::default();
-        inodes.shown(&attr(7, 0o644));
-        inodes.opened(InodeId(7), DataVersion(2));
+        let inodes = shown();
+        open(&inodes, 2);
         inodes.lost(0);
-        assert!(inodes.has_pages_of(InodeId(7), DataVersion(2)));
+        assert!(inodes.has_pages_of(FILE, DataVersion(2)));
         inodes.lost(1);
-        assert!(!inodes.opened(InodeId(7), DataVersion(2)), "another mount made that version");
+        assert!(!open(&inodes, 2), "another mount made that version");
         inodes.lost(1);
-        assert!(inodes.opened(InodeId(7), DataVersion(2)), "once");
+        assert!(open(&inodes, 2), "once");
     }
 
     #[test]

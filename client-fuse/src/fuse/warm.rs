@@ -178,7 +178,7 @@ impl Shared {
 
     fn give_pages(self: &Arc<Self>, ino: InodeId, around: &Around) {
         let is_current = || {
-            let known = self.client.known(ino).is_some_and(|attr| attr.version == around.version);
+            let known = self.client.versions(ino).is_some_and(|versions| versions.now == around.version);
             known && self.client.is_leased(ino) && self.inodes.has_pages_of(ino, around.version)
         };
         if is_current() {

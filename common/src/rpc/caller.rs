@@ -523,7 +523,10 @@ impl Route {
             return Fault::new(Kind::Refused, format!("{}: {tried}", self.what));
         }
         let kind = if self.unsure && self.changes { Kind::Unsure } else { Kind::Unavailable };
-        Fault::new(kind, format!("{}: no metaserver answered within {:.1?}: {tried}", self.what, self.limit))
+        // A leader that could not do it yet did answer.
+        let is_put_off = self.notes.values().any(|note| note.kind == Kind::Busy);
+        let how = if is_put_off { "put off, and not done within" } else { "no metaserver answered within" };
+        Fault::new(kind, format!("{}: {how} {:.1?}: {tried}", self.what, self.limit))
     }
 }
 

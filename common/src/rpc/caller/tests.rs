@@ -151,6 +151,20 @@ async fn unused_addr() -> String {
     TcpNet.bind("127.0.0.1:0").await.unwrap().local_addr()
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_was_put_off_until_the_end_is_told_why() {
+    let gone_by = |faults: &[(&str, Kind, &str)]| {
+        let mut route = Route::new("submit", true, Instant::now() + LIMIT);
+        faults.iter().for_each(|(addr, kind, text)| route.missed(addr, &Fault::new(*kind, *text), 3).unwrap());
+        route.give_up().message
+    };
+    let away = ("a:1", Kind::Unavailable, "connect: refused");
+    assert_eq!(gone_by(&[away]), "submit: no metaserver answered within 20.0s: a:1: connect: refused");
+    let busy = ("b:1", Kind::Busy, "the copies of this file are being changed");
+    let text = "submit: put off, and not done within 20.0s: a:1: connect: refused; b:1: the copies of this file are being changed";
+    assert_eq!(gone_by(&[away, busy]), text);
+}
+
 #[tokio::test]
 async fn many_calls_at_once_get_their_own_answers() {
     let server = Server::start(Plan::Answer).await;
