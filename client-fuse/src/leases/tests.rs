@@ -1,3 +1,5 @@
+mod decided;
+mod listings;
 mod locks;
 
 use super::listing::ALONE_MIN;
@@ -266,114 +268,6 @@ async fn an_answer_that_crossed_an_own_change_is_not_kept() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_listing_that_crossed_own_changes_does_not_deny_them() {
-    let leases: Arc<Leases> = Arc::default();
-    leases.inside().in_session(S);
-    let (before, between, under_way) = (create("a"), create("b"), create("c"));
-    let first = leases.change(&before, AT);
-    assert!(leases.inside().lists(DIR, Instant::now()));
-    let asking = leases.asking(AT);
-    done(first, &before, &created(A));
-    done(leases.change(&between, AT), &between, &created(B));
-    let last = leases.change(&under_way, AT);
-    leases.inside().listed(DIR, asking.mark, (AT, AT), listing(3, &[("z", InodeId(40))]));
-    for text in ["a", "b", "c"] {
-        assert_eq!(entry(&leases, text), Entry::Unknown, "{text}");
-    }
-    assert_eq!((entry(&leases, "d"), entry(&leases, "z")), (Entry::Absent, Entry::Leads(InodeId(40))));
-    assert_eq!(mode(&leases, DIR), None);
-    drop(last);
-}
-
-/// The leader would take the older one, which is believed in, for given back as well: others could change what is shown.
-#[tokio::test(start_paused = true)]
-async fn a_newer_lease_that_brings_nothing_does_not_end_an_older_one() {
-    let newer = |leases: &Leases, mark: u64, number: u64| {
-        let mut answer = listing(3, &[]);
-        answer.as_mut().unwrap().listing.as_mut().unwrap().leases = vec![number];
-        leases.inside().listed(DIR, mark, (AT, AT), answer);
-    };
-    let rename = Op::Rename {
-        from: InodeId(8),
-        from_name: name("x"),
-        to: InodeId(8),
-        to_name: name("y"),
-        mode: RenameMode::Replace,
-        keep: false,
-    };
-
-    // A change of nobody knows what makes the second listing useless.
-    let leases = held(&[("a", A)]);
-    assert!(leases.inside().lists(DIR, Instant::now()));
-    let asking = leases.asking(AT);
-    let change = leases.change(&rename, AT);
-    newer(&leases, asking.mark, 50);
-    change.undone();
-    assert_eq!(entry(&leases, "b"), Entry::Absent, "still believed");
-    assert_eq!(call(&leases).given_back, []);
-    leases.inside().forget(DIR);
-    assert_eq!(call(&leases).given_back, [(DIR, 50)]);
-
-    // What came with a change of its own is useless, but not the listing that was asked for before.
-    let leases: Arc<Leases> = Arc::default();
-    leases.inside().in_session(S);
-    assert!(leases.inside().lists(DIR, Instant::now()));
-    let asking = leases.asking(AT);
-    let op = create("a");
-    let change = leases.change(&op, AT);
-    leases.asking(AT).answered(S, AT, &[&attr(DIR, 0o700)], &Grants { term: 3, leases: vec![60] });
-    newer(&leases, asking.mark, 50);
-    assert_eq!(entry(&leases, "b"), Entry::Absent, "believed");
-    assert_eq!(call(&leases).given_back, []);
-    change.undone();
-    leases.inside().forget(DIR);
-    assert_eq!(call(&leases).given_back, [(DIR, 60)]);
-}
-
-/// Answers overtake each other.
-#[tokio::test(start_paused = true)]
-async fn an_answer_from_before_a_lease_was_given_back_is_not_kept() {
-    let leases = held(&[("a", A)]);
-    let early = leases.asking(AT);
-    assert!(leases.inside().lists(DIR, Instant::now()));
-    let listing_asked = leases.asking(AT);
-    leases.inside().forget(DIR); // as for want of room
-    leases.inside().forget(A);
-    early.answered(S, AT, &[&attr(A, 0o644)], &Grants { term: 3, leases: vec![8] });
-    leases.inside().listed(DIR, listing_asked.mark, (AT, AT), listing(3, &[("a", A)]));
-    assert_eq!((mode(&leases, A), mode(&leases, DIR), entry(&leases, "b")), (None, None, Entry::Unknown));
-
-    // What has run out is given back as well.
-    let leases = held(&[("a", A)]);
-    let early = leases.asking(AT);
-    leases.inside().forget_run_out(AT + LEASE_TERM);
-    assert!(call(&leases).given_back.contains(&(A, 12)));
-    early.answered(S, AT, &[&attr(A, 0o644)], &Grants { term: 3, leases: vec![8] });
-    assert_eq!(mode(&leases, A), None);
-}
-
-/// Numbers rise: one that is granted later does not end with one that is given back.
-#[tokio::test(start_paused = true)]
-async fn a_newer_lease_is_kept_though_an_older_one_was_given_back() {
-    let leases = held(&[]);
-    let op = chmod(A);
-    let change = leases.change(&op, AT);
-    let (first, second) = (leases.asking(AT), leases.asking(AT));
-    change.undone();
-    let (third, fourth) = (leases.asking(AT), leases.asking(AT));
-    let answer = |asking: Asking, lease| {
-        asking.answered(S, AT, &[&attr(A, 0o644)], &Grants { term: 3, leases: vec![lease] });
-    };
-    answer(first, 40);
-    answer(second, 42);
-    assert_eq!(mode(&leases, A), None, "asked for before the change was over");
-    answer(third, 41);
-    assert_eq!(mode(&leases, A), None, "it went with the newer one");
-    answer(fourth, 44);
-    assert_eq!(mode(&leases, A), Some(0o644));
-}
-
 /// Others changed it between the two questions: the first one came without a lease of it.
 #[tokio::test(start_paused = true)]
 async fn what_comes_without_a_lease_is_not_learnt() {
@@ -415,25 +309,6 @@ async fn a_rename_may_move_something_else_than_the_name_led_to_when_it_began() {
     assert_eq!(mode(&leases, B), None, "asked for before it was carried out");
 }
 
-/// It was answered before another session made the name, which the listing shows.
-#[tokio::test(start_paused = true)]
-async fn a_lookup_from_before_a_listing_says_nothing_of_it() {
-    let leases: Arc<Leases> = Arc::default();
-    leases.inside().in_session(S);
-    let op = create("a");
-    let change = leases.change(&op, AT);
-    assert!(leases.inside().lists(DIR, Instant::now()));
-    let listing_asked = leases.asking(AT);
-    done(change, &op, &Err(Fault::new(Kind::Exists, "a")));
-    let lookup = leases.asking(AT);
-    leases.inside().listed(DIR, listing_asked.mark, (AT, AT), listing(3, &[("a", A)]));
-    leases.inside().found(DIR, &name("a"), lookup.mark, None);
-    assert_eq!(entry(&leases, "a"), Entry::Unknown);
-    let lookup = leases.asking(AT);
-    leases.inside().found(DIR, &name("a"), lookup.mark, Some(A));
-    assert_eq!(entry(&leases, "a"), Entry::Leads(A), "one that was asked for later does");
-}
-
 /// By the time it is carried out the name may lead to anything.
 #[tokio::test(start_paused = true)]
 async fn a_removal_of_unknown_outcome_may_be_of_anything() {
@@ -448,39 +323,6 @@ async fn a_removal_of_unknown_outcome_may_be_of_anything() {
     assert_eq!(mode(&leases, B), None, "asked for before it was carried out, if it was");
     leases.asking(AT).answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 3, leases: vec![56] });
     assert_eq!(mode(&leases, B), Some(0o600));
-}
-
-/// Its answer came so late that the directory was known already, with what others of this machine had made in it.
-#[tokio::test(start_paused = true)]
-async fn a_late_answer_does_not_empty_a_new_directory() {
-    let leases: Arc<Leases> = Arc::default();
-    leases.inside().in_session(S);
-    let node = NewNode::Dir;
-    let op = Op::Create { parent: InodeId(8), name: name("d"), node, mode: 0o700, exclusive: true, access: 0 };
-    let change = leases.change(&op, AT);
-    assert!(leases.inside().lists(DIR, Instant::now()));
-    let asking = leases.asking(AT);
-    leases.inside().listed(DIR, asking.mark, (AT, AT), listing(3, &[("a", A)]));
-    let made = Outcome::Created { attr: attr(DIR, 0o700), new: true, parent: attr(DIR, 0o700) };
-    done(change, &op, &submitted(made, vec![30, 0]));
-    assert_eq!(entry(&leases, "a"), Entry::Leads(A));
-}
-
-/// The answer to the first would be taken for that of the second, with what this session changed since *that* was asked.
-#[tokio::test(start_paused = true)]
-async fn a_directory_is_asked_for_once_at_a_time() {
-    let leases: Arc<Leases> = Arc::default();
-    leases.inside().in_session(S);
-    assert!(leases.inside().lists(DIR, Instant::now()));
-    let asking = leases.asking(AT);
-    let (remove, make) = (unlink("z"), create("z"));
-    let (first, second) = (leases.change(&remove, AT), leases.change(&make, AT)); // in which order, nobody knows
-    done(second, &make, &created(B));
-    done(first, &remove, &submitted(Outcome::Removed { ino: B, nlink: 0 }, vec![]));
-    assert!(!leases.inside().lists(DIR, Instant::now()) && !leases.inside().looked(DIR, Instant::now()));
-    leases.inside().listed(DIR, asking.mark, (AT, AT), listing(3, &[("z", B)]));
-    assert_eq!(entry(&leases, "z"), Entry::Unknown);
-    assert!(leases.inside().lists(DIR, Instant::now()), "now it may be asked for again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -638,100 +480,4 @@ fn tell(leases: &Leases) -> Batch {
     let numbers = (0..).map(|n| 901 + 2 * n).take(makes).collect();
     assert!(leases.batch_done(&batch, &done, &Grants { term: 3, leases: numbers }));
     batch
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_only_this_client_may_change_it_decides() {
-    let leases = held(&[("a", A)]);
-    assert_eq!(
-        decide(&leases, &unlink("a")),
-        Decision::Reserve,
-        "that tells the metaservers that it decides something"
-    );
-    leases.reserved(S, InodeId(500), 100);
-    let Decision::Claim(wanted) = decide(&leases, &unlink("a")) else { panic!("its leases are shared") };
-    assert_eq!(wanted.len(), 2, "the directory, and what is in it");
-    let leases = written(&[("a", A)]);
-    assert!(is_done(&decide(&leases, &create("new"))) && is_done(&decide(&leases, &unlink("a"))));
-    assert_eq!((entry(&leases, "a"), entry(&leases, "new")), (Entry::Absent, Entry::Leads(InodeId(500))));
-    assert_eq!(decide(&leases, &create("new")), Decision::Ask, "refusals are the metaservers'");
-    let changes = tell(&leases).changes;
-    assert_eq!(changes.iter().map(|change| change.op.clone()).collect::<Vec<_>>(), [create("new"), unlink("a")]);
-    assert!(leases.untold().is_empty());
-    assert_eq!(leases.inside().known[&InodeId(500)].lease, 901, "the lease of what it made has its number now");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_write_lease_is_given_up_only_when_all_is_told() {
-    let leases = written(&[("a", A)]);
-    assert!(is_done(&decide(&leases, &create("new"))));
-    let before = call(&leases);
-    leases.recalled(&before, (AT, AT), &Recalls { term: 3, last: 4, inodes: vec![DIR], renewed: false });
-    assert_eq!(decide(&leases, &create("more")), Decision::Ask);
-    let Next { call: unsent, flush, tell: told, .. } = next(&leases);
-    assert!(flush && unsent.forgot == 4 && told == [DIR]);
-    leases.inside().not_called(unsent);
-    assert!(next(&leases).flush, "it could not be told: it is still to be told first");
-    tell(&leases);
-    let Next { call, flush, .. } = next(&leases);
-    assert!(!flush && call.forgot == 4);
-}
-
-#[tokio::test(start_paused = true)]
-async fn before_a_new_leader_hears_anything_what_was_decided_is_told() {
-    let leases = written(&[("a", A)]);
-    assert!(is_done(&decide(&leases, &create("new"))));
-    let before = call(&leases);
-    leases.recalled(&before, (AT, AT), &Recalls { term: 4, last: 0, inodes: vec![], renewed: false });
-    let ask = next(&leases);
-    assert!(!ask.flush && ask.call.term == 0, "it asks who leads");
-    leases.recalled(&ask.call, (AT, AT), &Recalls { term: 4, last: 0, inodes: vec![], renewed: false });
-    let Next { call, flush, .. } = next(&leases);
-    assert!(flush && call.term == 4, "then says that it holds nothing of others");
-    leases.asking(AT).answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 4, leases: vec![90] });
-    assert_eq!(mode(&leases, B), None, "its leases are not taken before that");
-    assert_eq!(leases.inside().journal.batch().unwrap().1.term, 3, "and it is told under whose leases it was decided");
-    tell(&leases);
-    leases.inside().calling(&call);
-    leases.asking(AT).answered(S, AT, &[&attr(B, 0o600)], &Grants { term: 4, leases: vec![90] });
-    assert_eq!(mode(&leases, B), Some(0o600));
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_is_decided_of_what_a_change_under_way_may_change() {
-    let leases = written(&[("a", A), ("b", B)]);
-    let op = chmod(A);
-    let change = leases.change(&op, AT);
-    assert_eq!(decide(&leases, &unlink("a")), Decision::Ask);
-    assert!(is_done(&decide(&leases, &create("new"))), "of others it is");
-    change.undone();
-    let op = unlink("b");
-    let change = leases.change(&op, AT);
-    assert_eq!(decide(&leases, &create("b2")), Decision::Ask, "the directory is being changed");
-    change.undone();
-    assert!(is_done(&decide(&leases, &create("b2"))));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_answer_asked_for_before_a_decision_does_not_undo_it() {
-    let leases = written(&[("a", A)]);
-    let asking = leases.asking(AT);
-    assert!(is_done(&decide(
-        &leases,
-        &Op::SetAttr { ino: A, set: SetAttr { mode: Some(0o640), ..SetAttr::default() } }
-    )));
-    asking.answered(S, AT, &[&attr(A, 0o777)], &Grants { term: 3, leases: vec![95] });
-    assert_eq!(mode(&leases, A), Some(0o640));
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_lost_is_not_believed_and_its_numbers_are_not_used_again() {
-    let leases = written(&[("a", A)]);
-    assert!(is_done(&decide(&leases, &create("new"))) && is_done(&decide(&leases, &create("more"))));
-    let lost = leases.lose(Fault::new(Kind::Stale, "others came before")).unwrap();
-    assert_eq!((lost.count, leases.losses(), !leases.untold().is_empty()), (2, 1, false));
-    assert!(lost.inodes.contains(&InodeId(500)) && lost.inodes.contains(&DIR));
-    assert_eq!((entry(&leases, "new"), entry(&leases, "a")), (Entry::Unknown, Entry::Unknown));
-    assert!(leases.lose(Fault::new(Kind::Stale, "again")).is_none() && leases.losses() == 1);
-    assert_eq!(leases.inside().journal.number(S), Some(InodeId(502)));
 }
