@@ -4,6 +4,7 @@
 
 use crate::config::ClientConfig;
 use crate::core::Core;
+use crate::handle::Handle;
 use crate::leases::{Entry, OnForget};
 use crate::link::{RealServers, Servers};
 use crate::meta::unexpected;
@@ -247,7 +248,12 @@ impl Client {
         let leased = self.core.leases.attr(ino, self.core.world.uptime());
         let mut state = inode.lock();
         leased.iter().for_each(|(attr, _)| state.adopt(attr)); // heard of before the file was noted as open
-        Some(Versions { since: state.extents.since(), now: state.attr.version })
+        Some(state.versions())
+    }
+
+    /// As [`Client::versions`], cheaper, and perhaps not of what was heard a moment ago.
+    pub fn versions_of(&self, handle: &Handle) -> Versions {
+        handle.0.inode.lock().versions()
     }
 
     /// One name in a directory.

@@ -158,6 +158,11 @@ impl Client {
         self.core.read_around(&handle.0, at).await
     }
 
+    /// The last page of the file. `None`: it changes, something of it is unsaved, or it is empty.
+    pub async fn read_end(&self, handle: &Handle) -> Result<Option<Around>, Fault> {
+        self.core.read_end(&handle.0).await
+    }
+
     /// Takes the bytes: visible to every reader of this client at once, durable at the next `fsync`. Waits while too
     /// much is unsaved. Returns where they went (for `append`).
     pub async fn write(&self, handle: &Handle, offset: u64, bytes: Bytes) -> Result<u64, Fault> {

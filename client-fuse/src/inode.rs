@@ -13,6 +13,7 @@
 
 use crate::cache::fresher;
 use crate::chunks::{Outgoing, Stored};
+use crate::client::Versions;
 use crate::dirty::{DirtyMap, Placed};
 use crate::extents::Extents;
 use bytes::Bytes;
@@ -262,6 +263,11 @@ impl State {
     pub(crate) fn size(&self) -> u64 {
         let flying = self.flights.iter().map(Flight::end).max().unwrap_or(0);
         self.attr.size.max(self.dirty.end()).max(flying)
+    }
+
+    /// As far as is known.
+    pub(crate) fn versions(&self) -> Versions {
+        Versions { since: self.extents.since(), now: self.attr.version }
     }
 
     /// Whether anything is unsaved.

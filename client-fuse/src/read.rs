@@ -153,7 +153,7 @@ impl Core {
     }
 
     /// The range that is read, what is unsaved of it, and the chunk size and version of that moment. If where unsaved bytes come
-    /// is being decided that is waited for, up to `placed_by`; then those are shown that lie behind the end.
+    /// is being decided that is waited for, up to `placed_by`; then the file is shown without them.
     async fn unsaved(
         &self,
         inode: &Inode,
@@ -168,8 +168,12 @@ impl Core {
             landed.as_mut().enable();
             {
                 let state = inode.lock();
-                let end = state.size().min(offset.saturating_add(u64::from(len)));
-                if late || state.is_placed(end) {
+                let mut end = state.size().min(offset.saturating_add(u64::from(len)));
+                let is_placed = state.is_placed(end);
+                if late && !is_placed {
+                    end = end.min(state.attr.size); // bytes at a place that is not theirs are worse than none
+                }
+                if late || is_placed {
                     let range = offset..end.max(offset);
                     let overlay = if range.is_empty() { Vec::new() } else { state.overlay(range.clone()) };
                     return (range, overlay, u64::from(state.attr.chunk_size), state.attr.version);
@@ -188,9 +192,31 @@ impl Core {
             let Some(range) = extent.and_then(|extent| whole_pages(extent, state.attr.size)) else { return Ok(None) };
             (range, state.attr.version)
         };
-        let (start, mut pieces) = (range.start, Vec::new());
-        self.committed(handle, range, true, self.meta.deadline(), &mut pieces).await?;
-        let state = inode.lock();
+        self.around(handle, range, version).await
+    }
+
+    /// The last page of a file, as [`Around`]. `None`: it changes, or is empty.
+    pub(crate) async fn read_end(self: &Arc<Self>, handle: &Inside) -> Result<Option<Around>, Fault> {
+        let (size, version) = {
+            let state = handle.inode.lock();
+            if state.attr.size == 0 || state.is_unsaved() {
+                return Ok(None);
+            }
+            (state.attr.size, state.attr.version)
+        };
+        let start = size.saturating_sub(1) / PAGE * PAGE;
+        self.around(handle, start..size, version).await
+    }
+
+    async fn around(
+        self: &Arc<Self>,
+        handle: &Inside,
+        range: Range<u64>,
+        version: DataVersion,
+    ) -> Result<Option<Around>, Fault> {
+        let (start, whole, mut pieces) = (range.start, range.end - range.start > PAGE, Vec::new());
+        self.committed(handle, range, whole, self.meta.deadline(), &mut pieces).await?;
+        let state = handle.inode.lock();
         let is_so = state.attr.version == version && !state.is_unsaved();
         Ok(is_so.then_some(Around { start, pieces, version }))
     }

@@ -572,7 +572,9 @@ impl Core {
         });
         let placed: Vec<(Range<u64>, Option<Source>)> = placed.collect();
         state.count_fragments(placed.iter().map(|(range, _)| range.clone()));
-        state.extents.committed(attr.version, placed.into_iter());
+        if moved == 0 {
+            state.extents.committed(attr.version, placed.into_iter());
+        } // else somebody else has changed the file: nothing of before is known any more
         state.adopt(&attr);
         let inline = batch.edits.iter().filter(|e| matches!(e.data, Source::Inline { .. })).map(|e| e.len);
         state.inlined += inline.sum::<u64>();

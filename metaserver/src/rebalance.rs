@@ -89,7 +89,9 @@ pub(crate) fn make_plan(
         }
     }
     for one in figures.values_mut() {
-        one.used_after = (one.used + one.receives).saturating_sub(one.sends);
+        // What nobody needs is used as well. It goes where chunks are not to be at all; elsewhere when it is collected.
+        let is_needed = one.places_after > 0;
+        one.used_after = if is_needed { (one.used + one.receives).saturating_sub(one.sends) } else { 0 };
     }
     let busiest = figures.values().map(|one| one.receives.max(one.sends)).max().unwrap_or(0);
     let plan = Plan {

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -171,6 +172,71 @@ fn a_read_sees_each_block_that_another_mount_synced() {
     let checks = checks.load(Ordering::Relaxed);
     eprintln!("{writes} writes, {checks} reads");
     assert!(writes > 100 && checks > 10_000, "{writes} writes and {checks} reads are no test");
+    cluster.unmount("here");
+    cluster.unmount("there");
+}
+
+/// A record of this file, so long that few end where a page does.
+const RECORD: usize = 700;
+
+fn record(number: u64) -> Vec<u8> {
+    number.to_le_bytes().into_iter().cycle().take(RECORD).collect()
+}
+
+/// Whoever waits at the end of a file gets what another mount has appended and synced: without asking how long the file is, and
+/// also while others read what lies before.
+#[test]
+fn a_read_at_the_end_sees_what_another_mount_appended() {
+    tests::skip_if!(no_mount);
+    let mut cluster = Cluster::start();
+    let (here, there) = (cluster.mount("here"), cluster.mount("there"));
+    let path = |mount: &Path| mount.join("log");
+    fs::write(path(&there), record(0)).unwrap();
+    let (floor, stop) = (AtomicU64::new(1), AtomicBool::new(false));
+    let follow = || {
+        let (file, mut read, mut bytes) = (File::open(path(&here)).unwrap(), 0, vec![0; 64 * RECORD]);
+        while !stop.load(Ordering::Relaxed) {
+            let least = floor.load(Ordering::SeqCst);
+            let got = file.read_at(&mut bytes, read * len_u64(RECORD)).unwrap() / RECORD;
+            assert!(
+                read + len_u64(got) >= least.min(read + 64),
+                "{got} records after {read}, but {least} were durable"
+            );
+            for got in bytes.chunks_exact(RECORD).take(got) {
+                assert!(got == record(read), "record {read} is another one");
+                read += 1;
+            }
+        }
+        read
+    };
+    let look_back = |seed: u64| {
+        let (file, mut bytes, mut random) =
+            (File::open(path(&here)).unwrap(), vec![0; RECORD], StdRng::seed_from_u64(seed));
+        while !stop.load(Ordering::Relaxed) {
+            let at = random.random_range(0..floor.load(Ordering::SeqCst));
+            file.read_exact_at(&mut bytes, at * len_u64(RECORD)).unwrap();
+            assert!(bytes == record(at), "record {at} is another one (seed {seed})");
+        }
+    };
+    let limit = Duration::from_secs(if full() { 120 } else { 10 });
+    let (appended, followed) = std::thread::scope(|scope| {
+        let follower = scope.spawn(follow);
+        let others: Vec<_> = (1..READERS).map(|reader| scope.spawn(move || look_back(reader))).collect();
+        let file = fs::OpenOptions::new().append(true).open(path(&there)).unwrap();
+        let (began, mut appended, mut random) = (Instant::now(), 1, StdRng::seed_from_u64(7));
+        let failed = || follower.is_finished() || others.iter().any(std::thread::ScopedJoinHandle::is_finished);
+        while began.elapsed() < limit && !failed() {
+            (&file).write_all(&record(appended)).unwrap();
+            file.sync_data().unwrap();
+            appended += 1;
+            floor.store(appended, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(random.random_range(0..6)));
+        }
+        stop.store(true, Ordering::Relaxed);
+        (appended, follower.join().unwrap())
+    });
+    eprintln!("{appended} appended, {followed} read by who waits for them");
+    assert!(appended > 100 && followed >= appended - 1, "{appended} records, {followed} read, are no test");
     cluster.unmount("here");
     cluster.unmount("there");
 }

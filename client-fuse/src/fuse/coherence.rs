@@ -16,9 +16,16 @@
 //! A read between the moment when something was forgotten and the moment when the other mount's change is done may bring
 //! old pages back. So a file that is open is asked about until its lease is back ([`Shared::recheck`]), and pages of another
 //! version go then. The kernel by itself drops pages when it hears of another time of change, but lets other readers
-//! have them until it is through, and does not listen to an answer that crosses a notification. So before it is told
-//! attributes that it asks for, the pages of older versions are gone ([`Shared::drop_stale_pages`]); and while there are
-//! any, it is told nothing that it may believe without asking.
+//! have them until it is through. So before it is told attributes that it asks for as somebody reads, the pages of older versions
+//! are gone ([`Shared::drop_stale_pages`]); and while there are any, it is told nothing that it may believe without asking.
+//!
+//! The kernel does not listen to attributes that cross a notification of ours about the inode, or an answer to another question
+//! about it, be that an older one: a read at what was the end of the file would end there, though more was appended. So of
+//! a file that others change while it is open it hears the length in another way: it is given the last page
+//! ([`Shared::give_end`]). Not if the file is open for writing here as well: a read at its end may come back short, once, when
+//! what others appended has become durable in this moment.
+//!
+//! (`splice` and `sendfile` ask for no attributes: they see what the kernel has until it is told to forget it.)
 //!
 //! A read that is answered with fewer bytes than the kernel takes the file to have makes it take the file for shorter, unless it
 //! was told to forget the file after it asked: then it shows zeros up to the old end. So what it has asked for is answered before
@@ -28,8 +35,10 @@
 //! [`Client::certain`]: client_fuse::Client::certain
 
 use super::Shared;
+use super::inodes::Begin;
 use bytes::Bytes;
 use client_fuse::Around;
+use common::fault::Fault;
 use common::id::{DataVersion, InodeId};
 use common::name::Name;
 use common::proto::meta::{Attr, Cred, MODE_ACL, MODE_DEFAULT_ACL};
@@ -40,9 +49,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 /// `FUSE_NOTIFY_STORE`.
@@ -59,6 +68,10 @@ const QUEUE_LIMIT: Duration = Duration::from_millis(5);
 const QUEUE_LOOK: Duration = Duration::from_micros(100);
 /// How long a program that waits for a listing takes to run again, and the kernel to take in what it shows.
 const LISTED_WAIT: Duration = Duration::from_millis(10);
+/// Files whose pages are dropped at once because somebody reads.
+const DROPS_MAX: usize = 32;
+/// Times the end of a file is read in order to be given, while the file changes.
+const END_ROUNDS_MAX: usize = 8;
 /// Pauses between two questions about a file whose lease is gone; the last one again and again.
 const RECHECKS: [Duration; 6] = [
     Duration::from_millis(2),
@@ -79,6 +92,10 @@ pub(super) struct Coherence {
     listed: Mutex<Option<Instant>>,
     /// Pages of a file were dropped.
     dropped: Notify,
+    /// So many files may have theirs dropped at once, each by a thread that waits: others need threads too.
+    drops: Drops,
+    /// Files that others have changed while they were open, or may have, and where they end, if the kernel knows that for certain.
+    ends: Mutex<BTreeMap<InodeId, Option<u64>>>,
     /// Files that are being asked about; told when they are forgotten once more.
     rechecking: Mutex<BTreeMap<InodeId, Arc<Notify>>>,
 }
@@ -95,6 +112,13 @@ impl Device {
     fn has_requests(&self) -> bool {
         let mut fds = [PollFd::new(self.connection.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Tells the kernel to forget attributes, and pages behind `from` if that is not negative. Blocks.
+    fn forget(&self, ino: InodeId, from: i64) {
+        if let Err(error) = self.notifier.inval_inode(INodeNo(ino.0), from, 0) {
+            tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
+        }
     }
 }
 
@@ -149,6 +173,39 @@ impl Coherence {
         }
     }
 
+    fn ends(&self) -> MutexGuard<'_, BTreeMap<InodeId, Option<u64>>> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Others have changed this file, or may have, while it is open here.
+    fn is_changed(&self, ino: InodeId) {
+        self.ends().entry(ino).or_default();
+    }
+
+    /// The kernel knows for certain that it is so long, until it is told something else.
+    pub(super) fn ends_at(&self, ino: InodeId, size: u64) {
+        if let Some(end) = self.ends().get_mut(&ino) {
+            *end = Some(size);
+        }
+    }
+
+    /// The kernel is told that it is so long, and may listen.
+    fn told(&self, ino: InodeId, size: u64) {
+        if let Some(end) = self.ends().get_mut(&ino).filter(|end| **end != Some(size)) {
+            *end = None;
+        }
+    }
+
+    /// True if the kernel may take it for longer or shorter, whatever it is told.
+    fn may_end_elsewhere(&self, ino: InodeId, size: u64) -> bool {
+        size > 0 && self.ends().get(&ino).is_some_and(|end| *end != Some(size))
+    }
+
+    /// It is not open any more.
+    pub(super) fn closed(&self, ino: InodeId) {
+        self.ends().remove(&ino);
+    }
+
     /// Gives the kernel these bytes of a file: how many. If it does not take them, it will ask.
     pub(super) fn give(&self, ino: InodeId, at: u64, pieces: &[Bytes]) -> u64 {
         let Some(device) = self.device.get() else { return 0 };
@@ -195,6 +252,10 @@ impl Shared {
             Some(_) => None,
             None => self.client.certain(attr.ino),
         };
+        let show = |attr: &Attr, left| {
+            self.coherence.told(attr.ino, attr.size);
+            show(attr, left);
+        };
         match certain {
             // The kernel drops pages when it hears of another time; who reads meanwhile is to ask, and waits.
             Some((certain, _)) if self.has_stale_pages(certain.ino) => show(&certain, Duration::ZERO),
@@ -230,13 +291,15 @@ impl Shared {
         let open: Vec<InodeId> = known.iter().copied().filter(|ino| self.client.is_open(*ino)).collect();
         self.wait_for_reads(device, &open);
         for ino in known {
-            let is_open = open.contains(&ino);
-            let from = if is_open { 0 } else { -1 }; // -1: attributes only
-            if let Err(error) = device.notifier.inval_inode(INodeNo(ino.0), from, 0) {
-                tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
-            }
-            if is_open {
+            if open.contains(&ino) {
+                let began = self.client.versions(ino).map(|versions| versions.now);
+                let all = DataVersion(u64::MAX);
+                let dropping = (self.inodes.begin_drop(ino, all) == Begin::Yours).then(|| self.dropping(ino));
+                device.forget(ino, 0);
+                dropping.into_iter().for_each(|dropping| dropping.done(began));
                 self.recheck_soon(ino);
+            } else {
+                device.forget(ino, -1); // attributes only
             }
         }
         // What came between: the change for which this makes way is later.
@@ -259,6 +322,7 @@ impl Shared {
 
     /// Asks about a file that is open until the client has a lease of it again. See the module.
     pub(super) fn recheck_soon(self: &Arc<Self>, ino: InodeId) {
+        self.coherence.is_changed(ino);
         let again = {
             let mut rechecking = self.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(again) = rechecking.get(&ino) {
@@ -284,7 +348,7 @@ impl Shared {
             let forgotten = tokio::time::timeout(pause, again.notified()).await.is_ok();
             number = if forgotten { 0 } else { number + 1 };
             if forgotten {
-                continue;
+                tokio::time::sleep(RECHECKS[0]).await; // not shorter, however often: that would put it off for ever
             }
             if !self.client.is_open(ino) {
                 return;
@@ -299,38 +363,66 @@ impl Shared {
 
     /// True if the kernel may have pages of a file that is open which are older than what others have made of it.
     fn has_stale_pages(&self, ino: InodeId) -> bool {
+        self.inodes.lost(self.client.all_losses());
         self.client.versions(ino).is_some_and(|versions| self.inodes.has_older_pages(ino, versions.since))
     }
 
-    /// When this returns, no page that the kernel has of the file is older than what is known of the file now.
+    /// Attributes for the kernel. `open`: somebody reads, or the like, through this open file.
+    pub(super) async fn getattr(self: &Arc<Self>, cred: &Cred, ino: InodeId, open: Option<u64>) -> Result<Attr, Fault> {
+        open.into_iter().for_each(|open| self.has_opened(open));
+        let attr = self.client.getattr(cred, ino).await?;
+        let Some(file) = open.and_then(|open| self.files.get(open).ok()) else { return Ok(attr) };
+        for _ in 0..END_ROUNDS_MAX {
+            self.drop_stale_pages(ino).await;
+            if !self.coherence.may_end_elsewhere(ino, attr.size) || self.give_end(&file).await {
+                break;
+            }
+        }
+        Ok(attr)
+    }
+
+    /// When this returns, no page that the kernel has of the file is older than what was known of the file when it was called.
     pub(super) async fn drop_stale_pages(self: &Arc<Self>, ino: InodeId) {
         self.inodes.lost(self.client.all_losses());
         loop {
             let over = self.coherence.dropped.notified(); // made before the look: hears of all that ends after it
             let Some(versions) = self.client.versions(ino) else { return };
-            if !self.inodes.has_older_pages(ino, versions.since) {
-                return;
+            match self.inodes.begin_drop(ino, versions.since) {
+                Begin::Needless => return,
+                Begin::Others => over.await,
+                Begin::Yours => {
+                    let (shared, dropping) = (Arc::clone(self), self.dropping(ino));
+                    let _one = self.coherence.drops.0.acquire().await.expect("never closed");
+                    // On a thread of its own: the kernel may wait for pages that are being read. Once begun it goes on to its end.
+                    let drop_all = move || {
+                        shared.drop_pages(ino);
+                        dropping.done(Some(versions.now));
+                    };
+                    let _ = tokio::task::spawn_blocking(drop_all).await; // a mount that ends needs none
+                    return;
+                }
             }
-            if self.inodes.begin_drop(ino) {
-                let mut dropping = Dropping { shared: Arc::clone(self), ino, version: None };
-                // On a thread of its own: the kernel may wait for pages that are being read. Once begun it goes on to its end.
-                let drop_all = move || {
-                    dropping.shared.drop_pages(ino);
-                    dropping.version = Some(versions.now);
-                };
-                let _ = tokio::task::spawn_blocking(drop_all).await; // a mount that ends needs none
-                return;
-            }
-            over.await;
         }
+    }
+
+    /// The kernel is being told to drop its pages of a file.
+    fn dropping(self: &Arc<Self>, ino: InodeId) -> Dropping {
+        Dropping { shared: Arc::clone(self), ino, version: None }
     }
 
     fn drop_pages(&self, ino: InodeId) {
         let Some(device) = self.coherence.device.get() else { return };
         self.wait_for_reads(device, &[ino]);
-        if let Err(error) = device.notifier.inval_inode(INodeNo(ino.0), 0, 0) {
-            tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
-        }
+        device.forget(ino, 0);
+    }
+}
+
+#[derive(Debug)]
+struct Drops(Semaphore);
+
+impl Default for Drops {
+    fn default() -> Drops {
+        Drops(Semaphore::new(DROPS_MAX))
     }
 }
 
@@ -339,6 +431,13 @@ struct Dropping {
     shared: Arc<Shared>,
     ino: InodeId,
     version: Option<DataVersion>,
+}
+
+impl Dropping {
+    /// All were dropped. `began`: what the file was when that began.
+    fn done(mut self, began: Option<DataVersion>) {
+        self.version = began;
+    }
 }
 
 impl Drop for Dropping {

@@ -33,9 +33,9 @@ const COPY_MAX: u64 = 2 << 30;
 pub(super) struct OpenFile {
     pub(super) handle: Handle,
     flags: OpenFlags,
-    /// Reads go round the kernel's pages.
+    /// Reads and writes go round the kernel's pages.
     direct: bool,
-    /// The number of its opening, for [`Inodes::is_open`], until that was told; then 0.
+    /// The number of its opening, for [`Inodes::has_opened`], until that was told; then 0.
     opening: AtomicU64,
     /// What was locked through it and goes with it.
     owners: Owners,
@@ -87,7 +87,7 @@ impl OpenFiles {
         self.get(number).ok().map(|file| file.handle.cred().clone())
     }
 
-    fn get(&self, number: u64) -> Result<Arc<OpenFile>, Fault> {
+    pub(super) fn get(&self, number: u64) -> Result<Arc<OpenFile>, Fault> {
         let found = self.open.lock().expect("no panic holds this lock").get(&number).cloned();
         found.ok_or_else(|| Fault::new(Kind::Internal, format!("file handle {number} is not open")))
     }
@@ -143,10 +143,9 @@ impl Shared {
     pub(super) fn register(self: &Arc<Self>, opened: Opened, flags: i32) -> (u64, FopenFlags) {
         let Opened { handle, flags: wanted, writing } = opened;
         self.inodes.lost(self.client.all_losses());
-        let opening = self.inodes.opening(handle.ino(), handle.version());
-        let is_newest = self.client.versions(handle.ino()).is_none_or(|versions| versions.now == handle.version());
-        let keep = opening == Opening::Keep && is_newest && !self.client.is_access_due(&handle);
-        if !self.client.is_leased(handle.ino()) || !is_newest {
+        let opening = self.inodes.opening(handle.ino(), self.client.versions_of(&handle));
+        let keep = opening == Opening::Keep && !self.client.is_access_due(&handle);
+        if !self.client.is_leased(handle.ino()) {
             self.recheck_soon(handle.ino()); // what is read from now on may be old by the time it is kept
         }
         let mut answer = FopenFlags::empty();
@@ -162,25 +161,28 @@ impl Shared {
         }
         let owners = Owners::default();
         let opening = AtomicU64::new(if let Opening::Drop(number) = opening { number } else { 0 });
+        let direct = direct || only_appends;
         let file = OpenFile { handle, flags: wanted, direct, opening, owners, _writing: writing };
         let number = self.files.insert(file);
         (number, answer)
     }
 
     /// The kernel asks through this file: it has opened it.
-    pub(super) fn is_open(&self, number: u64) {
+    pub(super) fn has_opened(&self, number: u64) {
         let Ok(file) = self.files.get(number) else { return };
         let opening = file.opening.swap(0, Ordering::Relaxed);
         if opening != 0 {
-            self.inodes.is_open(file.handle.ino(), opening, file.handle.version());
+            self.inodes.has_opened(file.handle.ino(), opening, file.handle.version());
         }
     }
 
     /// Reads; the pieces go to the kernel by [`reply_pieces`].
     pub(super) async fn read_file(self: &Arc<Self>, number: u64, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
         let file = self.files.get(number)?;
-        self.is_open(number);
+        self.has_opened(number);
+        let version = self.client.versions_of(&file.handle).now;
         let read = self.client.read(&file.handle, offset, len).await?;
+        self.inodes.filled(file.handle.ino(), version);
         if self.fills
             && !file.direct
             && let Some(at) = self.client.take_dense(&file.handle)
@@ -198,8 +200,13 @@ impl Shared {
             self.drop_privilege(ino).await?;
         }
         let (offset, sync) = ((!write.appends()).then_some(write.offset), write.is_synced(file.flags));
+        let version = self.client.versions_of(&file.handle).now;
         let written = self.client.write_at(&file.handle, offset, write.bytes, sync).await;
+        self.inodes.filled(ino, version);
         self.inodes.changed(ino);
+        if !file.direct && written.as_ref().is_ok_and(|at| *at != write.offset) {
+            self.inodes.spoiled(ino); // the kernel has put it where it took the end to be
+        }
         self.inodes.saved(ino, written.map(|_| ()))
     }
 
@@ -228,6 +235,9 @@ impl Shared {
             true => self.inodes.saved(ino, self.client.flush(&file.handle).await),
             false => Ok(()),
         };
+        if file.flags.write && saved.is_ok() {
+            self.inodes.renew(ino, self.client.versions_of(&file.handle));
+        }
         let unlocked = self.drop_range_locks(ino, owner).await;
         saved.and(unlocked)
     }
@@ -242,7 +252,12 @@ impl Shared {
     pub(super) async fn release_file(&self, number: u64) -> Result<(), Fault> {
         let Some(file) = self.files.remove(number) else { return Ok(()) };
         let unlocked = self.drop_file_locks(&file.handle, &file.owners).await;
-        self.inodes.saved(file.handle.ino(), self.client.release(&file.handle).await).and(unlocked)
+        let ino = file.handle.ino();
+        let saved = self.inodes.saved(ino, self.client.release(&file.handle).await);
+        if !self.client.is_open(ino) {
+            self.coherence.closed(ino);
+        }
+        saved.and(unlocked)
     }
 
     /// `fallocate(2)`.

@@ -4,11 +4,12 @@
 //! 1. An inode is here from the reply that first shows it to the kernel until the kernel has forgotten it as often as
 //!    it was shown (`lookups`), so memory is bounded by the kernel's own inode cache.
 //! 2. While `pages` is [`Pages::Of`], none of the kernel's pages of the file is older than the data version beside it, and
-//!    none has bytes that were written and could not be saved. Pages are kept at an open only if the file still has that
-//!    version.
+//!    none has bytes that were written and could not be saved. Pages are kept at an open only if nobody but this mount has
+//!    changed the file since. Whatever may become a page is told here before the kernel has it ([`Inodes::filled`]).
 //! 3. `changed` is above the mark ([`Inodes::mark`]) taken before a listing began iff this mount changed the inode
 //!    since: attributes in that listing are then stale and must not reach the kernel (an old size would cut the file).
 
+use client_fuse::Versions;
 use common::fault::Fault;
 use common::id::{DataVersion, InodeId};
 use common::proto::meta::Attr;
@@ -22,7 +23,7 @@ struct Known {
     /// Setuid, or setgid with group execution: a write by other than root takes them away.
     privileged: bool,
     pages: Pages,
-    /// Of [`Pages::Of`] the version, of [`Pages::Opening`] the opening's number.
+    /// Of [`Pages::Of`] the version, of [`Pages::Opening`] the opening's number, of [`Pages::Dropping`] 1 if some came meanwhile.
     number: u64,
     changed: u64,
 }
@@ -50,14 +51,43 @@ enum Pages {
 pub(crate) enum Opening {
     /// They are of that version.
     Keep,
-    /// It is to drop them. With the number for [`Inodes::is_open`].
+    /// It is to drop them. With the number for [`Inodes::has_opened`].
     Drop(u64),
+}
+
+/// Whether the kernel is to be told to drop its pages of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// They are new enough.
+    Needless,
+    /// Yes, by who asked. Ends with [`Inodes::end_drop`].
+    Yours,
+    /// Somebody else is telling it.
+    Others,
 }
 
 impl Known {
     /// Nobody knows what its pages are.
     fn spoil(&mut self) {
         self.pages = Pages::Unknown;
+    }
+
+    /// They may be older than this version.
+    fn has_older_pages(&self, version: DataVersion) -> bool {
+        match self.pages {
+            Pages::None => false,
+            Pages::Of => self.number < version.0,
+            Pages::Unknown | Pages::Opening | Pages::Dropping => true,
+        }
+    }
+
+    /// Nobody else has changed the file since they were read: they are of its version now.
+    fn renew(&mut self, versions: Versions) -> bool {
+        let is_own = self.pages == Pages::Of && self.number >= versions.since.0;
+        if is_own {
+            self.number = self.number.max(versions.now.0);
+        }
+        is_own
     }
 }
 
@@ -113,24 +143,24 @@ impl Inodes {
         }
     }
 
-    /// A file is being opened at this data version.
-    pub(crate) fn opening(&self, ino: InodeId, version: DataVersion) -> Opening {
+    /// A file is being opened.
+    pub(crate) fn opening(&self, ino: InodeId, versions: Versions) -> Opening {
         let mut table = self.table();
         table.clock += 1;
         let number = table.clock;
         if let Some(known) = table.known.get_mut(&ino) {
-            match known.pages {
-                Pages::Of if known.number == version.0 => return Opening::Keep,
-                Pages::None => (known.pages, known.number) = (Pages::Of, version.0),
-                Pages::Of | Pages::Unknown | Pages::Opening => (known.pages, known.number) = (Pages::Opening, number),
-                Pages::Dropping => {}
+            if known.pages == Pages::None || known.renew(versions) {
+                return Opening::Keep;
+            }
+            if known.pages != Pages::Dropping {
+                (known.pages, known.number) = (Pages::Opening, number);
             }
         }
         Opening::Drop(number)
     }
 
     /// The kernel asks through what was opened with this number, at this version: it has dropped older pages.
-    pub(crate) fn is_open(&self, ino: InodeId, number: u64, version: DataVersion) {
+    pub(crate) fn has_opened(&self, ino: InodeId, number: u64, version: DataVersion) {
         if let Some(known) = self.table().known.get_mut(&ino)
             && (known.pages, known.number) == (Pages::Opening, number)
         {
@@ -138,27 +168,64 @@ impl Inodes {
         }
     }
 
-    /// True if the kernel may have pages of the file that are older than this version.
-    pub(crate) fn has_older_pages(&self, ino: InodeId, version: DataVersion) -> bool {
-        self.table().known.get(&ino).is_some_and(|known| match known.pages {
-            Pages::None => false,
-            Pages::Of => known.number < version.0,
-            Pages::Unknown | Pages::Opening | Pages::Dropping => true,
-        })
+    /// What this mount wrote is saved: pages that were of the version before are of this one.
+    pub(crate) fn renew(&self, ino: InodeId, versions: Versions) {
+        if let Some(known) = self.table().known.get_mut(&ino) {
+            known.renew(versions);
+        }
     }
 
-    /// The kernel is to be told to drop its pages of the file, by the caller. False: it is being told.
-    pub(crate) fn begin_drop(&self, ino: InodeId) -> bool {
+    /// The kernel gets bytes of the file that are not older than this version.
+    pub(crate) fn filled(&self, ino: InodeId, version: DataVersion) {
+        if let Some(known) = self.table().known.get_mut(&ino) {
+            match known.pages {
+                Pages::None => (known.pages, known.number) = (Pages::Of, version.0),
+                Pages::Dropping => known.number = 1,
+                Pages::Of | Pages::Unknown | Pages::Opening => {}
+            }
+        }
+    }
+
+    /// What is in the kernel's pages of the file is not what is in the file.
+    pub(crate) fn spoiled(&self, ino: InodeId) {
+        if let Some(known) = self.table().known.get_mut(&ino) {
+            known.spoil();
+        }
+    }
+
+    /// True if the kernel may have pages of the file that are older than this version.
+    pub(crate) fn has_older_pages(&self, ino: InodeId, version: DataVersion) -> bool {
+        self.table().known.get(&ino).is_some_and(|known| known.has_older_pages(version))
+    }
+
+    /// If the kernel may have pages that are older than this version, it is to be told to drop all.
+    pub(crate) fn begin_drop(&self, ino: InodeId, version: DataVersion) -> Begin {
         let mut table = self.table();
-        let known = table.known.get_mut(&ino).filter(|known| known.pages != Pages::Dropping);
-        known.map(|known| known.pages = Pages::Dropping).is_some()
+        match table.known.get_mut(&ino) {
+            Some(known) if known.pages == Pages::Dropping => Begin::Others,
+            Some(known) if known.has_older_pages(version) => {
+                (known.pages, known.number) = (Pages::Dropping, 0);
+                Begin::Yours
+            }
+            _ => Begin::Needless,
+        }
     }
 
     /// That is over. `version`: what the file was when it began, if all was dropped.
     pub(crate) fn end_drop(&self, ino: InodeId, version: Option<DataVersion>) {
         if let Some(known) = self.table().known.get_mut(&ino).filter(|known| known.pages == Pages::Dropping) {
-            (known.pages, known.number) = version.map_or((Pages::Unknown, 0), |version| (Pages::Of, version.0));
+            (known.pages, known.number) = match version {
+                None => (Pages::Unknown, 0),
+                Some(_) if known.number == 0 => (Pages::None, 0),
+                Some(version) => (Pages::Of, version.0), // what came meanwhile is not older
+            };
         }
+    }
+
+    /// True if pages of this version may be put beside those that the kernel has of the file.
+    pub(crate) fn takes_pages_of(&self, ino: InodeId, version: DataVersion) -> bool {
+        let table = self.table();
+        table.known.get(&ino).is_some_and(|known| known.pages == Pages::Of && known.number <= version.0)
     }
 
     /// True if the kernel's pages of the file are of this version.
@@ -258,16 +325,22 @@ mod tests {
         inodes
     }
 
-    /// Opens it, and asks through it if that dropped pages.
+    /// Changed by others at this version.
+    fn others(version: u64) -> Versions {
+        Versions { since: DataVersion(version), now: DataVersion(version) }
+    }
+
+    /// Opens it, asks through it, and reads. True if it kept pages.
     fn open(inodes: &Inodes, version: u64) -> bool {
-        let version = DataVersion(version);
-        match inodes.opening(FILE, version) {
+        let kept = match inodes.opening(FILE, others(version)) {
             Opening::Keep => true,
             Opening::Drop(number) => {
-                inodes.is_open(FILE, number, version);
+                inodes.has_opened(FILE, number, DataVersion(version));
                 false
             }
-        }
+        };
+        inodes.filled(FILE, DataVersion(version));
+        kept
     }
 
     #[test]
@@ -278,7 +351,7 @@ mod tests {
         inodes.forget(FILE, 1);
         assert!(open(&inodes, 1), "still known");
         inodes.forget(FILE, 1);
-        assert!(!open(&inodes, 1), "forgotten with its page version");
+        assert!(matches!(inodes.opening(FILE, others(1)), Opening::Drop(_)), "forgotten with its page version");
         assert!(inodes.table().known.is_empty());
     }
 
@@ -286,8 +359,7 @@ mod tests {
     fn pages_are_kept_only_at_the_same_version() {
         let inodes = shown();
         assert!(!inodes.has_older_pages(FILE, DataVersion(9)), "there are none");
-        assert!(!open(&inodes, 1));
-        assert!(open(&inodes, 1));
+        assert!(open(&inodes, 1) && open(&inodes, 1));
         assert!(!inodes.has_older_pages(FILE, DataVersion(1)) && inodes.has_older_pages(FILE, DataVersion(2)));
         assert!(!open(&inodes, 2));
         assert!(inodes.has_pages_of(FILE, DataVersion(2)));
@@ -298,13 +370,13 @@ mod tests {
     fn pages_are_dropped_when_the_kernel_asks_through_what_it_opened() {
         let inodes = shown();
         open(&inodes, 1);
-        let [Opening::Drop(first), Opening::Drop(second)] = [2, 2].map(|v| inodes.opening(FILE, DataVersion(v))) else {
+        let [Opening::Drop(first), Opening::Drop(second)] = [2, 2].map(|v| inodes.opening(FILE, others(v))) else {
             panic!("they are of another version");
         };
         assert!(inodes.has_older_pages(FILE, DataVersion(1)), "as far as is known");
-        inodes.is_open(FILE, first, DataVersion(2));
+        inodes.has_opened(FILE, first, DataVersion(2));
         assert!(inodes.has_older_pages(FILE, DataVersion(2)), "not the last one");
-        inodes.is_open(FILE, second, DataVersion(2));
+        inodes.has_opened(FILE, second, DataVersion(2));
         assert!(inodes.has_pages_of(FILE, DataVersion(2)));
     }
 
@@ -312,18 +384,37 @@ mod tests {
     fn pages_are_older_until_all_are_dropped() {
         let inodes = shown();
         open(&inodes, 1);
-        assert!(inodes.begin_drop(FILE) && !inodes.begin_drop(FILE), "one at a time");
+        let begin = |version| inodes.begin_drop(FILE, DataVersion(version));
+        assert_eq!([begin(1), begin(2), begin(2)], [Begin::Needless, Begin::Yours, Begin::Others]);
         assert!(!open(&inodes, 2), "they are not dropped yet");
         assert!(inodes.has_older_pages(FILE, DataVersion(0)));
         inodes.end_drop(FILE, Some(DataVersion(2)));
-        assert!(open(&inodes, 2));
-        assert!(inodes.begin_drop(FILE));
+        assert!(inodes.has_older_pages(FILE, DataVersion(3)), "something was read meanwhile");
+        assert_eq!(begin(3), Begin::Yours);
+        inodes.end_drop(FILE, Some(DataVersion(3)));
+        assert!(!inodes.has_older_pages(FILE, DataVersion(9)), "there are none");
+        inodes.filled(FILE, DataVersion(3));
+        assert_eq!(begin(4), Begin::Yours);
         inodes.saved(FILE, Err(Fault::new(Kind::NoSession, "lost"))).unwrap_err();
-        inodes.end_drop(FILE, Some(DataVersion(2)));
-        assert!(inodes.has_older_pages(FILE, DataVersion(2)), "written meanwhile, and not saved");
-        assert!(inodes.begin_drop(FILE));
+        inodes.end_drop(FILE, Some(DataVersion(4)));
+        assert!(inodes.has_older_pages(FILE, DataVersion(4)), "written meanwhile, and not saved");
+        assert_eq!(begin(4), Begin::Yours);
         inodes.end_drop(FILE, None);
-        assert!(inodes.has_older_pages(FILE, DataVersion(2)));
+        assert!(inodes.has_older_pages(FILE, DataVersion(4)));
+        assert_eq!(inodes.begin_drop(InodeId(8), DataVersion(4)), Begin::Needless, "the kernel does not know it");
+    }
+
+    #[test]
+    fn own_changes_leave_the_pages_what_they_are() {
+        let inodes = shown();
+        open(&inodes, 1);
+        inodes.renew(FILE, Versions { since: DataVersion(1), now: DataVersion(4) });
+        assert!(inodes.has_pages_of(FILE, DataVersion(4)));
+        let own = |since, now| inodes.opening(FILE, Versions { since: DataVersion(since), now: DataVersion(now) });
+        assert_eq!(own(4, 6), Opening::Keep);
+        assert!(inodes.has_pages_of(FILE, DataVersion(6)) && inodes.takes_pages_of(FILE, DataVersion(7)));
+        assert!(!inodes.takes_pages_of(FILE, DataVersion(5)), "they are newer");
+        assert_ne!(own(7, 8), Opening::Keep);
     }
 
     #[test]

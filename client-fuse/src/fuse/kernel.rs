@@ -181,12 +181,7 @@ impl Filesystem for Kernel {
 
     fn getattr(&self, request: &Request, number: INodeNo, open: Option<FileHandle>, reply: ReplyAttr) {
         let (shared, cred) = (Arc::clone(&self.0), self.0.creds.of(request));
-        let work = async move {
-            open.iter().for_each(|open| shared.is_open(open.0));
-            let attr = shared.client.getattr(&cred, ino(number)).await;
-            shared.drop_stale_pages(ino(number)).await;
-            attr
-        };
+        let work = async move { shared.getattr(&cred, ino(number), open.map(|open| open.0)).await };
         self.0.serve(ask("getattr", request, number), reply, work, done_attr);
     }
 

@@ -7,7 +7,8 @@
 //!    ([`Writing`]). A writer voids what is being fetched, and waits for what is being given at this moment.
 //! 2. Nothing is given that was read before another mount's change: whoever makes the kernel forget voids and waits likewise, and
 //!    what is fetched afterwards needs a lease, which comes back only behind that change.
-//! 3. What is given is of the version that the kernel's other pages of the file are of.
+//! 3. What is given is of the version that the kernel's other pages of the file are of. (The end of a file, which is given to tell
+//!    how long it is, may be newer, and needs no lease: it is dropped with them.)
 //!
 //! All that is looked at once more afterwards: a mount that stood still in between, or whose giving took longer than a recall may
 //! wait, takes back what it gave.
@@ -26,11 +27,15 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 /// Stretches that are fetched or given at once, at most: each is up to 8 MiB of memory.
 const FILLS_MAX: usize = 4;
 
+/// Ends of files that are fetched or given at once, a page each.
+const ENDS_MAX: usize = 32;
+
 /// Who writes, and what is on its way to the kernel.
 #[derive(Debug)]
 pub(super) struct Warm {
     table: Mutex<Table>,
     room: Arc<Semaphore>,
+    ends: Arc<Semaphore>,
     /// Something was given.
     given: Notify,
     bytes: AtomicU64,
@@ -39,7 +44,8 @@ pub(super) struct Warm {
 impl Default for Warm {
     fn default() -> Warm {
         let (table, given, bytes) = Default::default();
-        Warm { table, room: Arc::new(Semaphore::new(FILLS_MAX)), given, bytes }
+        let [room, ends] = [FILLS_MAX, ENDS_MAX].map(|most| Arc::new(Semaphore::new(most)));
+        Warm { table, room, ends, given, bytes }
     }
 }
 
@@ -116,9 +122,8 @@ impl Warm {
         }
     }
 
-    /// Begins to fetch, unless somebody may write to the file, or much is on its way.
-    fn begin(self: &Arc<Self>, ino: InodeId) -> Option<Filling> {
-        let room = Arc::clone(&self.room).try_acquire_owned().ok()?;
+    /// Begins to fetch, unless somebody may write to the file.
+    fn begin(self: &Arc<Self>, ino: InodeId, room: OwnedSemaphorePermit) -> Option<Filling> {
         let mut table = self.table();
         if table.writers.contains_key(&ino) {
             return None;
@@ -162,7 +167,8 @@ impl Drop for Writing {
 impl Shared {
     /// A read through this file has found a chunk to be read densely: has the kernel get all of it.
     pub(super) fn warm_up(self: &Arc<Self>, file: &Arc<OpenFile>, at: u64) {
-        let Some(filling) = self.warm.begin(file.handle.ino()) else { return };
+        let Ok(room) = Arc::clone(&self.warm.room).try_acquire_owned() else { return };
+        let Some(filling) = self.warm.begin(file.handle.ino(), room) else { return };
         let (shared, file) = (Arc::clone(self), Arc::clone(file));
         self.tasks.spawn_until_stop(async move {
             if !shared.client.is_leased(file.handle.ino()) {
@@ -181,14 +187,44 @@ impl Shared {
             let known = self.client.versions(ino).is_some_and(|versions| versions.now == around.version);
             known && self.client.is_leased(ino) && self.inodes.has_pages_of(ino, around.version)
         };
-        if is_current() {
-            let bytes = self.coherence.give(ino, around.start, &around.pieces);
-            self.warm.bytes.fetch_add(bytes, Ordering::Relaxed);
-            if !is_current() {
-                self.coherence.take_back(ino, around);
-                self.recheck_soon(ino);
+        let bytes = self.give_if(ino, around, is_current);
+        self.warm.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Tells the kernel how long a file is that somebody reads, by giving it the last page. False: the file changes, or the kernel
+    /// is being told to forget it. If it cannot be, the kernel will ask.
+    pub(super) async fn give_end(self: &Arc<Self>, file: &OpenFile) -> bool {
+        let ino = file.handle.ino();
+        let room = Arc::clone(&self.warm.ends).acquire_owned().await.expect("never closed");
+        let Some(filling) = self.warm.begin(ino, room) else { return true };
+        let Ok(end) = self.client.read_end(&file.handle).await else { return true };
+        let Some(end) = end else { return false };
+        let shared = Arc::clone(self);
+        let give = move || {
+            let is_current = || shared.inodes.takes_pages_of(ino, end.version);
+            let mut bytes = 0;
+            filling.give(|| bytes = shared.give_if(ino, &end, is_current));
+            if bytes > 0 {
+                shared.coherence.ends_at(ino, end.start + bytes);
             }
+            bytes > 0
+        };
+        tokio::task::spawn_blocking(give).await.unwrap_or(true) // a mount that ends needs none
+    }
+
+    /// Gives these pages if `is_current` says so; takes them back if it does not any more. Returns how many bytes were given. Blocks.
+    fn give_if(self: &Arc<Self>, ino: InodeId, around: &Around, is_current: impl Fn() -> bool) -> u64 {
+        self.inodes.filled(ino, around.version);
+        if !is_current() {
+            return 0;
         }
+        let bytes = self.coherence.give(ino, around.start, &around.pieces);
+        if !is_current() {
+            self.coherence.take_back(ino, around);
+            self.recheck_soon(ino);
+            return 0;
+        }
+        bytes
     }
 }
 
@@ -201,28 +237,32 @@ mod tests {
     const A: InodeId = InodeId(7);
     const B: InodeId = InodeId(8);
 
+    fn begin(warm: &Arc<Warm>, ino: InodeId) -> Option<Filling> {
+        warm.begin(ino, Arc::clone(&warm.room).try_acquire_owned().unwrap())
+    }
+
     #[tokio::test]
     async fn a_writer_voids_what_is_fetched_and_nothing_is_fetched_beside_it() {
         let warm = Arc::new(Warm::default());
-        let (ours, other) = (warm.begin(A).unwrap(), warm.begin(B).unwrap());
+        let (ours, other) = (begin(&warm, A).unwrap(), begin(&warm, B).unwrap());
         let writing = warm.writing(A).await;
         ours.give(|| panic!("it is void"));
         let mut given = false;
         other.give(|| given = true);
         assert!(given, "another file");
-        assert!(warm.begin(A).is_none());
+        assert!(begin(&warm, A).is_none());
         let second = warm.writing(A).await;
         drop(writing);
-        assert!(warm.begin(A).is_none(), "the second one writes");
+        assert!(begin(&warm, A).is_none(), "the second one writes");
         drop(second);
-        assert!(warm.begin(A).is_some());
+        assert!(begin(&warm, A).is_some());
         assert!(warm.table().writers.is_empty() && warm.table().fills.is_empty());
     }
 
     #[tokio::test]
     async fn whoever_changes_a_file_waits_for_what_is_being_given() {
         let warm = Arc::new(Warm::default());
-        let filling = warm.begin(A).unwrap();
+        let filling = begin(&warm, A).unwrap();
         let (in_it, is_in_it) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let giving = std::thread::spawn(move || {
@@ -237,20 +277,11 @@ mod tests {
         let mut writing = std::pin::pin!(warm.writing(A));
         assert!(voiding.as_mut().now_or_never().is_none() && writing.as_mut().now_or_never().is_none());
         warm.void(&[B]).await;
-        assert!(warm.begin(A).is_none(), "a writer waits");
+        assert!(begin(&warm, A).is_none(), "a writer waits");
         go_on.send(()).unwrap();
         voiding.await;
         drop(writing.await);
         giving.join().unwrap();
-        assert!(warm.begin(A).is_some());
-    }
-
-    #[test]
-    fn few_are_on_their_way_at_once() {
-        let warm = Arc::new(Warm::default());
-        let all: Vec<Filling> = (0..FILLS_MAX).map(|_| warm.begin(A).unwrap()).collect();
-        assert!(warm.begin(B).is_none());
-        drop(all);
-        assert!(warm.begin(B).is_some());
+        assert!(begin(&warm, A).is_some());
     }
 }
