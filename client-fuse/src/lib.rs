@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | [`client`], [`files`], [`handle`] | what front ends call: names and attributes; open files |
 //! | `dirty`, `inode` | which bytes are unsaved, and how far each is on its way |
-//! | `write`, `plan`, `compact` | sealed, hashed, stored, committed; many small pieces made one chunk again |
+//! | `write`, `plan`, `land`, `compact` | sealed, hashed, stored; committed; many small pieces made one chunk again |
 //! | `read`, `extents`, `cache` | unsaved bytes, then extents, then chunks from memory or a replica |
 //! | `chunks`, `pulse`, `report` | touch, put and get on replicas; what to do when one fails; telling a server of a wrong copy |
 //! | `meta`, `session` | requests to the metaservers, exactly once; cluster map; witness |
@@ -22,7 +22,8 @@
 //! 1. What `fsync` answered with success is durable on every replica that is up and committed, and so is every change before
 //!    it. So is any change with [`ClientConfig::write_leases`] off. With it, one that was decided here is durable at most
 //!    a second later, in order: a crash of this client loses the last of them.
-//! 2. A read sees every earlier write through the same `Client`, through any handle.
+//! 2. A read sees every earlier write through the same `Client`, through any handle. (But for appended bytes while others append
+//!    as well and a commit that decides where they come takes long: they are at no place yet.)
 //! 3. No byte is handed out whose BLAKE3 was not checked.
 //! 4. An error of a write in the background is told once to every handle of the file; unsaved bytes are kept and tried
 //!    again as long as that can succeed.
@@ -45,6 +46,7 @@ pub mod files;
 pub mod handle;
 pub mod holds;
 mod inode;
+mod land;
 mod leases;
 mod link;
 mod locks;

@@ -20,9 +20,9 @@
 //! are gone ([`Shared::drop_stale_pages`]); and while there are any, it is told nothing that it may believe without asking.
 //!
 //! The kernel does not listen to attributes that cross a notification of ours about the inode, or an answer to another question
-//! about it, be that an older one: a read at what was the end of the file would end there, though more was appended. So of
-//! a file that others change while it is open it hears the length in another way: it is given the last page
-//! ([`Shared::give_end`]). Not if the file is open for writing here as well: a read at its end may come back short, once, when
+//! about it, be that an older one: a read at what was the end of the file would end there, though more was appended. So when
+//! a file that others change while it is open gets longer, it hears so in another way: it is given the last page
+//! ([`Shared::give_end`]). (That a file got shorter a read shows.) Not if the file is open for writing here as well: a read at its end may come back short, once, when
 //! what others appended has become durable in this moment.
 //!
 //! (`splice` and `sendfile` ask for no attributes: they see what the kernel has until it is told to forget it.)
@@ -49,7 +49,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -66,6 +66,8 @@ const READS_LIMIT: Duration = Duration::from_millis(300);
 /// How long it is waited until all that the kernel has asked for is taken, and how often that is looked at.
 const QUEUE_LIMIT: Duration = Duration::from_millis(5);
 const QUEUE_LOOK: Duration = Duration::from_micros(100);
+/// How long a program that waits for a read takes to run again, and the kernel to take in how long the file is.
+const END_TAKEN_WAIT: Duration = Duration::from_millis(1);
 /// How long a program that waits for a listing takes to run again, and the kernel to take in what it shows.
 const LISTED_WAIT: Duration = Duration::from_millis(10);
 /// Files whose pages are dropped at once because somebody reads.
@@ -94,8 +96,6 @@ pub(super) struct Coherence {
     dropped: Notify,
     /// So many files may have theirs dropped at once, each by a thread that waits: others need threads too.
     drops: Drops,
-    /// Files that others have changed while they were open, or may have, and where they end, if the kernel knows that for certain.
-    ends: Mutex<BTreeMap<InodeId, Option<u64>>>,
     /// Files that are being asked about; told when they are forgotten once more.
     rechecking: Mutex<BTreeMap<InodeId, Arc<Notify>>>,
 }
@@ -114,7 +114,7 @@ impl Device {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Tells the kernel to forget attributes, and pages behind `from` if that is not negative. Blocks.
+    /// Tells the kernel to forget attributes, and pages from `from` on if that is not negative. Blocks.
     fn forget(&self, ino: InodeId, from: i64) {
         if let Err(error) = self.notifier.inval_inode(INodeNo(ino.0), from, 0) {
             tracing::debug!(inode = %ino, %error, "the kernel keeps nothing of it");
@@ -173,39 +173,6 @@ impl Coherence {
         }
     }
 
-    fn ends(&self) -> MutexGuard<'_, BTreeMap<InodeId, Option<u64>>> {
-        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Others have changed this file, or may have, while it is open here.
-    fn is_changed(&self, ino: InodeId) {
-        self.ends().entry(ino).or_default();
-    }
-
-    /// The kernel knows for certain that it is so long, until it is told something else.
-    pub(super) fn ends_at(&self, ino: InodeId, size: u64) {
-        if let Some(end) = self.ends().get_mut(&ino) {
-            *end = Some(size);
-        }
-    }
-
-    /// The kernel is told that it is so long, and may listen.
-    fn told(&self, ino: InodeId, size: u64) {
-        if let Some(end) = self.ends().get_mut(&ino).filter(|end| **end != Some(size)) {
-            *end = None;
-        }
-    }
-
-    /// True if the kernel may take it for longer or shorter, whatever it is told.
-    fn may_end_elsewhere(&self, ino: InodeId, size: u64) -> bool {
-        size > 0 && self.ends().get(&ino).is_some_and(|end| *end != Some(size))
-    }
-
-    /// It is not open any more.
-    pub(super) fn closed(&self, ino: InodeId) {
-        self.ends().remove(&ino);
-    }
-
     /// Gives the kernel these bytes of a file: how many. If it does not take them, it will ask.
     pub(super) fn give(&self, ino: InodeId, at: u64, pieces: &[Bytes]) -> u64 {
         let Some(device) = self.device.get() else { return 0 };
@@ -253,7 +220,7 @@ impl Shared {
             None => self.client.certain(attr.ino),
         };
         let show = |attr: &Attr, left| {
-            self.coherence.told(attr.ino, attr.size);
+            self.inodes.may_end_at(attr.ino, attr.size);
             show(attr, left);
         };
         match certain {
@@ -296,7 +263,9 @@ impl Shared {
                 let all = DataVersion(u64::MAX);
                 let dropping = (self.inodes.begin_drop(ino, all) == Begin::Yours).then(|| self.dropping(ino));
                 device.forget(ino, 0);
-                dropping.into_iter().for_each(|dropping| dropping.done(began));
+                if let Some(dropping) = dropping {
+                    dropping.done(began);
+                }
                 self.recheck_soon(ino);
             } else {
                 device.forget(ino, -1); // attributes only
@@ -306,7 +275,8 @@ impl Shared {
         self.wait_for_reads(device, &open);
     }
 
-    /// Waits until reads of these files that the kernel has asked for by now are answered: for a while. Blocks.
+    /// Waits until reads of these files that the kernel has asked for by now are answered, and have shown it where the file ends: for
+    /// a while. Blocks.
     fn wait_for_reads(&self, device: &Device, files: &[InodeId]) {
         if files.is_empty() {
             return;
@@ -318,11 +288,15 @@ impl Shared {
         for ino in files {
             self.requests.wait_for_reads(*ino, READS_LIMIT.saturating_sub(start.elapsed()));
         }
+        let shown = files.iter().filter_map(|ino| self.inodes.shown_end(*ino)).max();
+        if let Some(rest) = shown.and_then(|at| END_TAKEN_WAIT.checked_sub(at.elapsed())) {
+            std::thread::sleep(rest);
+        }
     }
 
     /// Asks about a file that is open until the client has a lease of it again. See the module.
     pub(super) fn recheck_soon(self: &Arc<Self>, ino: InodeId) {
-        self.coherence.is_changed(ino);
+        self.inodes.others_change(ino);
         let again = {
             let mut rechecking = self.coherence.rechecking.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(again) = rechecking.get(&ino) {
@@ -374,7 +348,7 @@ impl Shared {
         let Some(file) = open.and_then(|open| self.files.get(open).ok()) else { return Ok(attr) };
         for _ in 0..END_ROUNDS_MAX {
             self.drop_stale_pages(ino).await;
-            if !self.coherence.may_end_elsewhere(ino, attr.size) || self.give_end(&file).await {
+            if !self.inodes.may_end_before(ino, attr.size) || self.give_end(&file, attr.size).await {
                 break;
             }
         }
@@ -392,11 +366,13 @@ impl Shared {
                 Begin::Others => over.await,
                 Begin::Yours => {
                     let (shared, dropping) = (Arc::clone(self), self.dropping(ino));
-                    let _one = self.coherence.drops.0.acquire().await.expect("never closed");
+                    let one = Arc::clone(&self.coherence.drops.0).acquire_owned().await.expect("never closed");
+                    self.warm.void(&[ino]).await; // of what was fetched before, nothing comes behind the drop
                     // On a thread of its own: the kernel may wait for pages that are being read. Once begun it goes on to its end.
                     let drop_all = move || {
                         shared.drop_pages(ino);
                         dropping.done(Some(versions.now));
+                        drop(one);
                     };
                     let _ = tokio::task::spawn_blocking(drop_all).await; // a mount that ends needs none
                     return;
@@ -418,11 +394,11 @@ impl Shared {
 }
 
 #[derive(Debug)]
-struct Drops(Semaphore);
+struct Drops(Arc<Semaphore>);
 
 impl Default for Drops {
     fn default() -> Drops {
-        Drops(Semaphore::new(DROPS_MAX))
+        Drops(Arc::new(Semaphore::new(DROPS_MAX)))
     }
 }
 

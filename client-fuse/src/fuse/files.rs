@@ -10,6 +10,7 @@ use common::fault::{Fault, Kind};
 use common::id::InodeId;
 use common::proto::lock::LockSpace;
 use common::proto::meta::{Cred, SetAttr};
+use common::units::{len_u64, len_usize};
 use fuser::{FopenFlags, ReplyData};
 use nix::fcntl::OFlag;
 use std::collections::HashMap;
@@ -180,9 +181,12 @@ impl Shared {
     pub(super) async fn read_file(self: &Arc<Self>, number: u64, offset: u64, len: u32) -> Result<Vec<Bytes>, Fault> {
         let file = self.files.get(number)?;
         self.has_opened(number);
-        let version = self.client.versions_of(&file.handle).now;
+        self.inodes.filled(file.handle.ino(), self.client.versions_of(&file.handle).now);
         let read = self.client.read(&file.handle, offset, len).await?;
-        self.inodes.filled(file.handle.ino(), version);
+        let got = read.iter().map(Bytes::len).sum();
+        if got < len_usize(u64::from(len)) {
+            self.inodes.is_shown_to_end_at(file.handle.ino(), offset + len_u64(got));
+        }
         if self.fills
             && !file.direct
             && let Some(at) = self.client.take_dense(&file.handle)
@@ -193,19 +197,23 @@ impl Shared {
     }
 
     /// Writes.
-    pub(super) async fn write_file(&self, number: u64, write: Write) -> Result<(), Fault> {
+    pub(super) async fn write_file(self: &Arc<Self>, number: u64, write: Write) -> Result<(), Fault> {
         let file = self.files.get(number)?;
         let ino = file.handle.ino();
         if write.kill && self.inodes.is_privileged(ino) {
             self.drop_privilege(ino).await?;
         }
         let (offset, sync) = ((!write.appends()).then_some(write.offset), write.is_synced(file.flags));
-        let version = self.client.versions_of(&file.handle).now;
+        if !file.direct {
+            self.inodes.filled(ino, self.client.versions_of(&file.handle).now);
+        }
         let written = self.client.write_at(&file.handle, offset, write.bytes, sync).await;
-        self.inodes.filled(ino, version);
         self.inodes.changed(ino);
-        if !file.direct && written.as_ref().is_ok_and(|at| *at != write.offset) {
+        if file.direct {
+            self.inodes.spoiled(ino); // the kernel dropped pages before it wrote, and may have read some since
+        } else if written.as_ref().is_ok_and(|at| *at != write.offset) {
             self.inodes.spoiled(ino); // the kernel has put it where it took the end to be
+            self.recheck_soon(ino); // before somebody changes it there by a mapping
         }
         self.inodes.saved(ino, written.map(|_| ()))
     }
@@ -253,11 +261,7 @@ impl Shared {
         let Some(file) = self.files.remove(number) else { return Ok(()) };
         let unlocked = self.drop_file_locks(&file.handle, &file.owners).await;
         let ino = file.handle.ino();
-        let saved = self.inodes.saved(ino, self.client.release(&file.handle).await);
-        if !self.client.is_open(ino) {
-            self.coherence.closed(ino);
-        }
-        saved.and(unlocked)
+        self.inodes.saved(ino, self.client.release(&file.handle).await).and(unlocked)
     }
 
     /// `fallocate(2)`.
@@ -270,8 +274,8 @@ impl Shared {
         done
     }
 
-    /// `copy_file_range(2)`: how many bytes. The kernel has written out its pages of the one range and dropped those of
-    /// the other.
+    /// `copy_file_range(2)`: how many bytes. The kernel has written out its pages of the one range, and drops those of
+    /// the other when it is answered.
     pub(super) async fn copy_range(&self, from: (u64, u64), to: (u64, u64), len: u64) -> Result<u32, Fault> {
         let (source, target) = (self.files.get(from.0)?, self.files.get(to.0)?);
         let len = len.min(COPY_MAX);

@@ -5,9 +5,12 @@
 //!    it was shown (`lookups`), so memory is bounded by the kernel's own inode cache.
 //! 2. While `pages` is [`Pages::Of`], none of the kernel's pages of the file is older than the data version beside it, and
 //!    none has bytes that were written and could not be saved. Pages are kept at an open only if nobody but this mount has
-//!    changed the file since. Whatever may become a page is told here before the kernel has it ([`Inodes::filled`]).
+//!    changed the file since. A read tells of the pages that it will make before it begins ([`Inodes::filled`]), a write before it
+//!    is taken.
 //! 3. `changed` is above the mark ([`Inodes::mark`]) taken before a listing began iff this mount changed the inode
 //!    since: attributes in that listing are then stale and must not reach the kernel (an old size would cut the file).
+//! 4. A file is in `ends` from when others changed it while it was open here, or may have, until the kernel forgets it. The kernel
+//!    takes it for that long or longer, whichever of the answers on their way to it it listens to.
 
 use client_fuse::Versions;
 use common::fault::Fault;
@@ -15,6 +18,7 @@ use common::id::{DataVersion, InodeId};
 use common::proto::meta::Attr;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use tokio::time::Instant;
 
 /// Small, for there are as many as the kernel keeps: a million of them take 51 to 66 MB in the map.
 #[derive(Debug, Default)]
@@ -23,12 +27,18 @@ struct Known {
     /// Setuid, or setgid with group execution: a write by other than root takes them away.
     privileged: bool,
     pages: Pages,
-    /// Of [`Pages::Of`] the version, of [`Pages::Opening`] the opening's number, of [`Pages::Dropping`] 1 if some came meanwhile.
+    /// Of [`Pages::Of`] the version, of [`Pages::Opening`] the opening's number, of [`Pages::Dropping`] what came meanwhile: [`FILLED`]
+    /// or [`SPOILED`].
     number: u64,
     changed: u64,
 }
 
 const _: () = assert!(size_of::<Known>() <= 24, "a million inodes");
+
+/// Pages came while they were being dropped.
+const FILLED: u64 = 1;
+/// ... and nobody knows what they are.
+const SPOILED: u64 = 2;
 
 /// What the kernel's pages of a file are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +59,7 @@ enum Pages {
 /// How the kernel is to treat its pages of a file that it opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opening {
-    /// They are of that version.
+    /// They are of the version that it has, or there are none.
     Keep,
     /// It is to drop them. With the number for [`Inodes::has_opened`].
     Drop(u64),
@@ -69,7 +79,10 @@ pub(crate) enum Begin {
 impl Known {
     /// Nobody knows what its pages are.
     fn spoil(&mut self) {
-        self.pages = Pages::Unknown;
+        match self.pages {
+            Pages::Dropping => self.number = SPOILED, // by one at a time, to its end
+            _ => self.pages = Pages::Unknown,
+        }
     }
 
     /// They may be older than this version.
@@ -99,6 +112,17 @@ struct Table {
     clock: u64,
     /// How often changes that were decided here were lost, as far as is known.
     losses: u64,
+    /// See invariant 4.
+    ends: BTreeMap<InodeId, End>,
+}
+
+/// Where the kernel takes a file to end.
+#[derive(Debug, Default)]
+struct End {
+    /// There or later.
+    at: u64,
+    /// When a read was last answered that shows where.
+    shown: Option<Instant>,
 }
 
 /// The inodes the kernel knows.
@@ -139,6 +163,7 @@ impl Inodes {
             known.lookups = known.lookups.saturating_sub(u32::try_from(lookups).unwrap_or(u32::MAX));
             if known.lookups == 0 {
                 table.known.remove(&ino);
+                table.ends.remove(&ino);
             }
         }
     }
@@ -175,20 +200,20 @@ impl Inodes {
         }
     }
 
-    /// The kernel gets bytes of the file that are not older than this version.
+    /// The kernel is about to get bytes of the file that are not older than this version.
     pub(crate) fn filled(&self, ino: InodeId, version: DataVersion) {
         if let Some(known) = self.table().known.get_mut(&ino) {
             match known.pages {
                 Pages::None => (known.pages, known.number) = (Pages::Of, version.0),
-                Pages::Dropping => known.number = 1,
+                Pages::Dropping => known.number = known.number.max(FILLED),
                 Pages::Of | Pages::Unknown | Pages::Opening => {}
             }
         }
     }
 
-    /// What is in the kernel's pages of the file is not what is in the file.
+    /// What is in the kernel's pages of the file, if it has any, may not be what is in the file.
     pub(crate) fn spoiled(&self, ino: InodeId) {
-        if let Some(known) = self.table().known.get_mut(&ino) {
+        if let Some(known) = self.table().known.get_mut(&ino).filter(|known| known.pages != Pages::None) {
             known.spoil();
         }
     }
@@ -214,18 +239,51 @@ impl Inodes {
     /// That is over. `version`: what the file was when it began, if all was dropped.
     pub(crate) fn end_drop(&self, ino: InodeId, version: Option<DataVersion>) {
         if let Some(known) = self.table().known.get_mut(&ino).filter(|known| known.pages == Pages::Dropping) {
-            (known.pages, known.number) = match version {
-                None => (Pages::Unknown, 0),
-                Some(_) if known.number == 0 => (Pages::None, 0),
-                Some(version) => (Pages::Of, version.0), // what came meanwhile is not older
+            (known.pages, known.number) = match (version, known.number) {
+                (None, _) | (_, SPOILED) => (Pages::Unknown, 0),
+                (Some(version), FILLED) => (Pages::Of, version.0), // what came meanwhile is not older
+                (Some(_), _) => (Pages::None, 0),
             };
         }
     }
 
-    /// True if pages of this version may be put beside those that the kernel has of the file.
-    pub(crate) fn takes_pages_of(&self, ino: InodeId, version: DataVersion) -> bool {
-        let table = self.table();
-        table.known.get(&ino).is_some_and(|known| known.pages == Pages::Of && known.number <= version.0)
+    /// Others change this file while it is open, or may.
+    pub(crate) fn others_change(&self, ino: InodeId) {
+        let mut table = self.table();
+        if table.known.contains_key(&ino) {
+            table.ends.entry(ino).or_default();
+        }
+    }
+
+    /// The kernel has made the file so long, unless it was longer.
+    pub(crate) fn ends_at(&self, ino: InodeId, size: u64) {
+        if let Some(end) = self.table().ends.get_mut(&ino) {
+            end.at = size.max(end.at);
+        }
+    }
+
+    /// The kernel is about to hear that the file is so long, and may listen.
+    pub(crate) fn may_end_at(&self, ino: InodeId, size: u64) {
+        if let Some(end) = self.table().ends.get_mut(&ino) {
+            end.at = size.min(end.at);
+        }
+    }
+
+    /// As [`Inodes::may_end_at`], by a read that ends there.
+    pub(crate) fn is_shown_to_end_at(&self, ino: InodeId, size: u64) {
+        if let Some(end) = self.table().ends.get_mut(&ino) {
+            *end = End { at: size.min(end.at), shown: Some(Instant::now()) };
+        }
+    }
+
+    /// When the kernel was last shown by a read where a file ends that others change.
+    pub(crate) fn shown_end(&self, ino: InodeId) -> Option<Instant> {
+        self.table().ends.get(&ino).and_then(|end| end.shown)
+    }
+
+    /// True if the kernel may take the file for shorter than this, even if it is told.
+    pub(crate) fn may_end_before(&self, ino: InodeId, size: u64) -> bool {
+        self.table().ends.get(&ino).is_some_and(|end| end.at < size)
     }
 
     /// True if the kernel's pages of the file are of this version.
@@ -396,6 +454,8 @@ mod tests {
         inodes.filled(FILE, DataVersion(3));
         assert_eq!(begin(4), Begin::Yours);
         inodes.saved(FILE, Err(Fault::new(Kind::NoSession, "lost"))).unwrap_err();
+        inodes.filled(FILE, DataVersion(4));
+        assert_eq!(begin(4), Begin::Others, "one at a time");
         inodes.end_drop(FILE, Some(DataVersion(4)));
         assert!(inodes.has_older_pages(FILE, DataVersion(4)), "written meanwhile, and not saved");
         assert_eq!(begin(4), Begin::Yours);
@@ -412,9 +472,28 @@ mod tests {
         assert!(inodes.has_pages_of(FILE, DataVersion(4)));
         let own = |since, now| inodes.opening(FILE, Versions { since: DataVersion(since), now: DataVersion(now) });
         assert_eq!(own(4, 6), Opening::Keep);
-        assert!(inodes.has_pages_of(FILE, DataVersion(6)) && inodes.takes_pages_of(FILE, DataVersion(7)));
-        assert!(!inodes.takes_pages_of(FILE, DataVersion(5)), "they are newer");
+        assert!(inodes.has_pages_of(FILE, DataVersion(6)));
         assert_ne!(own(7, 8), Opening::Keep);
+    }
+
+    #[test]
+    fn an_end_is_certain_until_the_kernel_may_listen_to_another() {
+        let inodes = shown();
+        inodes.ends_at(FILE, 40);
+        assert!(!inodes.may_end_before(FILE, 50), "nobody else changes it");
+        inodes.others_change(FILE);
+        assert!(inodes.may_end_before(FILE, 1) && !inodes.may_end_before(FILE, 0));
+        inodes.ends_at(FILE, 40);
+        inodes.others_change(FILE);
+        assert!(!inodes.may_end_before(FILE, 40) && inodes.may_end_before(FILE, 41));
+        inodes.may_end_at(FILE, 50);
+        assert!(!inodes.may_end_before(FILE, 40));
+        inodes.may_end_at(FILE, 2);
+        inodes.ends_at(FILE, 1);
+        assert!(!inodes.may_end_before(FILE, 2) && inodes.may_end_before(FILE, 3));
+        inodes.forget(FILE, 1);
+        inodes.others_change(FILE);
+        assert!(inodes.table().ends.is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //!    its mapped pages, which the kernel writes back itself). What it had written is saved nevertheless, after it is gone. Other
 //!    signals interrupt nothing but waiting for a lock, as on a local disk.
 //! 2. `close(2)` and `fsync(2)` return success only when everything written to the file is committed and durable.
-//! 3. The kernel's pages of a file survive an `open` only if the file's data version is the one they were read at.
+//! 3. The kernel's pages of a file survive an `open` only if nobody but this mount has changed the file since they were read.
 //! 4. `statfs` never waits for the cluster.
 //!
 //! What is asked of the kernel, and why:

@@ -8,7 +8,7 @@
 //! 2. Nothing is given that was read before another mount's change: whoever makes the kernel forget voids and waits likewise, and
 //!    what is fetched afterwards needs a lease, which comes back only behind that change.
 //! 3. What is given is of the version that the kernel's other pages of the file are of. (The end of a file, which is given to tell
-//!    how long it is, may be newer, and needs no lease: it is dropped with them.)
+//!    how long it is, needs no lease: whoever drops pages voids it, and it is given only while none of them is older.)
 //!
 //! All that is looked at once more afterwards: a mount that stood still in between, or whose giving took longer than a recall may
 //! wait, takes back what it gave.
@@ -22,6 +22,7 @@ use common::id::InodeId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Stretches that are fetched or given at once, at most: each is up to 8 MiB of memory.
@@ -29,6 +30,9 @@ const FILLS_MAX: usize = 4;
 
 /// Ends of files that are fetched or given at once, a page each.
 const ENDS_MAX: usize = 32;
+
+/// How long the end of a file is fetched for somebody who reads, perhaps something else of it.
+const END_LIMIT: Duration = Duration::from_millis(300);
 
 /// Who writes, and what is on its way to the kernel.
 #[derive(Debug)]
@@ -60,6 +64,17 @@ struct Table {
 enum Stage {
     Fetching,
     Giving,
+}
+
+/// What became of pages for the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Given {
+    /// So many bytes.
+    Yes(u64),
+    /// They are not current any more.
+    No,
+    /// The kernel does not take them.
+    Refused,
 }
 
 /// Held by whoever may change a file.
@@ -187,44 +202,52 @@ impl Shared {
             let known = self.client.versions(ino).is_some_and(|versions| versions.now == around.version);
             known && self.client.is_leased(ino) && self.inodes.has_pages_of(ino, around.version)
         };
-        let bytes = self.give_if(ino, around, is_current);
-        self.warm.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Given::Yes(bytes) = self.give_if(ino, around, is_current) {
+            self.warm.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
-    /// Tells the kernel how long a file is that somebody reads, by giving it the last page. False: the file changes, or the kernel
-    /// is being told to forget it. If it cannot be, the kernel will ask.
-    pub(super) async fn give_end(self: &Arc<Self>, file: &OpenFile) -> bool {
+    /// Tells the kernel how long a file is that somebody reads, by giving it the last page. False: the file changes, or pages of it
+    /// are being dropped. If it cannot be, the kernel will ask. `size`: of which it is to hear.
+    pub(super) async fn give_end(self: &Arc<Self>, file: &OpenFile, size: u64) -> bool {
         let ino = file.handle.ino();
-        let room = Arc::clone(&self.warm.ends).acquire_owned().await.expect("never closed");
-        let Some(filling) = self.warm.begin(ino, room) else { return true };
-        let Ok(end) = self.client.read_end(&file.handle).await else { return true };
+        let fetched = async {
+            let room = Arc::clone(&self.warm.ends).acquire_owned().await.expect("never closed");
+            let is_needed = self.inodes.may_end_before(ino, size); // still
+            let filling = if is_needed { self.warm.begin(ino, room) } else { None };
+            Some((filling?, self.client.read_end(&file.handle).await.ok()?))
+        };
+        let Ok(Some((filling, end))) = tokio::time::timeout(END_LIMIT, fetched).await else { return true };
         let Some(end) = end else { return false };
         let shared = Arc::clone(self);
         let give = move || {
-            let is_current = || shared.inodes.takes_pages_of(ino, end.version);
-            let mut bytes = 0;
-            filling.give(|| bytes = shared.give_if(ino, &end, is_current));
-            if bytes > 0 {
-                shared.coherence.ends_at(ino, end.start + bytes);
+            let is_current = || {
+                let versions = shared.client.versions(ino).filter(|versions| versions.now == end.version);
+                versions.is_some_and(|versions| !shared.inodes.has_older_pages(ino, versions.since))
+            };
+            let mut given = Given::No;
+            filling.give(|| given = shared.give_if(ino, &end, is_current));
+            if let Given::Yes(bytes) = given {
+                shared.inodes.ends_at(ino, end.start + bytes);
             }
-            bytes > 0
+            given != Given::No
         };
         tokio::task::spawn_blocking(give).await.unwrap_or(true) // a mount that ends needs none
     }
 
-    /// Gives these pages if `is_current` says so; takes them back if it does not any more. Returns how many bytes were given. Blocks.
-    fn give_if(self: &Arc<Self>, ino: InodeId, around: &Around, is_current: impl Fn() -> bool) -> u64 {
+    /// Gives these pages if `is_current` says so; takes them back if it does not any more. Blocks.
+    fn give_if(self: &Arc<Self>, ino: InodeId, around: &Around, is_current: impl Fn() -> bool) -> Given {
         self.inodes.filled(ino, around.version);
         if !is_current() {
-            return 0;
+            return Given::No;
         }
         let bytes = self.coherence.give(ino, around.start, &around.pieces);
         if !is_current() {
             self.coherence.take_back(ino, around);
             self.recheck_soon(ino);
-            return 0;
+            return Given::No;
         }
-        bytes
+        if bytes > 0 { Given::Yes(bytes) } else { Given::Refused }
     }
 }
 
